@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.hospital import HospitalHost
-from fedplatform.cohort import CohortPlan, same_from_all
+from fedplatform.cohort import CohortPlan, replies_with
 from fedplatform.data.splits import Role
 from fedplatform.messages import HospitalState, Predictions, Reply, Update
 
@@ -106,10 +106,13 @@ class RayCohort:
             for ref in done:
                 replies[asked[ref]] = reply_from(asked[ref], lambda ref=ref: ray.get(ref))  # type: ignore[misc]
         for ref in waiting:
-            name = asked[ref]
-            self._host_of[name].stop.remote(round_number)
-            replies[name] = Reply(name, HospitalState.LATE, reason=f"nothing came within {self._deadline_s:g} s")
+            replies[asked[ref]] = self._stop(asked[ref], round_number)
         return replies
+
+    def _stop(self, hospital_id: str, round_number: int) -> Reply:
+        """Call off what the hospital was asked for in this round, for it is late."""
+        self._host_of[hospital_id].stop.remote(round_number)
+        return Reply(hospital_id, HospitalState.LATE, reason=f"nothing came within {self._deadline_s:g} s")
 
     def _collude(
         self,
@@ -119,14 +122,18 @@ class RayCohort:
         round_number: int,
         deadline: float,
     ) -> dict[str, Reply]:
-        """Let one liar after another try to forge the common update, until one that is alive has."""
+        """Let one liar after another try to forge the updates of all, until one that is alive has."""
         failed: dict[str, Reply] = {}
         for ringleader in colluding:
-            asked = {self._host_of[ringleader].forge.remote(ringleader, sent, broadcast, round_number): ringleader}
-            reply = self._collect(asked, deadline, round_number)[ringleader]
-            if reply.update is not None:
-                return {**same_from_all(reply.update, colluding), **failed}
-            failed[ringleader] = reply
+            forged = self._host_of[ringleader].forge.remote(ringleader, sent, broadcast, round_number)
+            try:
+                updates = ray.get(forged, timeout=max(0.0, deadline - time.monotonic()))
+            except GetTimeoutError:
+                failed[ringleader] = self._stop(ringleader, round_number)
+            except (RayActorError, RayTaskError) as error:
+                failed[ringleader] = crash(ringleader, error)
+            else:
+                return {**replies_with(updates), **failed}
         return failed
 
 
@@ -134,13 +141,17 @@ def reply_from(hospital_id: str, fetch: Callable[[], object]) -> Reply:
     """Fetch a hospital's answer and say what became of the hospital."""
     try:
         update = fetch()
-    except RayActorError as error:
-        return Reply(hospital_id, HospitalState.CRASHED, reason=f"its process died: {cause(error)}")
-    except RayTaskError as error:
-        return Reply(hospital_id, HospitalState.CRASHED, reason=f"its training raised {cause(error)}")
+    except (RayActorError, RayTaskError) as error:
+        return crash(hospital_id, error)
     if not isinstance(update, Update):
         return Reply(hospital_id, HospitalState.MALFORMED, reason=f"it sent a {type(update).__name__}, not an update")
     return Reply(hospital_id, HospitalState.REPORTED, update)
+
+
+def crash(hospital_id: str, error: RayActorError | RayTaskError) -> Reply:
+    """The reply of a hospital whose process died, or whose code raised."""
+    what = "its process died:" if isinstance(error, RayActorError) else "its training raised"
+    return Reply(hospital_id, HospitalState.CRASHED, reason=f"{what} {cause(error)}")
 
 
 def cause(error: Exception) -> str:

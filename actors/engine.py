@@ -19,6 +19,7 @@ from fedplatform.aggregation import Mixed
 from fedplatform.engine import Outcome, RunningFederation
 from fedplatform.experiment import Experiment
 from fedplatform.messages import RoundReport
+from fedplatform.trust import OptiGradTrust
 
 
 class RayFederation:
@@ -83,7 +84,11 @@ class RayEngine:
 def send_by_value(experiment: Experiment) -> None:
     """Let a user's own rule, attack, model or data set travel with its code: the actors need not have its file."""
     rule = experiment.rule
-    rules = [*rule.mixers, rule.rule] if isinstance(rule, Mixed) else [rule]
+    rules: list[object] = [rule]
+    if isinstance(rule, Mixed):
+        rules = [*rule.mixers, rule.rule]
+    elif isinstance(rule, OptiGradTrust):
+        rules = [rule, rule.scorer]
     others = (experiment.data, experiment.attack, experiment.model, experiment.partition, experiment.algorithm)
     for part in (*rules, *others):
         module = sys.modules[getattr(part, "__module__", None) or type(part).__module__]

@@ -50,8 +50,8 @@ class HospitalHost:
     @ray.method(concurrency_group="work")
     def forge(
         self, hospital_id: str, honest: Sequence[ray.ObjectRef[Update]], weights: np.ndarray, round_number: int
-    ) -> Update:
-        """The colluding liars' common update, forged from the honest ones by the liar named."""
+    ) -> list[Update]:
+        """The updates of all colluding liars, in order, forged from the honest ones by the liar named."""
         torch.set_num_threads(1)
         liar = self._participants[hospital_id]
         assert isinstance(liar, ByzantineHospital)

@@ -78,6 +78,14 @@ def where_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def whole_numbers(_: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+    """A comma-separated list of seeds."""
+    try:
+        return tuple(int(word) for word in words(text))
+    except ValueError:
+        raise click.BadParameter(f"seeds are whole numbers, got {text!r}", param=option) from None
+
+
 @click.group(
     cls=SuggestingGroup,
     context_settings={
@@ -171,7 +179,14 @@ def run(
 @click.argument("recipe", metavar="RECIPE|FILE.yaml")
 @click.option("--rules", required=True, metavar="RULE,RULE...", help="aggregation rules, one a row")
 @click.option("--attacks", default="none", show_default=True, metavar="ATTACK,...", help="attacks, one a column")
-@click.option("--seeds", default="0", show_default=True, metavar="N,N...", help="seeds; cells show mean and spread")
+@click.option(
+    "--seeds",
+    default="0",
+    show_default=True,
+    metavar="N,N...",
+    callback=whole_numbers,
+    help="seeds; cells show mean and spread",
+)
 @experiment_options
 @where_options
 @click.option("--name", metavar="NAME", help="name of the comparison [default: compare-RECIPE]")
@@ -180,7 +195,7 @@ def compare(
     *,
     rules: str,
     attacks: str,
-    seeds: str,
+    seeds: tuple[int, ...],
     runs: Path,
     data_folder: Path | None,
     engine: str,
@@ -212,7 +227,7 @@ def compare(
         from fedplatform.report import comparison_markdown
 
         base = Experiment.from_settings({**load_settings(recipe), **given(changes)})
-        grid = Grid(base, words(rules), words(attacks), tuple(int(seed) for seed in words(seeds)))
+        grid = Grid(base, words(rules), words(attacks), seeds)
         folder = runs / (name or f"compare-{Path(recipe).stem}")
 
         def announce(cell: str, number: int, total: int) -> RoundTable:
@@ -306,6 +321,121 @@ def partition(recipe: str, folder: Path, *, data_folder: Path | None, **changes:
         console.print(table)
 
 
+@fedplatform.group(cls=SuggestingGroup)
+def bench() -> None:
+    """Measure the defences in large tables of cheap cells, all cores of this machine busy.
+
+    A cell is a whole federation, made small: a small network, few scans, no run folder. See 'compare' for few and full
+    runs on a cluster.
+    """
+
+
+@bench.command()
+@click.option(
+    "--dataset",
+    required=True,
+    metavar="NAME",
+    help="mnist, br35h, alzheimer, lc25000, lesions or cifar10, each with settings of its own",
+)
+@click.option("--rules", metavar="RULE,...", help="aggregation rules, one a row [default: those above]")
+@click.option("--attacks", metavar="ATTACK,...", help="attacks, one a column [default: those above]")
+@click.option(
+    "--splits",
+    metavar="SPLIT,...",
+    help="how scans fall to hospitals: iid, dirichlet_0.5, label_skew_0.9, quantity_skew_1, site "
+    "[default: iid,dirichlet_0.1]",
+)
+@click.option(
+    "--seeds",
+    default="0,1,2",
+    show_default=True,
+    metavar="N,...",
+    callback=whole_numbers,
+    help="seeds; cells show mean and spread",
+)
+@click.option("--hospitals", type=click.INT, metavar="N", help="number of hospitals, liars among them [default: 10]")
+@click.option("--liars", type=click.INT, metavar="N", help="how many of them lie [default: 3]")
+@click.option("--rounds", type=click.INT, metavar="N", help="rounds [default: the data set's]")
+@click.option("--model", metavar="SPEC", help="classifier [default: small_cnn(width=8)]")
+@click.option("--size", type=click.INT, metavar="N", help="pixels a side [default: the data set's]")
+@click.option("--scans", type=click.INT, metavar="N", help="scans used, 0 for all [default: the data set's]")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="worker processes [default: one a CPU]")
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    metavar="FOLDER",
+    help="folder that holds all runs",
+)
+@click.option("--name", metavar="NAME", help="name of the benchmark [default: trust-DATASET]")
+@click.option(
+    "--data-folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="where named data sets are looked for first",
+)
+def trust(
+    dataset: str,
+    *,
+    rules: str | None,
+    attacks: str | None,
+    splits: str | None,
+    seeds: tuple[int, ...],
+    jobs: int | None,
+    runs: Path,
+    name: str | None,
+    data_folder: Path | None,
+    **changes: object,
+) -> None:
+    """Fill one large table: every defence against every attack, on every split, for every seed.
+
+    All rules get the same hospitals, liars, initial weights, optimiser (FedBN-P), rounds and root set. A rule that
+    rehearses attacks never rehearses the one under test. Two references stand beside them: nearest_neighbour (what
+    memorising is worth) and central (the same network and budget on all scans in one place); mean is no defence.
+
+    By default the rules are mean, median, trimmed_mean, krum, multi_krum, bulyan, geometric_median, centered_clipping,
+    fltrust, dnc, signguard, flame, five of them behind nnm, and the trust rules; the attacks are none, scaling,
+    partial_scaling, sign_flip, gaussian_noise, label_flip, alie, min_max, min_sum, ipm, mimic, fingerprint_aware and
+    sleeper.
+
+    Cells are filled seed by seed, split by split and attack by attack, so that a table that is cut off is a smaller
+    table. Each finished cell goes to runs/NAME/trust.parquet (all figures) and trust.csv, its hospitals in every round
+    to runs/NAME/hospitals/. The same command goes on where it stopped; more rules, attacks, splits and seeds may be
+    asked for in the same NAME. What cannot be run, or fails, is a row that says why, and is tried again next time. At
+    the end the table is printed, with the paired comparison of the rule 'trust' with every other, and kept in
+    runs/NAME/trust.md.
+
+    \b
+    Examples:
+      fedplatform bench trust --dataset mnist
+      fedplatform bench trust --dataset lesions --splits site --rules mean,nnm+median --attacks none,alie --seeds 0
+      fedplatform bench trust --dataset br35h --splits iid,label_skew_0.9 --liars 4 --seeds 0,1,2,3,4 --name br35h-4
+    """
+    with one_line_errors():
+        from fedplatform.benchmark import ATTACKS, DATASETS, RULES, SPLITS, Benchmark, fill, markdown
+        from fedplatform.experiment import ExperimentError
+
+        if dataset not in DATASETS:
+            raise ExperimentError(f"no settings for data set {dataset!r}{nearest(dataset, DATASETS)}")
+        benchmark = Benchmark(
+            dataset,
+            Benchmark.settings_of(dataset, given(changes)),
+            rules=words(rules or "") or RULES,
+            attacks=words(attacks or "") or ATTACKS,
+            splits=words(splits or "") or SPLITS,
+            seeds=seeds,
+        )
+        folder = runs / (name or f"trust-{dataset}")
+        workers = jobs or os.cpu_count() or 1
+        with benchmark_bar() as progress:
+            table = fill(benchmark, folder=folder, jobs=workers, data_folder=data_folder, observer=progress)
+        text = markdown(table)
+        (folder / "trust.md").write_text(text, encoding="utf-8")
+        click.echo(text)
+        console.print(f"table: {folder / 'trust.md'}", soft_wrap=True)
+
+
 @fedplatform.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 def report(folder: Path) -> None:
@@ -339,6 +469,30 @@ def partitioning_bar() -> Iterator[Callable[[int, int], None]]:
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("dealing scans to hospitals", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def benchmark_bar() -> Iterator[Callable[[Any], None]]:
+    """A bar of cells on a terminal; on anything else, one plain line a finished cell."""
+    from datetime import timedelta
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    def left(seconds: float) -> str:
+        return "time left unknown" if seconds != seconds else f"{timedelta(seconds=round(seconds))} left"
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(progress: Any) -> None:
+            if console.is_terminal:
+                description = f"{left(progress.seconds_left)}; {progress.running}"
+                bar.update(task, completed=progress.done, total=progress.total, description=description)
+            elif progress.last is not None:
+                click.echo(f"{progress.done}/{progress.total}  {progress.last}; {left(progress.seconds_left)}")
+
+        yield show
 
 
 def words(text: str) -> tuple[str, ...]:

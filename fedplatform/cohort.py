@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -65,9 +65,9 @@ class CohortPlan:
         return ByzantineHospital(hospital, self.liars) if lies else hospital
 
 
-def same_from_all(update: Update, liars: Sequence[str]) -> dict[str, Reply]:
-    """The colluding liars' common update as one reply from each of them."""
-    return {liar: Reply(liar, HospitalState.REPORTED, replace(update, hospital_id=liar, seconds=0.0)) for liar in liars}
+def replies_with(updates: Sequence[Update]) -> dict[str, Reply]:
+    """Updates that need no further look as replies of the hospitals that sent them."""
+    return {update.hospital_id: Reply(update.hospital_id, HospitalState.REPORTED, update) for update in updates}
 
 
 class InProcessCohort:
@@ -100,7 +100,7 @@ class InProcessCohort:
             ringleader = self._participants[colluding[0]]
             assert isinstance(ringleader, ByzantineHospital)
             honest = [reply.update.delta for reply in replies.values() if reply.update is not None]
-            replies |= same_from_all(ringleader.forge(honest, weights, round_number), colluding)
+            replies |= replies_with(ringleader.forge(honest, weights, round_number))
         return [replies[name] for name in self.hospital_ids]
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:

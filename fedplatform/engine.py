@@ -17,6 +17,7 @@ from fedplatform.experiment import Experiment
 from fedplatform.federation import Federation, FederationState
 from fedplatform.hospital import Hospital
 from fedplatform.messages import Predictions, RoundReport
+from fedplatform.root import RootSet
 from fedplatform.training import LocalTraining, Trainer
 
 SAMPLES = 24  # pictures in the report
@@ -79,7 +80,7 @@ class ServerRole:
             num_classes=len(manifest.classes),
             seed=experiment.seed,
             quorum=experiment.quorum,
-            root=self._root if getattr(experiment.rule, "needs_root", False) else None,
+            root=RootSet(self._root) if self._root and getattr(experiment.rule, "needs_root", False) else None,
             liars=frozenset(experiment.who_lies().hospital_ids if experiment.attack is not None else ()),
         )
         self._state: FederationState = self._federation.start(self._trainer.initial_weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -32,17 +33,29 @@ from fedplatform.models.torchvision_ops import import_timm
 from fedplatform.seeding import numpy_generator
 from fedplatform.specification import SpecificationError, build, describe, nearest, slug_of
 from fedplatform.training import ALGORITHMS, Algorithm, LocalTraining
+from fedplatform.trust import SCORERS, OptiGradTrust, RobustScores
 
 
 class ExperimentError(ValueError):
     """An experiment that cannot be run as written; the message is one line for the person who wrote it."""
 
 
+ALL_RULES: dict[str, type[Aggregator]] = {**RULES, "trust": OptiGradTrust}
+
+
 def parse_rule(text: str, *, f: int) -> Aggregator:
-    """An aggregation rule from its name, mixers in front joined by ``+``: ``nnm+trimmed_mean``."""
+    """An aggregation rule from its name, what stands in front joined by ``+``.
+
+    In front of ``trust`` stands its scorer (``network+trust``), in front of other rules their mixers
+    (``nnm+trimmed_mean``).
+    """
     *mixers, rule = (part.strip() for part in text.split("+"))
     given = {"f": f}
-    built = build(rule, RULES, what="aggregation rule", given=given)
+    built = build(rule, ALL_RULES, what="aggregation rule", given=given)
+    if isinstance(built, OptiGradTrust) and mixers:
+        if len(mixers) > 1:
+            raise SpecificationError(f"trust takes one scorer in front of it, got {text!r}")
+        return replace(built, scorer=build(mixers[0], SCORERS, what="trust scorer", given={}))
     if not mixers:
         return built  # type: ignore[no-any-return]
     return Mixed(tuple(build(mixer, MIXERS, what="mixing step", given=given) for mixer in mixers), built)
@@ -51,15 +64,20 @@ def parse_rule(text: str, *, f: int) -> Aggregator:
 def describe_rule(rule: Aggregator) -> str:
     """The text that :func:`parse_rule` reads back."""
     if isinstance(rule, Mixed):
-        return "+".join([*(describe(mixer, MIXERS) for mixer in rule.mixers), describe(rule.rule, RULES)])
-    return describe(rule, RULES)
+        return "+".join([*(describe(mixer, MIXERS) for mixer in rule.mixers), describe(rule.rule, ALL_RULES)])
+    if isinstance(rule, OptiGradTrust) and rule.scorer != RobustScores():
+        plain = describe(replace(rule, scorer=RobustScores()), ALL_RULES)
+        return f"{describe(rule.scorer, SCORERS)}+{plain}"
+    return describe(rule, ALL_RULES)
 
 
 def slug_of_rule(rule: Aggregator) -> str:
     """The rule's command-line name without settings, as it stands in result tables."""
     if isinstance(rule, Mixed):
-        return "+".join([*(slug_of(mixer, MIXERS) for mixer in rule.mixers), slug_of(rule.rule, RULES)])
-    return slug_of(rule, RULES)
+        return "+".join([*(slug_of(mixer, MIXERS) for mixer in rule.mixers), slug_of(rule.rule, ALL_RULES)])
+    if isinstance(rule, OptiGradTrust) and rule.scorer != RobustScores():
+        return f"{slug_of(rule.scorer, SCORERS)}+trust"
+    return slug_of(rule, ALL_RULES)
 
 
 def _parse_attack(value: object) -> object:
@@ -108,6 +126,12 @@ class Experiment(BaseModel):
         "or your own class as FILE.py:CLASS",
     )
     size: int = Field(64, ge=8, description="pixels a side that every scan is resized to")
+    scans: int = Field(
+        0,
+        ge=0,
+        description="use at most so many scans of the data set, drawn by the seed in whole groups, roles kept in "
+        "proportion (0: all)",
+    )
     split: Literal["group_safe", "random"] = Field(
         "group_safe",
         description="how test scans are set apart: group_safe never cuts a patient; random does, and lies",
@@ -125,8 +149,8 @@ class Experiment(BaseModel):
     rule: Annotated[Aggregator, PlainSerializer(describe_rule)] = Field(
         "nnm+trimmed_mean",  # type: ignore[assignment]
         validate_default=False,
-        description=f"aggregation rule: {', '.join(RULES)}, with {', '.join(MIXERS)} in front joined by '+', "
-        "or your own as FILE.py:CLASS",
+        description=f"aggregation rule: {', '.join(RULES)}, with {', '.join(MIXERS)} in front joined by '+'; "
+        f"trust, with its scorer ({', '.join(SCORERS)}) in front; or your own as FILE.py:CLASS",
     )
     f: int = Field(3, ge=0, description="how many liars the server is built to withstand (default: liars)")
     model: Annotated[ClassifierBuilder, BeforeValidator(_parse_model), PlainSerializer(_describe_model)] = Field(
@@ -273,7 +297,10 @@ class Experiment(BaseModel):
 
 
 def try_rule(rule: Aggregator, *, hospitals: int, has_root: bool) -> None:
-    """Run a rule once on random updates, so that an infeasible one is refused before anybody trains."""
+    """Try a rule, so that an infeasible one is refused before anybody trains: ask it, or run it on random updates."""
+    if isinstance(rule, OptiGradTrust):
+        rule.require(hospitals=hospitals, has_root=has_root)
+        return
     generator = torch.Generator().manual_seed(0)
     rule(
         torch.randn(hospitals, 8, generator=generator),

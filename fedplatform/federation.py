@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,12 +13,19 @@ from fedplatform.aggregation import Aggregator, combine_statistics
 from fedplatform.cohort import Cohort
 from fedplatform.data.splits import Role
 from fedplatform.evaluation import Figures, judge
-from fedplatform.hospital import Hospital
-from fedplatform.messages import Evidence, HospitalRecord, HospitalState, Predictions, Reply, RoundReport, Update
+from fedplatform.messages import (
+    NAN,
+    Evidence,
+    HospitalRecord,
+    HospitalState,
+    Predictions,
+    Reply,
+    RoundReport,
+    Update,
+)
 from fedplatform.parameters import ParameterLayout
+from fedplatform.root import RootSet
 from fedplatform.seeding import torch_generator
-
-NAN = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +35,7 @@ class FederationState:
     round_number: int
     weights: np.ndarray  # (d,) float32
     previous_delta: np.ndarray  # (num_shared,) float32, the last step
+    memory: object = None  # what the aggregation rule hands itself over the rounds: reputations, what it has learned
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +53,7 @@ class Federation:
     num_classes: int
     seed: int
     quorum: int
-    root: Hospital | None = None
+    root: RootSet | None = None
     liars: frozenset[str] = field(default=frozenset())
 
     def start(self, weights: np.ndarray) -> FederationState:
@@ -64,8 +72,8 @@ class Federation:
         started = time.monotonic()
         replies = [self._inspect(reply, number) for reply in self.cohort.train(state.weights, number)]
         trained = time.monotonic()
-        delta, records = self._aggregate(replies, state, number)
-        state = FederationState(number, state.weights + delta, delta[: self.layout.num_shared])
+        delta, records, memory = self._aggregate(replies, state, number)
+        state = FederationState(number, state.weights + delta, delta[: self.layout.num_shared], memory)
         aggregated = time.monotonic()
         answers = self.cohort.evaluate(state.weights, (Role.VALIDATION, Role.TEST))
         tests = [predictions for predictions in answers if predictions.role == Role.TEST]
@@ -95,36 +103,40 @@ class Federation:
 
     def _aggregate(
         self, replies: Sequence[Reply], state: FederationState, number: int
-    ) -> tuple[np.ndarray, list[HospitalRecord]]:
-        """The server's step (d,) and a record for every hospital, accuracy still open."""
+    ) -> tuple[np.ndarray, list[HospitalRecord], object]:
+        """The server's step (d,), a record for every hospital, accuracy still open, and the rule's memory."""
         updates = [reply.update for reply in replies if reply.update is not None]
         still = np.zeros(self.layout.size, np.float32)
         if len(updates) < self.quorum:
             reason = f"round without effect: {len(updates)} usable updates, the quorum is {self.quorum}"
-            return still, [self._record(reply, number, reason) for reply in replies]
+            return still, [self._record(reply, number, reason) for reply in replies], state.memory
         shared = self.layout.num_shared
         received = torch.empty(len(updates), self.layout.size)
         for row, update in zip(received, updates, strict=True):
             row.copy_(torch.from_numpy(np.array(update.delta)))
+        root = None if self.root is None else self.root.at(state.weights, number)
         evidence = Evidence(
             hospital_ids=tuple(update.hospital_id for update in updates),
             num_examples=torch.tensor([update.num_examples for update in updates]),
             previous_delta=torch.from_numpy(state.previous_delta.copy()),
             generator=torch_generator(self.seed, "server", number, "aggregation"),
             round_number=number,
-            root_delta=self._root_delta(state.weights, number),
+            root_delta=None if root is None else root.delta,
+            root=root,
+            memory=state.memory,
         )
         deltas = received[:, :shared]
         try:
             aggregate = self.rule(deltas, evidence)
         except ValueError as error:  # too few hospitals left this round for the rule's f
-            return still, [self._record(reply, number, f"round without effect: {error}") for reply in replies]
+            reason = f"round without effect: {error}"
+            return still, [self._record(reply, number, reason) for reply in replies], state.memory
         step = aggregate.delta
         if shared < self.layout.size:
             step = torch.cat([step, combine_statistics(self.rule, received[:, shared:], aggregate=aggregate)])
         if not torch.isfinite(step).all():
             reason = "round without effect: the aggregate is not finite"
-            return still, [self._record(reply, number, reason) for reply in replies]
+            return still, [self._record(reply, number, reason) for reply in replies], state.memory
         place = {update.hospital_id: row for row, update in enumerate(updates)}
         records = []
         for reply in replies:
@@ -140,14 +152,13 @@ class Federation:
                     state=HospitalState.HOSTILE if hostile else reply.state,
                     reason="shut out by the aggregation rule" if hostile else reply.reason,
                 )
+                if aggregate.judgements:
+                    judgement = asdict(aggregate.judgements[row])
+                    del judgement["norm"]  # the record has it already
+                    reason = judgement.pop("reason") or record.reason
+                    record = replace(record, reason=reason, **judgement)
             records.append(record)
-        return step.numpy().astype(np.float32, copy=False), records
-
-    def _root_delta(self, weights: np.ndarray, number: int) -> torch.Tensor | None:
-        if self.root is None:
-            return None
-        update = self.root.train(weights, number)
-        return torch.from_numpy(update.delta[: self.layout.num_shared])
+        return step.numpy().astype(np.float32, copy=False), records, aggregate.memory
 
     def _record(self, reply: Reply, number: int, reason: str) -> HospitalRecord:
         update = reply.update

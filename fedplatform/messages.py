@@ -5,11 +5,15 @@ NumPy and not PyTorch on the wire because Ray hands NumPy arrays to another proc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 import torch
+
+NAN = float("nan")
 
 
 class HospitalState(StrEnum):
@@ -62,13 +66,45 @@ class Predictions:
     loss: float
 
 
+class Root(Protocol):
+    """The server's small clean data set, as a rule may use it in one round, from the weights that were broadcast."""
+
+    def losses(self, steps: torch.Tensor) -> np.ndarray:
+        """Mean cross-entropy on the root scans after each step: (m, d) to (m,) float64."""
+        ...
+
+    def gradient(self, step: torch.Tensor) -> torch.Tensor:
+        """Gradient (d,) of that loss in the weights after one step (d,)."""
+        ...
+
+    def rehearse(self, *, num_hospitals: int, num_rounds: int, generator: torch.Generator) -> Sequence[Rehearsal]:
+        """Rounds of a federation that the server plays by itself, its root scans dealt to made-up hospitals."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """One round that the server played by itself.
+
+    ``honest`` (n, d) are the updates of its made-up hospitals, ``label_flipped`` (n, d) the same hospitals' after label
+    flipping; ``root_delta`` (d,) and ``root`` as in :class:`Evidence`; ``previous_delta`` (d,) the step before.
+    """
+
+    honest: torch.Tensor
+    label_flipped: torch.Tensor
+    root_delta: torch.Tensor
+    previous_delta: torch.Tensor
+    root: Root
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """What the server knows beside the n updates of this round.
 
     ``num_examples`` (n,) int64 as claimed; ``root_delta`` (d,) the server's own update on its small clean data set, or
     None where it has none; ``previous_delta`` (d,) the last round's aggregate, zeros in the first; ``generator`` the
-    stream from which a randomised rule draws.
+    stream from which a randomised rule draws; ``root`` that data set itself; ``memory`` what the rule handed over in
+    the round before (``Aggregate.memory``), None in the first.
     """
 
     hospital_ids: tuple[str, ...]
@@ -77,6 +113,34 @@ class Evidence:
     generator: torch.Generator
     round_number: int = 1
     root_delta: torch.Tensor | None = None
+    root: Root | None = None
+    memory: object = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a rule that scores trust thinks of one hospital in one round, and why.
+
+    ``trust`` is of this round and ``reputation`` carried over rounds, both 0 to 1. The six numbers after them are the
+    fingerprint of its update (OptiGradTrust), the six ``z_`` the same as robust z-scores against the round's median
+    and MAD. ``reason`` says in words what stood out, and is empty where nothing did.
+    """
+
+    trust: float = NAN
+    reputation: float = NAN
+    reconstruction_error: float = NAN
+    root_cosine: float = NAN
+    peer_cosine: float = NAN
+    norm: float = NAN
+    sign_agreement: float = NAN
+    shapley: float = NAN
+    z_reconstruction_error: float = NAN
+    z_root_cosine: float = NAN
+    z_peer_cosine: float = NAN
+    z_norm: float = NAN
+    z_sign_agreement: float = NAN
+    z_shapley: float = NAN
+    reason: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +149,14 @@ class Aggregate:
 
     ``delta`` is (d,), the step of the server; ``weights`` (n,) float64, non-negative, how much each hospital counted,
     summing to 1 (or all zero where the rule refused everybody); ``hostile`` (n,) bool, whom the rule shut out.
+    ``judgements`` are n, or none from a rule that scores nobody; ``memory`` comes back as ``Evidence.memory``.
     """
 
     delta: torch.Tensor
     weights: torch.Tensor
     hostile: torch.Tensor
+    judgements: tuple[Judgement, ...] = ()
+    memory: object = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +176,19 @@ class HospitalRecord:
     train_seconds: float
     accuracy: float  # of the new global model on this hospital's own test scans; NaN where it has none
     loss: float
+    trust: float = NAN  # from here on as in Judgement; NaN from a rule that scores nobody
+    reputation: float = NAN
+    reconstruction_error: float = NAN
+    root_cosine: float = NAN
+    peer_cosine: float = NAN
+    sign_agreement: float = NAN
+    shapley: float = NAN
+    z_reconstruction_error: float = NAN
+    z_root_cosine: float = NAN
+    z_peer_cosine: float = NAN
+    z_norm: float = NAN
+    z_sign_agreement: float = NAN
+    z_shapley: float = NAN
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ def partition_data(
         graders=[number for number, name in enumerate(ids) if name not in liars],
         split=experiment.split,
         root_size=experiment.root_size,
+        scans=experiment.scans,
         seed=experiment.seed,
         size=experiment.size,
         channels=source.channels,

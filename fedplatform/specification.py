@@ -93,9 +93,13 @@ def describe(value: object, table: Mapping[str, Callable[..., Any]]) -> str:
     settings = [
         f"{field.name}={getattr(value, field.name)!r}"
         for field in dataclasses.fields(value)
-        if field.init and getattr(value, field.name) != field.default
+        if field.init and getattr(value, field.name) != _default(field)
     ]
     return f"{name}({', '.join(settings)})" if settings else name
+
+
+def _default(field: dataclasses.Field[Any]) -> object:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _split(text: str, *, what: str) -> tuple[str, dict[str, Any]]:

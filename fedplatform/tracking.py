@@ -25,7 +25,21 @@ ROUND_METRICS = (
     "aggregate_seconds",
     "evaluate_seconds",
 )
-HOSPITAL_METRICS = ("norm", "cosine", "weight", "accuracy", "loss", "train_seconds")
+HOSPITAL_METRICS = (
+    "norm",
+    "cosine",
+    "weight",
+    "accuracy",
+    "loss",
+    "train_seconds",
+    "trust",
+    "reputation",
+    "reconstruction_error",
+    "root_cosine",
+    "peer_cosine",
+    "sign_agreement",
+    "shapley",
+)
 # A commit to SQLite costs tens of milliseconds, so hospitals wait for company; few enough rounds that little is lost
 # with a killed process, and far below the 1,000 metrics that MLflow takes in one call.
 ROUNDS_IN_A_BATCH = 10

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fedplatform.attacks import (
@@ -15,6 +15,7 @@ from fedplatform.attacks import (
     Backdoor,
     Collusion,
     DataPoisoning,
+    FingerprintAware,
     FreeRider,
     GaussianNoise,
     InnerProduct,
@@ -27,11 +28,13 @@ from fedplatform.attacks import (
     Scaling,
     SignFlip,
     Situation,
+    Sleeper,
     UpdatePoisoning,
     stamp_trigger,
 )
 from fedplatform.attacks.collusion import supported_z
-from fedplatform.attacks.moments import gram_of, mean_of, std_of
+from fedplatform.attacks.crowd import Crowd
+from fedplatform.attacks.moments import gram_of, mean_of, products_of, std_of
 from fedplatform.seeding import numpy_generator, torch_generator
 
 DIRECTIONS = ["unit", "std", "sign"]
@@ -40,11 +43,11 @@ UPDATE_POISONINGS = {name: attack() for name, attack in ATTACKS.items() if issub
 DATA_POISONINGS = {name: attack() for name, attack in ATTACKS.items() if issubclass(attack, DataPoisoning)}
 
 
-def situation(*, d: int = 1, n: int = 10, f: int = 3, seed: int = 0) -> Situation:
+def situation(*, d: int = 1, n: int = 10, f: int = 3, seed: int = 0, round_number: int = 2) -> Situation:
     return Situation(
         num_hospitals=n,
         num_liars=f,
-        round_number=2,
+        round_number=round_number,
         previous_delta=torch.linspace(-1, 1, d),
         generator=torch_generator(seed, "liar"),
     )
@@ -60,6 +63,14 @@ def scans(n: int = 60, *, num_classes: int = 5, size: int = 16) -> tuple[np.ndar
     return images, np.arange(n, dtype=np.int64) % num_classes
 
 
+def of_unlike_hospitals(h: int, d: int, *, seed: int = 0, spread: float = 1.0) -> torch.Tensor:
+    """Updates with a common part, three parts of which each hospital has more or less, noise, and unlike lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    common, kinds, noise = (torch.randn(n, d, generator=generator) for n in (1, 3, h))
+    shares, lengths = torch.randn(h, 3, generator=generator), torch.randn(h, 1, generator=generator)
+    return spread * (0.2 * lengths).exp() * (common + 0.5 * shares @ kinds + noise)
+
+
 honest_updates = st.builds(
     updates,
     st.integers(2, 12),
@@ -67,6 +78,15 @@ honest_updates = st.builds(
     seed=st.integers(0, 2**20),
     spread=st.sampled_from([1e-3, 1.0, 50.0]),
     offset=st.sampled_from([0.0, 0.01, 1.0]),
+)
+
+
+unlike_hospitals = st.builds(
+    of_unlike_hospitals,
+    st.integers(6, 12),
+    st.integers(400, 900),
+    seed=st.integers(0, 2**20),
+    spread=st.sampled_from([1e-3, 1.0, 50.0]),
 )
 
 
@@ -99,6 +119,51 @@ def largest_sum(honest: torch.Tensor) -> float:
     return max(summed(row, honest) for row in honest.double().numpy())
 
 
+def cosine(left: np.ndarray, right: np.ndarray) -> float:
+    return float(left @ right / (np.linalg.norm(left) * np.linalg.norm(right)))
+
+
+def fingerprint(row: np.ndarray, others: np.ndarray, fellows: np.ndarray) -> list[float]:
+    """The six stand-ins by the book: an update against the other honest ones and, for a liar, its fellows."""
+    mean = others.mean(axis=0)
+    outside = row - others.T @ np.linalg.lstsq(others.T, row, rcond=None)[0]
+    return [
+        float(np.linalg.norm(outside)),
+        cosine(row, mean),
+        float(np.mean([cosine(row, peer) for peer in [*others, *fellows]])),
+        float(np.linalg.norm(row)),
+        float(np.mean((row >= 0) == (mean >= 0))),
+        float(row @ mean),
+    ]
+
+
+def fingerprints(honest: torch.Tensor, forged: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the honest (h, 6) among themselves, and those of the forged (m, 6)."""
+    truth, lies = honest.double().numpy(), forged.double().numpy()
+    return (
+        np.array(
+            [fingerprint(row, np.delete(truth, i, axis=0), np.empty((0, len(row)))) for i, row in enumerate(truth)]
+        ),
+        np.array([fingerprint(row, truth, np.delete(lies, i, axis=0)) for i, row in enumerate(lies)]),
+    )
+
+
+def band(truth: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
+    middle = np.median(truth, axis=0)
+    return middle, width * np.median(np.abs(truth - middle), axis=0)
+
+
+def has_room(middle: np.ndarray, reach: np.ndarray, length: float) -> bool:
+    """Whether some norm and some cosine well within the bands make an inner product well within its band."""
+    _, cosines, _, norms, _, products = zip(middle - 0.8 * reach, middle + 0.8 * reach, strict=True)
+    possible = [norm * cosine * length for norm in norms for cosine in cosines]
+    return max(possible) >= products[0] and min(possible) <= products[1]
+
+
+def pair_cosines(rows: torch.Tensor) -> list[float]:
+    return [cosine(a, b) for a, b in combinations(rows.double().numpy(), 2)]
+
+
 def test_every_attack_has_exactly_one_way_to_lie() -> None:
     assert len(COLLUSIONS) + len(UPDATE_POISONINGS) + len(DATA_POISONINGS) == len(ATTACKS)
     assert not COLLUSIONS.keys() & UPDATE_POISONINGS.keys() & DATA_POISONINGS.keys()
@@ -124,6 +189,12 @@ def test_the_gram_matrix_counts_every_column_of_a_long_vector_once() -> None:
     honest = updates(3, 40_000)
     centred = honest.double().numpy() - slow_mean(honest)
     np.testing.assert_allclose(gram_of(honest, mean_of(honest)), centred @ centred.T, rtol=1e-9, atol=1e-9)
+
+
+def test_the_products_of_two_sets_count_every_column_once() -> None:
+    left, right = updates(3, 10_000), updates(5, 10_000, seed=1)
+    expected = left.double().numpy() @ right.double().numpy().T
+    np.testing.assert_allclose(products_of(left, right), expected, rtol=1e-9)
 
 
 @settings(deadline=None, max_examples=30)
@@ -245,10 +316,116 @@ def test_a_single_honest_update_has_no_spread_to_hide_in(attack: Collusion) -> N
         attack.collude(updates(1, 3), situation())
 
 
+@settings(deadline=None, max_examples=30)
+@given(unlike_hospitals, st.integers(1, 4), st.sampled_from([1.0, 2.0, 4.0]))
+def test_every_feature_of_a_fingerprint_aware_liar_stays_in_the_honest_band(
+    honest: torch.Tensor, f: int, width: float
+) -> None:
+    forged = FingerprintAware(width=width).collude(honest, situation(f=f))
+    truth, lies = fingerprints(honest, forged)
+    middle, reach = band(truth, width)
+    assume(has_room(middle, reach, float(np.linalg.norm(slow_mean(honest)))))
+    assert (np.abs(lies - middle) <= reach * (1 + 1e-3)).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(unlike_hospitals, st.integers(2, 4))
+def test_fingerprint_aware_liars_differ_as_honest_hospitals_do(honest: torch.Tensor, f: int) -> None:
+    among_liars = pair_cosines(FingerprintAware().collude(honest, situation(f=f)))
+    among_honest = pair_cosines(honest)
+    truth, _ = fingerprints(honest, honest)
+    assume(has_room(*band(truth, 2.0), float(np.linalg.norm(slow_mean(honest)))))
+    assert min(among_honest) - 1e-3 <= min(among_liars)
+    assert max(among_liars) <= max(among_honest) + 1e-3
+
+
+@settings(deadline=None, max_examples=30)
+@given(unlike_hospitals, st.integers(1, 4))
+def test_a_fingerprint_aware_liar_helps_less_than_most_honest_hospitals(honest: torch.Tensor, f: int) -> None:
+    mean = slow_mean(honest)
+    forged = FingerprintAware().collude(honest, situation(f=f))
+    assert (forged.double().numpy() @ mean).max() < np.median(honest.double().numpy() @ mean)
+
+
+def test_a_wider_band_lets_a_fingerprint_aware_liar_do_more_harm() -> None:
+    honest = of_unlike_hospitals(9, 600)
+    along = [
+        float((FingerprintAware(width=width).collude(honest, situation()) @ honest.mean(dim=0)).mean())
+        for width in (0.5, 2.0, 4.0)
+    ]
+    assert along == sorted(along, reverse=True)
+
+
+@settings(deadline=None, max_examples=30)
+@given(unlike_hospitals, st.integers(1, 4))
+def test_the_crowd_reckons_the_features_as_the_slow_version_does(honest: torch.Tensor, f: int) -> None:
+    forged = updates(f, honest.shape[1], spread=float(honest.std()))
+    crowd = Crowd.of(honest, width=2.0)
+    truth, lies = fingerprints(honest, forged)
+    middle, reach = band(truth, 2.0)
+    np.testing.assert_allclose(crowd.middle, middle, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(crowd.reach, reach, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(crowd.features(forged)[0], lies, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(crowd.cosines, [min(pair_cosines(honest)), max(pair_cosines(honest))], rtol=1e-9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(3, 12), st.integers(1, 40), st.integers(0, 2**20), st.integers(1, 6))
+def test_fewer_coordinates_than_hospitals_leave_a_fingerprint_aware_liar_finite_and_of_honest_length(
+    h: int, d: int, seed: int, f: int
+) -> None:
+    honest = updates(h, d, seed=seed)
+    norms = FingerprintAware().collude(honest, situation(f=f)).norm(dim=1)
+    assert len(norms) == f
+    assert norms.isfinite().all()
+    assert norms.max() <= 2 * honest.norm(dim=1).max()
+
+
+def test_a_weight_that_no_honest_hospital_moves_is_moved_by_no_fingerprint_aware_liar() -> None:
+    honest = of_unlike_hospitals(7, 500)
+    honest[:, 100:300] = 0
+    forged = FingerprintAware().collude(honest, situation())
+    assert not forged[:, 100:300].any()
+    assert Crowd.of(honest, width=2.0).strain_of(forged) <= 1
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_a_fingerprint_aware_liar_sends_a_mean_without_direction_as_it_is(value: float) -> None:
+    sent = FingerprintAware().collude(torch.full((4, 6), value), situation())
+    assert sent.shape == (3, 6)
+    torch.testing.assert_close(sent, torch.full((3, 6), value), equal_nan=True)
+
+
+def test_a_fingerprint_aware_liar_agrees_with_honest_hospitals_that_all_agree() -> None:
+    honest = updates(1, 30).repeat(5, 1)
+    torch.testing.assert_close(FingerprintAware().collude(honest, situation()), honest[:3], rtol=1e-2, atol=1e-2)
+
+
+def test_a_fingerprint_aware_liar_needs_a_spread_to_hide_in() -> None:
+    with pytest.raises(ValueError, match=r"at least 3 honest updates.*got 2"):
+        FingerprintAware().collude(updates(2, 30), situation())
+    with pytest.raises(ValueError, match="width > 0, got 0"):
+        FingerprintAware(width=0)
+
+
 def test_sign_flip_and_scaling_multiply_the_own_update() -> None:
     own = updates(1, 20)[0]
     torch.testing.assert_close(SignFlip(scale=2).corrupt(own, situation()), -2 * own)
     torch.testing.assert_close(Scaling().corrupt(own, situation()), 10 * own)
+
+
+@pytest.mark.parametrize("patience", [1, 5, 8])
+def test_a_sleeper_is_honest_until_its_patience_ends_and_flips_signs_from_then_on(patience: int) -> None:
+    own = updates(1, 20)[0]
+    sleeper = Sleeper(patience=patience, scale=3)
+    for number in range(1, 12):
+        sent = sleeper.corrupt(own, situation(round_number=number))
+        assert torch.equal(sent, own if number <= patience else -3 * own)
+
+
+def test_a_sleeper_that_never_sleeps_is_refused() -> None:
+    with pytest.raises(ValueError, match="patience >= 1, got 0"):
+        Sleeper(patience=0)
 
 
 @settings(deadline=None, max_examples=30)
@@ -342,7 +519,7 @@ def test_a_collusion_answers_in_kind_writes_to_nothing_and_repeats_itself(attack
     sent += 1  # what was sent is not a view of what was looked at
     assert torch.equal(honest, before)
     assert torch.equal(sent_once, again)
-    assert sent.shape == (100,)
+    assert sent.shape in [(100,), (3, 100)]
     assert sent.dtype == torch.float32
 
 

@@ -133,7 +133,18 @@ def test_a_comparison_goes_on_where_it_stopped(
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["run"], ["compare"], ["data"], ["data", "list"], ["data", "audit"], ["data", "partition"], ["report"]],
+    [
+        [],
+        ["run"],
+        ["compare"],
+        ["data"],
+        ["data", "list"],
+        ["data", "audit"],
+        ["data", "partition"],
+        ["report"],
+        ["bench"],
+        ["bench", "trust"],
+    ],
 )
 def test_help_of_every_command_teaches(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]

@@ -12,14 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from fedplatform.data.error import DataError
+from fedplatform.data.index import Index
 from fedplatform.data.partition import BySite, Dirichlet, Iid
 from fedplatform.data.pictures import batches
 from fedplatform.data.shards import Manifest, Shard, partition
 from fedplatform.data.sources import open_source
-from fedplatform.data.splits import Role
+from fedplatform.data.splits import LEFT_OUT, Role, assign_roles, strata_of, thin
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
@@ -209,3 +212,107 @@ def test_br35h_is_cut_into_ten_hospitals_without_cutting_a_group(tmp_path: Path)
     tests = [sum(summary.counts[Role.TEST]) for summary in manifest.hospitals]
     assert tests[:3] == [0, 0, 0]
     assert sum(tests) == pytest.approx(600, abs=30)
+
+
+def grouped(*, groups: int, largest: int, seed: int, published: bool = False) -> Index:
+    """Groups of 1 to ``largest`` scans of one class each, in mixed order, at two sites or with a published test set."""
+    generator = np.random.default_rng(seed)
+    of_scan = generator.permutation(np.repeat(np.arange(groups), generator.integers(1, largest + 1, groups)))
+    sites = np.where(of_scan // 2 % 2, "north", "south")
+    splits = np.where(of_scan % 7 < 2, "test", "train")
+    return Index(
+        ("a", "b"),
+        of_scan % 2,
+        groups=of_scan,
+        sites=None if published else sites,
+        splits=splits if published else None,
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(80, 150), st.integers(1, 6), st.integers(0, 999), st.booleans(), st.floats(0.4, 0.9))
+def test_thinning_leaves_out_whole_groups_and_keeps_the_roles_in_proportion(
+    groups: int, largest: int, seed: int, published: bool, share: float
+) -> None:
+    index = grouped(groups=groups, largest=largest, seed=seed, published=published)
+    roles = assign_roles(index, seed=seed, root_size=8)
+    scans = int(share * len(index))
+    thinned = thin(index, roles, scans=scans, seed=seed)
+    kept = thinned != LEFT_OUT
+    assert (thinned[kept] == roles[kept]).all()
+    assert ((thinned == Role.ROOT) == (roles == Role.ROOT)).all()
+    assert scans - 4 * largest <= kept.sum() <= scans
+    assert index.groups is not None
+    assert not set(index.groups[kept]) & set(index.groups[~kept])
+    root = int((roles == Role.ROOT).sum())
+    wanted = (scans - root) / (len(index) - root)
+    strata, _ = strata_of(index)
+    for stratum in np.unique(strata):
+        before, after = (int(((r == Role.TEST) & (strata == stratum)).sum()) for r in (roles, thinned))
+        assert wanted * before <= after < wanted * before + largest
+    assert (thinned == thin(index, roles, scans=scans, seed=seed)).all()
+
+
+def test_thinning_keeps_the_classes_of_the_training_scans_as_they_were() -> None:
+    index = grouped(groups=3000, largest=3, seed=0)
+    roles = assign_roles(index, seed=0, root_size=100)
+    before, after = (
+        np.bincount(strata_of(index)[0][r == Role.TRAIN]) for r in (roles, thin(index, roles, scans=1500, seed=0))
+    )
+    assert after / after.sum() == pytest.approx(before / before.sum(), abs=0.01)
+
+
+def test_another_seed_leaves_out_other_scans() -> None:
+    index = grouped(groups=200, largest=3, seed=0)
+    roles = assign_roles(index, seed=0, root_size=8)
+    assert (thin(index, roles, scans=150, seed=0) != thin(index, roles, scans=150, seed=1)).any()
+
+
+def test_a_random_split_is_thinned_scan_by_scan() -> None:
+    index = grouped(groups=60, largest=20, seed=0)
+    roles = assign_roles(index, split="random", seed=0, root_size=8)
+    assert (thin(index, roles, scans=100, seed=0, split="random") != LEFT_OUT).sum() == 100
+
+
+def test_scans_too_few_for_every_class_in_every_role_are_refused() -> None:
+    index = grouped(groups=100, largest=4, seed=0)
+    roles = assign_roles(index, seed=0, root_size=8)
+    with pytest.raises(DataError, match=r"12 scans are too few: class '[ab]' is left without train scans"):
+        thin(index, roles, scans=12, seed=0)
+
+
+def test_scans_that_are_left_out_are_written_to_no_shard(tmp_path: Path) -> None:
+    manifest = cut(Numbered(), tmp_path / "shards", scans=200)
+    assert manifest.settings.scans == 200
+    seen: list[int] = []
+    whole_groups: set[int] = set()
+    for shard in shards_of(tmp_path / "shards").values():
+        for role in Role:
+            rows = shard.rows(role)
+            assert (shard.images(role) == (rows % 251)[:, None, None, None]).all()
+            seen += rows.tolist()
+            whole_groups |= set(shard.groups(role).tolist())
+    assert 180 <= len(seen) == len(set(seen)) <= 200
+    assert len(seen) == 4 * len(whole_groups)
+
+
+def test_more_scans_than_there_are_change_nothing(tmp_path: Path) -> None:
+    assert cut(Numbered(), tmp_path / "1", scans=401).digest == cut(Numbered(), tmp_path / "2").digest
+
+
+def test_mnist_keeps_its_published_test_set_in_proportion(tmp_path: Path) -> None:
+    if not (REAL / "mnist.npz").exists():
+        pytest.skip("the real data set mnist is not here")
+    manifest = partition(
+        open_source("mnist", folder=REAL), name="mnist", how=Iid(), num_hospitals=10, seed=0, size=28, channels=1,
+        folder=tmp_path / "shards", scans=3500,
+    )  # fmt: skip
+    assert manifest.root is not None
+    counts = {role: np.sum([shard.counts[role] for shard in manifest.hospitals], axis=0) for role in Role}
+    assert sum(int(count.sum()) for count in counts.values()) + sum(manifest.root.counts[Role.ROOT]) <= 3500
+    assert sum(manifest.root.counts[Role.ROOT]) == 100
+    assert 486 <= counts[Role.TEST].sum() <= 500
+    for shard in shards_of(tmp_path / "shards").values():
+        assert (shard.rows(Role.TEST) >= 60_000).all()
+        assert (shard.rows(Role.TRAIN) < 60_000).all()
+    assert counts[Role.TRAIN].min() > 200

@@ -16,6 +16,7 @@ import torch
 from actors.cohort import RayCohort
 from actors.engine import RayEngine, send_by_value
 from fedplatform.attacks.poisoning import Situation
+from fedplatform.cohort import InProcessCohort
 from fedplatform.data.splits import Role
 from fedplatform.engine import InProcessEngine, ServerRole, cohort_plan
 from fedplatform.experiment import Experiment
@@ -31,7 +32,10 @@ def weights_and_reports(engine: object, experiment: Experiment, shards: Path, fo
         return federation.outcome().weights, reports
 
 
-@pytest.mark.parametrize(("attack", "rule"), [("sign_flip", "fltrust"), ("alie", "nnm+trimmed_mean"), ("none", "mean")])
+@pytest.mark.parametrize(
+    ("attack", "rule"),
+    [("sign_flip", "fltrust"), ("alie", "nnm+trimmed_mean"), ("none", "mean"), ("fingerprint_aware", "hybrid+trust")],
+)
 def test_one_process_one_host_and_many_hosts_give_the_same_bits(
     small: Experiment, shards: Path, tmp_path: Path, attack: str, rule: str
 ) -> None:
@@ -101,6 +105,61 @@ def test_a_broken_update_is_recorded_and_stops_nothing(
     assert {found for found, _ in states.values()} == {HospitalState.REPORTED}
     assert np.isfinite(weights).all()
     assert len(reports) == experiment.rounds
+
+
+@dataclass(frozen=True)
+class SendTheirNumbers:
+    """A collusion of which each liar sends its place among them in every coordinate, ``more`` too often."""
+
+    more: int = 0
+
+    def collude(self, honest: torch.Tensor, situation: Situation) -> torch.Tensor:
+        numbers = torch.arange(situation.num_liars + self.more, dtype=honest.dtype)
+        return numbers[:, None].repeat(1, honest.shape[1])
+
+
+def test_every_colluding_liar_sends_its_own_update_in_every_cohort(
+    small: Experiment, shards: Path, tmp_path: Path
+) -> None:
+    experiment = small.replace(attack=SendTheirNumbers(), liars=2, algorithm="fedavg")
+    send_by_value(experiment)
+    plans = [cohort_plan(experiment, shards, state_folder=tmp_path / name) for name in ("process", "ray")]
+    cohorts = [InProcessCohort(plans[0]), RayCohort(plans[1], num_hosts=2, deadline_s=120)]
+    weights = ServerRole(experiment, shards, cohorts[0]).outcome().weights
+    for cohort in cohorts:
+        replies = {reply.hospital_id: reply for reply in cohort.train(weights, 1)}
+        assert tuple(replies) == experiment.hospital_ids()
+        for number, liar in enumerate(experiment.who_lies().hospital_ids):
+            update = replies[liar].update
+            assert update is not None
+            assert update.hospital_id == liar
+            assert update.delta.shape == weights.shape
+            assert set(update.delta) == {number}
+    cohorts[1].close()
+
+
+def test_colluding_liars_that_send_the_same_share_one_array(small: Experiment, shards: Path, tmp_path: Path) -> None:
+    experiment = small.replace(attack="alie(z=1.0)", liars=2)
+    cohort = InProcessCohort(cohort_plan(experiment, shards, state_folder=tmp_path))
+    weights = ServerRole(experiment, shards, cohort).outcome().weights
+    updates = {reply.hospital_id: reply.update for reply in cohort.train(weights, 1)}
+    one, two = (updates[liar] for liar in experiment.who_lies().hospital_ids)
+    assert one is not None
+    assert two is not None
+    assert one.delta is two.delta
+
+
+def test_a_collusion_that_forges_too_many_updates_is_recorded_and_stops_nothing(
+    small: Experiment, shards: Path, tmp_path: Path
+) -> None:
+    experiment = small.replace(attack=SendTheirNumbers(more=1), liars=2, rule="mean", rounds=1)
+    _, reports = weights_and_reports(RayEngine(num_hosts=2), experiment, shards, tmp_path)
+    states = last_states(reports)
+    for liar in experiment.who_lies().hospital_ids:
+        state, reason = states.pop(liar)
+        assert state is HospitalState.CRASHED
+        assert "one update for all or each of 2 liars, got 3" in reason
+    assert {state for state, _ in states.values()} == {HospitalState.REPORTED}
 
 
 def test_a_hostile_update_is_recorded_as_such(small: Experiment, shards: Path, tmp_path: Path) -> None:

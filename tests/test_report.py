@@ -6,8 +6,9 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,16 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from fedplatform.messages import HospitalRecord, HospitalState, RoundReport
 from fedplatform.report import ReportError, comparison_markdown, read_run, write_comparison, write_report
+from fedplatform.report.charts import draw_trust
+from fedplatform.report.fingerprint_map import FEATURES
+from fedplatform.run_folder import RunFolder
+from fedplatform.trust.fingerprint import FEATURES as TRUST_FEATURES
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 
@@ -120,6 +126,42 @@ def write_tables(folder: Path, reports: list[RoundReport]) -> None:
     pq.write_table(pa.Table.from_pylist(rows), folder / "rounds.parquet")
     records = [asdict(record) for report in reports for record in report.hospitals]
     pq.write_table(pa.Table.from_pylist(records), folder / "hospitals.parquet")
+
+
+def scored(reports: Iterable[RoundReport]) -> list[RoundReport]:
+    """The same rounds as a rule that scores trust would tell them; liars stand out in all."""
+
+    def judged(own: HospitalRecord) -> HospitalRecord:
+        if math.isnan(own.norm):
+            return own  # no update, nothing to judge
+        lies = own.is_liar
+        wave = math.sin(own.round_number + 7 * int(own.hospital_id.rsplit("-", 1)[1]))
+        return replace(
+            own,
+            trust=0.1 + 0.05 * wave if lies else 0.9 + 0.05 * wave,
+            reputation=max(0.05, 0.5 - 0.05 * own.round_number) if lies else min(0.95, 0.5 + 0.05 * own.round_number),
+            reconstruction_error=4.5 if lies else 1.0 + 0.1 * wave,
+            root_cosine=-0.41 if lies else 0.7,
+            peer_cosine=0.12 if lies else 0.5,
+            sign_agreement=0.46 if lies else 0.58,
+            shapley=-0.021 if lies else 0.04,
+            z_reconstruction_error=5.5 if lies else wave,
+            z_root_cosine=-8.4 if lies else wave,
+            z_peer_cosine=-3.0 if lies else wave,
+            z_norm=9.0 if lies else 0.0,
+            z_sign_agreement=-6.0 if lies else wave,
+            z_shapley=-2.5 if lies else wave,
+        )
+
+    return [replace(report, hospitals=tuple(map(judged, report.hospitals))) for report in reports]
+
+
+def scored_folder(
+    folder: Path, *, hospitals: int = 10, liars: int = 3, rounds: int = 8, prefix: str = "hospital"
+) -> Path:
+    run_folder(folder, hospitals=hospitals, liars=liars, rounds=rounds, prefix=prefix)
+    write_tables(folder, scored(read_run(folder).rounds))
+    return folder
 
 
 def comparison_rows(*, seeds: int = 3) -> pd.DataFrame:
@@ -250,10 +292,182 @@ def test_every_cell_of_the_heat_map_is_drawn_and_says_why(tmp_path, browser):
     assert [label.text for label in browser.find_elements(By.CSS_SELECTOR, ".heat .lie")] == ["liar"] * 3
 
 
+def test_trust_and_reputation_are_drawn_with_a_line_for_every_hospital(tmp_path, browser):
+    folder = scored_folder(tmp_path / "demo")
+    browser.get(write_report(folder).as_uri())
+
+    figures = browser.find_elements(By.CSS_SELECTOR, ".pair figure")
+    assert [figure.find_element(By.TAG_NAME, "h3").text for figure in figures] == ["Trust", "Reputation"]
+    for figure in figures:
+        assert len(figure.find_elements(By.CSS_SELECTOR, ".chart path.thin")) == 7
+        assert len(figure.find_elements(By.CSS_SELECTOR, ".chart path.thin-liar")) == 3
+        ticks = figure.find_elements(By.CSS_SELECTOR, ".chart text[text-anchor=end]")
+        assert [tick.text for tick in ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+    assert figures[1].find_element(By.TAG_NAME, "figcaption").text == (
+        "Mean after round 8: honest hospitals 0.9, liars 0.1."
+    )
+    assert all("One liar" in figure.find_element(By.CSS_SELECTOR, ".legend").text for figure in figures)
+
+    script = (
+        "return [...arguments[0].querySelectorAll('circle')].map(dot => [dot.textContent, +dot.getAttribute('cy')])"
+    )
+    said = dict(browser.execute_script(script, figures[1]))
+    assert len(said) == 10 * 8 - 3  # three updates never arrived
+    assert "hospital-1, round 3: 0.65" not in said  # it crashed
+    assert said["hospital-9, round 8: 0.1"] == pytest.approx(198 - 0.1 * (198 - 12), abs=0.1)
+    assert said["hospital-0, round 8: 0.9"] == pytest.approx(198 - 0.9 * (198 - 12), abs=0.1)
+
+
+def colour(browser: webdriver.Chrome, title: str) -> tuple[int, ...]:
+    """What the reader sees of the one cell with this title: a pixel near its corner, red, green and blue."""
+    script = """return [...document.querySelectorAll('.fingerprint use')].filter(c => c.textContent == arguments[0])"""
+    (cell,) = browser.execute_script(script, title)
+    return Image.open(io.BytesIO(cell.screenshot_as_png)).convert("RGB").getpixel((3, 3))
+
+
+def test_the_fingerprint_of_every_update_is_drawn_feature_by_feature(tmp_path, browser):
+    browser.get(write_report(scored_folder(tmp_path / "demo")).as_uri())
+
+    blocks = browser.find_elements(By.CSS_SELECTOR, ".fingerprint")
+    assert [block.find_element(By.TAG_NAME, "h3").text for block in blocks] == [
+        "Reconstruction error",
+        "Cosine to the root update",
+        "Mean cosine to the others",
+        "Norm",
+        "Sign agreement with the root",
+        "Shapley value",
+    ]
+    for block in blocks:
+        names = [label.text for label in block.find_elements(By.CSS_SELECTOR, ".name")]
+        assert names == [f"hospital-{index}{' liar' if index > 6 else ''}" for index in range(10)]
+        drawn = block.find_elements(By.TAG_NAME, "use")
+        places = browser.execute_script(
+            "return arguments[0].map(cell => [cell.getBoundingClientRect().x, cell.getBoundingClientRect().y])", drawn
+        )
+        assert len({tuple(place) for place in places}) == 10 * 8
+    titles = browser.execute_script("return [...document.querySelectorAll('.fingerprint use')].map(c => c.textContent)")
+    assert "hospital-9, cosine to the root update, round 5: -0.41, z -8.4" in titles
+    assert "hospital-7, norm, round 1: 9.5, z +9.0" in titles
+    assert "hospital-1, norm, round 3: no figure, crashed" in titles
+    legend = browser.find_element(By.XPATH, "//h2[text()='Fingerprints of the updates']/following-sibling::ul").text
+    assert "-6 and below" in legend
+    assert "+6 and above" in legend
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_far_above_far_below_at_the_median_and_missing_are_four_colours(tmp_path, browser, scheme):
+    browser.get(write_report(scored_folder(tmp_path / "demo")).as_uri())
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+
+    far_above = colour(browser, "hospital-9, norm, round 5: 9.5, z +9.0")
+    far_below = colour(browser, "hospital-9, cosine to the root update, round 5: -0.41, z -8.4")
+    at_six = colour(browser, "hospital-9, sign agreement with the root, round 5: 0.46, z -6.0")
+    below = colour(browser, "hospital-9, mean cosine to the others, round 5: 0.12, z -3.0")
+    median = colour(browser, "hospital-0, norm, round 5: 0.4, z +0.0")
+    missing = colour(browser, "hospital-0, norm, round 2: no figure, late")
+    assert at_six == far_below
+    assert len({far_above, far_below, below, median, missing}) == 5
+    assert below == pytest.approx(np.mean([median, far_below], axis=0), abs=1)
+    assert far_above[0] > far_above[2] + 50  # red
+    assert far_below[2] > far_below[0] + 50  # blue
+
+
+def test_a_run_whose_rule_scores_nobody_shows_neither_trust_nor_fingerprints(tmp_path):
+    page = write_report(run_folder(tmp_path / "demo")).read_text(encoding="utf-8")
+    assert "<h2>Trust over rounds</h2>" not in page
+    assert "<h2>Fingerprints of the updates</h2>" not in page
+    assert 'class="card fingerprint"' not in page
+
+
+def test_only_what_the_rule_measured_is_drawn(tmp_path):
+    folder = scored_folder(tmp_path / "demo", rounds=2)
+    rounds = read_run(folder).rounds
+
+    def without(*names: str) -> str:
+        blank = dict.fromkeys(names, math.nan)
+        write_tables(
+            folder,
+            [replace(report, hospitals=tuple(replace(own, **blank) for own in report.hospitals)) for report in rounds],
+        )
+        return write_report(folder).read_text(encoding="utf-8")
+
+    features = tuple(f"z_{name}" for name in FEATURES)
+    no_root = without("z_root_cosine", "z_sign_agreement")
+    assert [name in no_root for name in ("<h3>Norm<", "<h3>Cosine to the root", "<h3>Sign agreement")] == [1, 0, 0]
+    bare = without(*features)
+    assert "<h2>Trust over rounds</h2>" in bare
+    assert "<h2>Fingerprints of the updates</h2>" not in bare
+    unreputed = without("reputation")
+    assert [name in unreputed for name in ("<h3>Trust<", "<h3>Reputation<")] == [1, 0]
+
+
+def test_trust_is_always_drawn_from_nought_to_one(tmp_path):
+    honest = scored_folder(tmp_path / "honest", liars=0, rounds=2)
+    for chart in draw_trust(read_run(honest)):
+        assert [text for _, text in chart.y_ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+
+
+def test_the_page_knows_every_feature_that_the_fingerprint_has():
+    assert tuple(FEATURES) == TRUST_FEATURES
+
+
+def test_a_remark_on_an_update_that_was_used_is_an_event_too(tmp_path, browser):
+    folder = run_folder(tmp_path / "demo", hospitals=4, liars=1, rounds=8)
+    said = {
+        3: (HospitalState.HOSTILE, "excluded: norm 31 times the median"),
+        4: (HospitalState.HOSTILE, "excluded: norm 2.5e+03 times the median"),
+        5: (HospitalState.HOSTILE, "excluded: the same as hospital-1"),
+        6: (HospitalState.HOSTILE, "excluded: the same as hospital-2"),
+        7: (HospitalState.REPORTED, "reinstated: reputation 0.61"),
+    }
+    rounds = []
+    for report in read_run(folder).rounds:
+        state, reason = said.get(report.round_number, (HospitalState.REPORTED, ""))
+        records = [replace(own, state=HospitalState.REPORTED, reason="") for own in report.hospitals]
+        records[2] = replace(records[2], state=state, reason=reason)
+        rounds.append(replace(report, hospitals=tuple(records)))
+    write_tables(folder, rounds)
+    browser.get(write_report(folder).as_uri())
+
+    figures = "excluded: norm 31 times the median (round 3; later ones with other figures)"
+    assert cells(browser, "#events") == [
+        ["3–4", "hospital-2", "was shut out by the rule", figures],
+        ["5", "hospital-2", "was shut out by the rule", "excluded: the same as hospital-1"],
+        ["6", "hospital-2", "was shut out by the rule", "excluded: the same as hospital-2"],
+        ["7", "hospital-2", "sent its update", "reinstated: reputation 0.61"],
+    ]
+
+
+def test_remarks_never_crowd_out_the_updates_that_were_not_used(tmp_path):
+    folder = run_folder(tmp_path / "demo", hospitals=20, liars=0, rounds=30)
+    rounds = [
+        replace(
+            report,
+            hospitals=tuple(
+                replace(own, state=HospitalState.REPORTED, reason=f"remark {'ab'[report.round_number % 2]}")
+                for own in report.hospitals
+            ),
+        )
+        for report in read_run(folder).rounds
+    ]
+    *others, last = rounds[-1].hospitals
+    out = replace(last, state=HospitalState.HOSTILE, reason="excluded: at the very end")
+    write_tables(folder, [*rounds[:-1], replace(rounds[-1], hospitals=(*others, out))])
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "400 of 600 events" in page
+    shown = re.findall(r"<tr><td>(\d+)</td><th scope=\"row\">hospital-(\d+)</th>", page)
+    assert len(shown) == 400
+    assert shown[-1] == ("30", "19")
+    assert [int(number) for number, _ in shown] == sorted(int(number) for number, _ in shown)
+
+
 def test_no_page_is_wider_than_a_phone(tmp_path, browser):
     long_names = run_folder(tmp_path / "long", hospitals=30, liars=9, rounds=40, prefix="department-of-radiology-" * 4)
     many_classes = run_folder(tmp_path / "many", classes=tuple(f"class {label}" for label in range(10)), hospitals=4)
-    pages = [write_report(long_names), write_report(many_classes), write_comparison(tmp_path, comparison_rows())]
+    crowd = scored_folder(tmp_path / "crowd", hospitals=30, liars=9, rounds=70, prefix="department-of-radiology-" * 4)
+    runs = [long_names, many_classes, crowd]
+    pages = [*map(write_report, runs), write_comparison(tmp_path, comparison_rows())]
     for page in pages:
         set_width(browser, 390)
         browser.get(page.as_uri())
@@ -275,6 +489,10 @@ def test_the_page_is_dark_where_the_reader_asks_for_dark(tmp_path, browser):
 def test_names_from_outside_stay_text_in_the_page(tmp_path, browser):
     script = "<script>document.title='owned'</script>"
     folder = run_folder(tmp_path / "demo", classes=(script, "a<b>&\"'"), prefix=f"{script}<img src=x>", rounds=3)
+    rounds = scored(read_run(folder).rounds)
+    first, *others = rounds[0].hospitals
+    spoken = replace(rounds[0], hospitals=(replace(first, reason=script), *others))
+    write_tables(folder, [spoken, *rounds[1:]])
     path = write_report(folder)
     browser.get(path.as_uri())
 
@@ -288,6 +506,8 @@ def test_names_from_outside_stay_text_in_the_page(tmp_path, browser):
 def test_a_hundred_hospitals_and_fifty_rounds_make_a_page_that_mail_can_carry(tmp_path):
     path = write_report(run_folder(tmp_path / "large", hospitals=100, liars=30, rounds=50))
     assert path.stat().st_size < 3_000_000
+    path = write_report(scored_folder(tmp_path / "scored", hospitals=100, liars=30, rounds=50))
+    assert path.stat().st_size < 6_000_000
 
 
 def test_two_hospitals_one_round_no_attack_and_no_samples_are_a_run_too(tmp_path, browser):
@@ -353,6 +573,35 @@ def test_missing_numbers_come_back_as_nan(tmp_path):
     assert pq.read_table(folder / "hospitals.parquet")["accuracy"].null_count > 0
     unknown = {own.hospital_id for own in read_run(folder).hospitals if math.isnan(own.last.accuracy)}
     assert unknown == {"hospital-7", "hospital-8", "hospital-9"}
+
+
+FIGURE = st.floats(allow_infinity=False) | st.just(math.nan)
+OPTIONAL = [field.name for field in fields(HospitalRecord) if field.default is not MISSING]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.fixed_dictionaries(dict.fromkeys(OPTIONAL, FIGURE)), min_size=1, max_size=4))
+def test_what_a_rule_thinks_of_hospitals_survives_the_disk_bit_for_bit(judgements):
+    with tempfile.TemporaryDirectory() as place:
+        folder = run_folder(Path(place) / "demo", hospitals=len(judgements), liars=1, rounds=1)
+        (report,) = read_run(folder).rounds
+        records = zip(report.hospitals, judgements, strict=True)
+        report = replace(report, hospitals=tuple(replace(own, **judgement) for own, judgement in records))
+        RunFolder(folder).write_reports([report])
+        (again,) = read_run(folder).rounds
+    assert str(asdict(again)) == str({**asdict(report), "confusion": [list(row) for row in report.confusion]})
+
+
+def test_a_run_from_before_trust_was_scored_is_still_read(tmp_path):
+    folder = scored_folder(tmp_path / "demo", rounds=3)
+    table = pq.read_table(folder / "hospitals.parquet")
+    assert set(OPTIONAL) < set(table.column_names)
+    pq.write_table(table.drop_columns(OPTIONAL), folder / "hospitals.parquet")
+    records = [own for report in read_run(folder).rounds for own in report.hospitals]
+    assert len(records) == 30
+    assert records[9].norm == 9.5
+    assert all(math.isnan(getattr(own, name)) for own in records for name in OPTIONAL)
+    assert "<h2>Trust over rounds</h2>" not in write_report(folder).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["experiment.yaml", "rounds.parquet", "hospitals.parquet"])

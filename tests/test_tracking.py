@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,32 @@ def test_the_database_beside_the_run_holds_every_figure_of_it(folder):
         "train_seconds": 2.0,
     }
     assert {run.info.status for run in children.values()} == {"FINISHED"}
+
+
+def test_trust_reputation_and_fingerprint_are_metrics_of_every_hospital_that_was_scored(folder):
+    figures = {
+        "trust": 0.2,
+        "reputation": 0.35,
+        "reconstruction_error": 4.5,
+        "root_cosine": -0.4,
+        "peer_cosine": 0.1,
+        "norm": 31.0,
+        "sign_agreement": 0.47,
+        "shapley": -0.02,
+    }
+    rounds = ROUNDS_IN_A_BATCH + 2
+    with MlflowTracker.start(experiment_name="scored", run_name="demo", settings=SETTINGS, folder=folder) as tracker:
+        for number in range(1, rounds + 1):
+            report = round_report(number)
+            scored = replace(report.hospitals[0], **{**figures, "trust": 1 / number}, z_norm=9.0)
+            tracker.log_round(replace(report, hospitals=(scored, *report.hospitals[1:])))
+
+    client, _, children = runs_of(folder, "scored")
+    liar, honest = children["hospital-0"], children["hospital-1"]
+    assert {name: liar.data.metrics[name] for name in figures} == {**figures, "trust": 1 / rounds}
+    trust = client.get_metric_history(liar.info.run_id, "trust")
+    assert [(point.step, point.value) for point in trust] == [(n, 1 / n) for n in range(1, rounds + 1)]
+    assert set(figures) & set(honest.data.metrics) == {"norm"}
 
 
 def test_a_run_that_raises_is_marked_failed_and_its_error_goes_on(folder):

@@ -104,6 +104,14 @@ def cosines_to(deltas: torch.Tensor, direction: torch.Tensor) -> tuple[np.ndarra
     return np.divide(products, scale, out=np.zeros_like(products), where=scale > 0), norms
 
 
+def products_with(deltas: torch.Tensor, direction: torch.Tensor) -> np.ndarray:
+    """Inner product of every update with one direction: (n, d) and (d,) to (n,) float64."""
+    products, target = np.zeros(len(deltas)), direction.numpy().astype(np.float64)
+    for columns, block in double_blocks(deltas.numpy()):
+        products += np.einsum("ij,j->i", block, target[columns])
+    return products
+
+
 def shrinkage(norms: np.ndarray, limit: float) -> np.ndarray:
     """The factors (n,) that bring vectors of these norms down to at most ``limit``; 1 where they already are."""
     factors: np.ndarray = np.divide(limit, norms, out=np.ones_like(norms), where=norms > limit)

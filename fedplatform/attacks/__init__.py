@@ -8,8 +8,9 @@ from types import MappingProxyType
 from fedplatform.attacks.collusion import InnerProduct, LittleIsEnough, Mimic
 from fedplatform.attacks.data_poisoning import Backdoor, LabelFlip, stamp_trigger
 from fedplatform.attacks.distance_bounded import MinMax, MinSum
+from fedplatform.attacks.fingerprint_aware import FingerprintAware
 from fedplatform.attacks.poisoning import Collusion, DataPoisoning, PoisoningAttack, Situation, UpdatePoisoning
-from fedplatform.attacks.update_poisoning import FreeRider, GaussianNoise, PartialScaling, Scaling, SignFlip
+from fedplatform.attacks.update_poisoning import FreeRider, GaussianNoise, PartialScaling, Scaling, SignFlip, Sleeper
 
 ATTACKS: Mapping[str, type[PoisoningAttack]] = MappingProxyType(
     {
@@ -20,11 +21,13 @@ ATTACKS: Mapping[str, type[PoisoningAttack]] = MappingProxyType(
         "partial_scaling": PartialScaling,
         "gaussian_noise": GaussianNoise,
         "free_rider": FreeRider,
+        "sleeper": Sleeper,
         "alie": LittleIsEnough,
         "ipm": InnerProduct,
         "min_max": MinMax,
         "min_sum": MinSum,
         "mimic": Mimic,
+        "fingerprint_aware": FingerprintAware,
     }
 )
 
@@ -33,6 +36,7 @@ __all__ = [
     "Backdoor",
     "Collusion",
     "DataPoisoning",
+    "FingerprintAware",
     "FreeRider",
     "GaussianNoise",
     "InnerProduct",
@@ -46,6 +50,7 @@ __all__ = [
     "Scaling",
     "SignFlip",
     "Situation",
+    "Sleeper",
     "UpdatePoisoning",
     "stamp_trigger",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -58,21 +57,30 @@ class ByzantineHospital:
         sent = torch.cat([self._attack.corrupt(*pair) for pair in zip(own, situations, strict=True)])
         return replace(update, delta=sent.numpy().astype(np.float32, copy=False))
 
-    def forge(self, honest: Sequence[np.ndarray], weights: np.ndarray, round_number: int) -> Update:
-        """The update that all colluding liars send, made from what the honest hospitals sent; no training needed."""
+    def forge(self, honest: Sequence[np.ndarray], weights: np.ndarray, round_number: int) -> list[Update]:
+        """The update of every colluding liar, in order, made from what the honest hospitals sent; no training needed.
+
+        Raises ValueError where the attack has neither one update for all nor one for each.
+        """
         assert isinstance(self._attack, Collusion)
-        started = time.monotonic()
+        liars = self._liars.hospital_ids
         situations = self._situations(weights, round_number, stream="colluding liars")
         seen = self._parts(torch.from_numpy(np.stack(honest)))
-        sent = torch.cat([self._attack.collude(*pair) for pair in zip(seen, situations, strict=True)])
-        return Update(
+        sent = torch.cat([self._attack.collude(*pair) for pair in zip(seen, situations, strict=True)], dim=-1)
+        if sent.ndim == 2 and len(sent) != len(liars):
+            raise ValueError(f"a collusion sends one update for all or each of {len(liars)} liars, got {len(sent)}")
+        delta = sent.numpy().astype(np.float32, copy=False)
+        common = Update(
             hospital_id=self.hospital_id,
             round_number=round_number,
-            delta=sent.numpy().astype(np.float32, copy=False),
+            delta=delta,
             num_examples=len(self._hospital.training_labels),
             train_loss=float("nan"),
-            seconds=time.monotonic() - started,
+            seconds=0.0,
         )
+        # Where all send the same, it is the same array and not a copy of it, in this process and on the way to another.
+        each = delta if delta.ndim == 2 else [delta] * len(liars)
+        return [replace(common, hospital_id=liar, delta=row) for liar, row in zip(liars, each, strict=True)]
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
         """As its hospital would; the federation never asks a liar to grade the model."""

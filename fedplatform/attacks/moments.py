@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fedplatform.aggregation.geometry import column_blocks, one_blas_thread
+
 _CHUNK = 16_384
 
 
@@ -42,3 +44,12 @@ def gram_of(honest: torch.Tensor, mean: torch.Tensor) -> np.ndarray:
 def dot(left: torch.Tensor, right: torch.Tensor) -> float:
     """Inner product of two (d,) float64 vectors, summed in one order on any number of threads."""
     return float(np.einsum("d,d->", left.numpy(), right.numpy()))
+
+
+def products_of(left: torch.Tensor, right: torch.Tensor) -> np.ndarray:
+    """Inner products (m, h) float64 of the rows of two sets of vectors, (m, d) and (h, d)."""
+    products = np.zeros((len(left), len(right)))
+    with one_blas_thread():
+        for columns in column_blocks(left.shape[1]):
+            products += left[:, columns].double().numpy() @ right[:, columns].double().numpy().T
+    return products

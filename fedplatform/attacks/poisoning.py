@@ -1,8 +1,8 @@
 """The three ways to lie to a federation, as interfaces; an attack is a frozen dataclass that has one of them.
 
 NIST AI 100-2 calls attacks on training *poisoning*. What is corrupted decides which interface an attack implements: the
-liar's own scans (:class:`DataPoisoning`), the update it sends (:class:`UpdatePoisoning`), or one update that all liars
-agree on after looking at what the honest hospitals sent (:class:`Collusion`).
+liar's own scans (:class:`DataPoisoning`), the update it sends (:class:`UpdatePoisoning`), or the updates of all liars,
+made after a look at what the honest hospitals sent (:class:`Collusion`).
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class UpdatePoisoning(Protocol):
 
 @runtime_checkable
 class Collusion(Protocol):
-    """Forges one update for all liars from the honest ones: the omniscient adversary that the literature assumes."""
+    """Forges the updates of all liars from the honest ones: the omniscient adversary that the literature assumes."""
 
     def collude(self, honest: torch.Tensor, situation: Situation) -> torch.Tensor:
-        """Map the honest updates (h, d) to what every liar sends (d,)."""
+        """Map the honest updates (h, d) to what every liar sends (d,), or each its own (num_liars, d), in order."""
         ...
 
 

@@ -26,6 +26,26 @@ class SignFlip:
 
 
 @dataclass(frozen=True)
+class Sleeper:
+    """The sleeper: honest up to and including round ``patience``, then sign flipping, -scale * g.
+
+    It is the on-off attack on reputations (Sun et al., INFOCOM 2006), switched on once: a rule that scores trust over
+    rounds has come to believe it by the time it strikes. ``scale`` as in :class:`SignFlip`.
+    """
+
+    patience: int = 5
+    scale: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ValueError(f"Sleeper needs patience >= 1, got {self.patience}; with none it is sign_flip")
+
+    def corrupt(self, own: torch.Tensor, situation: Situation) -> torch.Tensor:
+        """Map the own update (d,) to what is sent (d,)."""
+        return own.clone() if situation.round_number <= self.patience else -self.scale * own
+
+
+@dataclass(frozen=True)
 class Scaling:
     """Scaling, scale * g, x10 in OptiGradTrust (Karami et al., 2025); the boost of model replacement.
 

@@ -42,6 +42,21 @@ class Index:
         """Scans by class, (len(classes),)."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
+    def at(self, rows: npt.NDArray[np.bool_]) -> Index:
+        """The index of some of the scans only; ``rows`` is (n,) bool."""
+
+        def kept(column: Any) -> Any:
+            return None if column is None else column[rows]
+
+        return Index(
+            self.classes,
+            self.labels[rows],
+            groups=kept(self.groups),
+            folds=kept(self.folds),
+            sites=kept(self.sites),
+            splits=kept(self.splits),
+        )
+
     @staticmethod
     def of(source: Source) -> Index:
         """Read and check the index of a source.

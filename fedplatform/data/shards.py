@@ -22,10 +22,11 @@ from fedplatform.data.leakage import THRESHOLD, groups_of
 from fedplatform.data.partition import SERVER, Partition, spread
 from fedplatform.data.pictures import Pixels
 from fedplatform.data.source import Source
-from fedplatform.data.splits import Role, Split, assign_roles
+from fedplatform.data.splits import LEFT_OUT, Role, Split, assign_roles, thin
 
 MANIFEST = "manifest.json"
 ROOT = "root.parquet"
+NOBODY = -2  # in the place of a hospital: the scan is written to no shard
 # What all open shards together may hold back before it is written.
 WAITING_BYTES = 32 << 20
 MOST_WAITING_ROWS = 1024
@@ -43,6 +44,7 @@ class Settings:
     seed: int
     size: int
     channels: int
+    scans: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,13 +152,14 @@ def partition(
     test_fraction: float = 0.2,
     validation_fraction: float = 0.1,
     root_size: int = 100,
+    scans: int = 0,
     progress: Progress | None = None,
 ) -> Manifest:
     """Split a source, spread it over hospitals and write the shards into a new ``folder``.
 
-    ``name`` is what the manifest calls the source; the rest is of :func:`assign_roles`, :func:`spread` and
-    :func:`write_shards`. Where the source gives no groups, near-identical pictures (cosine of at least
-    ``twin_threshold``) are searched for first.
+    ``name`` is what the manifest calls the source; ``scans`` is of :func:`thin`, 0 for all; the rest is of
+    :func:`assign_roles`, :func:`spread` and :func:`write_shards`. Where the source gives no groups, near-identical
+    pictures (cosine of at least ``twin_threshold``) are searched for first.
     """
     if folder.exists():
         raise DataError(f"{folder}: exists already")
@@ -172,8 +175,14 @@ def partition(
         validation_fraction=validation_fraction,
         root_size=root_size,
     )
-    hospital_of = spread(index, roles, how, num_hospitals=num_hospitals, seed=seed, graders=graders)
-    settings = Settings(name, split, repr(how), seed, size, channels)
+    if 0 < scans < len(index):
+        roles = thin(index, roles, scans=scans, seed=seed, split=split)
+    kept = roles != LEFT_OUT
+    hospital_of = np.full(len(index), NOBODY, np.int64)
+    hospital_of[kept] = spread(
+        index.at(kept), roles[kept], how, num_hospitals=num_hospitals, seed=seed, graders=graders
+    )
+    settings = Settings(name, split, repr(how), seed, size, channels, scans)
     return write_shards(source, index, roles, hospital_of, settings=settings, folder=folder, progress=progress)
 
 
@@ -189,8 +198,9 @@ def write_shards(
 ) -> Manifest:
     """Stream the source once into ``hospital-00.parquet``, ... and ``root.parquet`` in a new ``folder``.
 
-    ``roles`` and ``hospital_of`` are (n,). ``progress`` is called with the scans done and to do. The folder appears
-    whole or not at all. Raises DataError where it exists, cannot be written, or the source breaks its own index.
+    ``roles`` and ``hospital_of`` are (n,); scans of :data:`NOBODY` are streamed past. ``progress`` is called with the
+    scans done and to do. The folder appears whole or not at all. Raises DataError where it exists, cannot be written,
+    or the source breaks its own index.
     """
     num_hospitals = int(hospital_of.max()) + 1
     files = {hospital: f"hospital-{hospital:02d}.parquet" for hospital in range(num_hospitals)}
@@ -210,7 +220,8 @@ def write_shards(
         for batch in source.images(size=settings.size, channels=settings.channels):
             _check_batch(batch, shape, row, len(index))
             for picture in batch:
-                writers[int(hospital_of[row])].add(picture, index.labels[row], groups[row], roles[row], row)
+                if hospital_of[row] != NOBODY:
+                    writers[int(hospital_of[row])].add(picture, index.labels[row], groups[row], roles[row], row)
                 row += 1
             if progress is not None:
                 progress(row, len(index))

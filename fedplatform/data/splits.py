@@ -26,6 +26,9 @@ class Role(StrEnum):
     ROOT = "root"
 
 
+LEFT_OUT = ""  # in the place of a role: the scan is used for nothing
+
+
 @dataclass(frozen=True, eq=False)
 class Groups:
     """Groups and what they hold: ``of_scan`` (n,) the group of every scan, ``counts`` (g, s) scans by stratum."""
@@ -113,6 +116,43 @@ def assign_roles(
     required += [Role.ROOT] if root_size else []
     _refuse_gaps(index, roles, required, groups)
     return roles
+
+
+def thin(index: Index, roles: Strings, *, scans: int, seed: int, split: Split = "group_safe") -> Strings:
+    """Leave out scans, in whole groups drawn by the seed, until at most ``scans`` have a role; (n,).
+
+    Every class of every site keeps its share in each role. Groups are whole, so test and validation end at their share
+    or less than a group above it, and the training scans make up for it; the root set stays as it is. A scan that is
+    left out has the role :data:`LEFT_OUT`. Raises DataError where so few scans would lose a role all scans of a class.
+    """
+    strata, shape = strata_of(index)
+    num_strata = shape[0] * shape[1]
+    units = np.arange(len(index)) if split == "random" or index.groups is None else index.groups
+    groups = Groups.of(units, strata, num_strata=num_strata)
+    generator = numpy_generator(seed, "thin")
+    thinned = np.where(roles == Role.ROOT, roles, LEFT_OUT)
+    budget = scans - int((roles == Role.ROOT).sum())
+    remaining = len(index) - (scans - budget)
+    for role in (Role.TEST, Role.VALIDATION, Role.TRAIN):  # training last: it takes what the whole groups leave
+        here = roles == role
+        need = max(budget, 0) / max(remaining, 1) * np.bincount(strata[here], minlength=num_strata)
+        taken = np.zeros(len(groups.counts), np.bool_)
+        for group in generator.permutation(np.unique(groups.of_scan[here])):
+            counts = groups.counts[group]
+            nearer = role is not Role.TRAIN or np.abs(need - counts).sum() < np.abs(need).sum()
+            if (need[counts > 0] > 0).any() and nearer and counts.sum() <= budget:
+                taken[group] = True
+                need = need - counts
+                budget -= int(counts.sum())
+        thinned[here & taken[groups.of_scan]] = role
+        remaining -= int(here.sum())
+    for role in Role:
+        for label in np.unique(index.labels[roles == role]):
+            if not (thinned[index.labels == label] == role).any():
+                raise DataError(
+                    f"{scans} scans are too few: class {index.classes[label]!r} is left without {role} scans"
+                )
+    return thinned
 
 
 def deal_into_parts(groups: Integers, labels: Integers, *, parts: int, generator: np.random.Generator) -> Integers:

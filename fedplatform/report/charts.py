@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from fedplatform.report import wording
 from fedplatform.report.finished_run import FinishedRun
+
+Axis = Literal["percent", "unit", "open"]  # a share of 1 in percent; all from 0 to 1; upwards without end
+MOST_ROUNDS_WITH_DOTS = 60
+MOST_DOTS = 1000  # of all thin lines; each weighs as much in the page as a cell of a table
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,7 @@ class Series:
     key: str  # of its entry in the legend
     style: str  # CSS class
     values: tuple[float, ...]
+    has_dots: bool  # whether each point says its value
 
 
 @dataclass(frozen=True)
@@ -55,39 +61,77 @@ def draw_charts(run: FinishedRun) -> list[Chart]:
     """Accuracy, the other two scores, and the loss, each over the rounds."""
     rounds = run.rounds
     numbers = [report.round_number for report in rounds]
-    thin = []
-    for history in run.hospitals:
-        own = {record.round_number: record.accuracy for record in history.records}
-        key, style = ("One liar", "thin-liar") if history.is_liar else ("One honest hospital", "thin")
-        thin.append(Series(history.hospital_id, key, style, tuple(own.get(number, math.nan) for number in numbers)))
 
     def pooled(field: str, label: str, style: str) -> Series:
-        return Series(label, label, style, tuple(getattr(report, field) for report in rounds))
+        values = tuple(getattr(report, field) for report in rounds)
+        return Series(label, label, style, values, has_dots=len(rounds) <= MOST_ROUNDS_WITH_DOTS)
+
+    def chart(title: str, series: Sequence[Series], *, axis: Axis) -> Chart:
+        main = series[-1]
+        ends = [f"{_say(main.values[end], axis)} after round {numbers[end]}" for end in (0, -1)]
+        summary = f"{main.label}: {', '.join(dict.fromkeys(ends))}."
+        return _chart(title, series, numbers, axis=axis, summary=summary)
 
     accuracy = [
-        *thin,
+        *_every_hospital(run, "accuracy", has_dots=False),
         pooled("validation_accuracy", "Validation", "second"),
         pooled("accuracy", "Pooled test scans", "first"),
     ]
     scores = [pooled("auc", "AUC", "second"), pooled("macro_f1", "Macro-F1", "first")]
     return [
-        _chart("Accuracy", accuracy, numbers, percent=True),
-        _chart("Macro-F1 and AUC", scores, numbers, percent=True),
-        _chart("Loss", [pooled("loss", "Cross-entropy of the pooled test scans", "first")], numbers, percent=False),
+        chart("Accuracy", accuracy, axis="percent"),
+        chart("Macro-F1 and AUC", scores, axis="percent"),
+        chart("Loss", [pooled("loss", "Cross-entropy of the pooled test scans", "first")], axis="open"),
     ]
 
 
-def _chart(title: str, series: Sequence[Series], numbers: Sequence[int], *, percent: bool) -> Chart:
+def draw_trust(run: FinishedRun) -> list[Chart]:
+    """Trust and reputation of every hospital over the rounds; none from a rule that scores nobody."""
+    numbers = [report.round_number for report in run.rounds]
+    has_dots = len(numbers) <= MOST_ROUNDS_WITH_DOTS and len(numbers) * len(run.hospitals) <= MOST_DOTS
+    charts = []
+    for field in ("trust", "reputation"):
+        series = _every_hospital(run, field, has_dots=has_dots)
+        if _finite(series):
+            charts.append(_chart(field.title(), series, numbers, axis="unit", summary=_means(series, numbers)))
+    return charts
+
+
+def _every_hospital(run: FinishedRun, field: str, *, has_dots: bool) -> list[Series]:
+    """A thin line for each hospital, the liars' on top."""
+    series = []
+    for history in run.hospitals:
+        own = {record.round_number: getattr(record, field) for record in history.records}
+        key, style = ("One liar", "thin-liar") if history.is_liar else ("One honest hospital", "thin")
+        values = tuple(own.get(report.round_number, math.nan) for report in run.rounds)
+        series.append(Series(history.hospital_id, key, style, values, has_dots=has_dots))
+    return series
+
+
+def _means(series: Sequence[Series], numbers: Sequence[int]) -> str:
+    """Where honest hospitals and liars stood in the last round that has figures."""
+    last = max(place for one in series for place, value in enumerate(one.values) if math.isfinite(value))
+    says = []
+    for kind, style in (("honest hospitals", "thin"), ("liars", "thin-liar")):
+        values = [one.values[last] for one in series if one.style == style and math.isfinite(one.values[last])]
+        if values:
+            says.append(f"{kind} {wording.number(sum(values) / len(values))}")
+    return f"Mean after round {numbers[last]}: {', '.join(says)}."
+
+
+def _chart(title: str, series: Sequence[Series], numbers: Sequence[int], *, axis: Axis, summary: str) -> Chart:
     box = Chart
-    finite = [value for one in series for value in one.values if math.isfinite(value)]
+    finite = _finite(series)
     low, high = min(finite, default=0.0), max(finite, default=1.0)
-    logarithmic = not percent and low > 0 and high > 30 * low
+    logarithmic = axis == "open" and low > 0 and high > 30 * low
     if logarithmic:
         ticks = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
         title = f"{title} (logarithmic scale)"
+    elif axis == "unit":
+        ticks = _ticks(0.0, 1.0)
     else:
         margin = 0.05 * max(1.0, abs(high)) if high == low else 0.0
-        ticks = _ticks(max(0.0, low - margin), min(1.0, high + margin) if percent else high + margin)
+        ticks = _ticks(max(0.0, low - margin), high + margin if axis == "open" else min(1.0, high + margin))
     scale = math.log10 if logarithmic else float
     bottom, top = scale(ticks[0]), scale(ticks[-1])
 
@@ -98,26 +142,31 @@ def _chart(title: str, series: Sequence[Series], numbers: Sequence[int], *, perc
     def y_of(value: float) -> float:
         return round(box.bottom - (scale(value) - bottom) / (top - bottom) * (box.bottom - box.top), 1)
 
-    def say(value: float) -> str:
-        return wording.percent(value) if percent else wording.number(value)
-
     lines = []
     for one in series:
         points = [
-            (x_of(number), y_of(value), f"{one.label}, round {number}: {say(value)}") if math.isfinite(value) else None
+            (x_of(number), y_of(value), f"{one.label}, round {number}: {_say(value, axis)}")
+            if math.isfinite(value)
+            else None
             for number, value in zip(numbers, one.values, strict=True)
         ]
-        has_dots = len(numbers) == 1 or (one.style in ("first", "second") and len(numbers) <= 60)
+        has_dots = len(numbers) == 1 or one.has_dots
         lines.append(Line(one, _path(points), tuple(point for point in points if point and has_dots)))
-    main = series[-1]
-    ends = [f"{say(main.values[end])} after round {numbers[end]}" for end in (0, -1)]
     return Chart(
         title=title,
-        summary=f"{main.label}: {', '.join(dict.fromkeys(ends))}.",
+        summary=summary,
         lines=tuple(line for line in lines if line.path),
         x_ticks=tuple((x_of(number), str(number)) for number in _round_ticks(numbers)),
-        y_ticks=tuple((y_of(tick), f"{100 * tick:g}%" if percent else f"{tick:g}") for tick in ticks),
+        y_ticks=tuple((y_of(tick), f"{100 * tick:g}%" if axis == "percent" else f"{tick:g}") for tick in ticks),
     )
+
+
+def _say(value: float, axis: Axis) -> str:
+    return wording.percent(value) if axis == "percent" else wording.number(value)
+
+
+def _finite(series: Sequence[Series]) -> list[float]:
+    return [value for one in series for value in one.values if math.isfinite(value)]
 
 
 def _ticks(low: float, high: float) -> list[float]:

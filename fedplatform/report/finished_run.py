@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -132,15 +132,19 @@ def _plain(value: object) -> str:
 
 
 def _rows(path: Path, kind: type, *, skip: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The rows of a Parquet file as keyword arguments of a message; a missing number becomes NaN."""
+    """The rows of a Parquet file as keyword arguments of a message; a missing number becomes NaN.
+
+    Only a field without a default needs its column, so that older runs stay readable when records learn to say more.
+    """
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise ReportError(f"{path} is no readable Parquet file: {' '.join(str(error).split())}") from error
     wanted = [field for field in fields(kind) if field.name not in skip]
-    missing = [field.name for field in wanted if field.name not in table.column_names]
+    missing = [field.name for field in wanted if field.name not in table.column_names and field.default is MISSING]
     if missing:
         raise ReportError(f"{path} lacks the columns {', '.join(missing)}")
+    wanted = [field for field in wanted if field.name in table.column_names]
     rows: list[dict[str, Any]] = table.select([field.name for field in wanted]).to_pylist()
     for row in rows:
         for field in wanted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from fedplatform.messages import HospitalState, RoundReport
-from fedplatform.report.charts import draw_charts
+from fedplatform.report.charts import draw_charts, draw_trust
 from fedplatform.report.error import ReportError
+from fedplatform.report.fingerprint_map import DARKEST, draw_fingerprints
 from fedplatform.report.finished_run import FinishedRun, HospitalHistory, Samples, read_run
 from fedplatform.report.headline import headline
 from fedplatform.report.heat_map import draw_heat_map
@@ -24,6 +26,7 @@ from fedplatform.report.template import load_template
 
 MAX_EVENTS = 400
 DEED = {
+    HospitalState.REPORTED: "sent its update",
     HospitalState.LATE: "was late",
     HospitalState.CRASHED: "crashed",
     HospitalState.MALFORMED: "sent something that is not an update",
@@ -47,8 +50,11 @@ def write_report(folder: Path) -> Path:
         num_liars=sum(history.is_liar for history in hospitals),
         liar_share=_liar_share(run.rounds),
         charts=draw_charts(run),
+        trust=draw_trust(run),
         heat=draw_heat_map(run),
-        events=events[:MAX_EVENTS],
+        fingerprints=draw_fingerprints(run),
+        darkest=DARKEST,
+        events=_foremost(events),
         num_events=len(events),
         confusion=_confusion(run),
         scans=_scans(run.samples) if run.samples else (),
@@ -71,7 +77,7 @@ def _liar_share(rounds: Sequence[RoundReport]) -> float:
 
 @dataclass(frozen=True)
 class _Event:
-    """Consecutive rounds in which the same thing went wrong with the same hospital for the same reason."""
+    """Consecutive rounds in which the same was said of a hospital; ``reason`` is the first round's."""
 
     first: int
     last: int
@@ -79,16 +85,31 @@ class _Event:
     is_liar: bool
     state: HospitalState
     reason: str
+    figures_differ: bool  # whether later rounds gave the same reason with other figures
 
 
 def _events(hospitals: Sequence[HospitalHistory]) -> list[_Event]:
+    """All that went wrong or was remarked upon, oldest first."""
     events = []
     for history in hospitals:
-        for (state, reason), group in groupby(history.records, key=lambda record: (record.state, record.reason)):
-            numbers = [record.round_number for record in group]
-            if state != HospitalState.REPORTED:
-                events.append(_Event(numbers[0], numbers[-1], history.hospital_id, history.is_liar, state, reason))
+        for (state, _), group in groupby(history.records, key=lambda record: (record.state, _words(record.reason))):
+            records = list(group)
+            first, last, reason = records[0].round_number, records[-1].round_number, records[0].reason
+            if state != HospitalState.REPORTED or reason:
+                differ = any(record.reason != reason for record in records)
+                events.append(_Event(first, last, history.hospital_id, history.is_liar, state, reason, differ))
     return sorted(events, key=lambda event: event.first)
+
+
+def _words(reason: str) -> str:
+    """A reason without its figures, which differ from round to round; the number in ``hospital-3`` is no figure."""
+    return re.sub(r"(?<![\w-])-?\d+(\.\d+)?(e[+-]?\d+)?", "0", reason)
+
+
+def _foremost(events: Sequence[_Event]) -> list[_Event]:
+    """As many events as a page can hold, remarks on updates that came as they should left out first; oldest first."""
+    ranked = sorted(events, key=lambda event: event.state == HospitalState.REPORTED)
+    return sorted(ranked[:MAX_EVENTS], key=lambda event: event.first)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""The server's small clean data set: its own update, the loss of any step on it, and rounds played on it alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from fedplatform.hospital import Hospital, never
+from fedplatform.messages import Rehearsal
+from fedplatform.training import to_images
+
+LEAST_SCANS = 4  # a made-up hospital with fewer learns nothing
+BROKEN = 1e6  # the loss of weights under which the model answers NaN
+CONCENTRATIONS = (100.0, 1.0, 0.3)  # of classes in made-up hospitals: even, uneven, almost one class each
+
+
+class RootSet:
+    """The root scans (FLTrust, Cao et al., NDSS 2021), held as a hospital of the server's own."""
+
+    def __init__(self, hospital: Hospital) -> None:
+        self.hospital = hospital
+
+    def at(self, weights: np.ndarray, round_number: int) -> RootInRound:
+        """The root set in one round, from the broadcast ``weights`` (d,); trains the server's own update."""
+        shared = self.hospital.trainer.layout.num_shared
+        update = self.hospital.train(weights, round_number)
+        return RootInRound(self.hospital, weights, round_number, torch.from_numpy(update.delta[:shared]))
+
+
+@dataclass(frozen=True, eq=False)
+class RootInRound:
+    """:class:`fedplatform.messages.Root` for one broadcast; ``delta`` is the server's own update, shared part only."""
+
+    hospital: Hospital
+    weights: np.ndarray
+    round_number: int
+    delta: torch.Tensor
+
+    def losses(self, steps: torch.Tensor) -> np.ndarray:
+        """Mean cross-entropy on the root scans after each step: (m, d) to (m,) float64.
+
+        Batch normalisation takes its statistics from the root scans under the very weights that are judged, as every
+        hospital does before it uses them.
+        """
+        trainer, labels = self.hospital.trainer, torch.from_numpy(self.hospital.training_labels.copy())
+        images = to_images(self.hospital.training_images)
+        losses = np.empty(len(steps))
+        for row, step in enumerate(steps.numpy()):
+            stepped = self.weights.copy()
+            stepped[: len(step)] += step
+            trainer.load(stepped, self.hospital.personal)
+            trainer.model.train()
+            with torch.no_grad():
+                losses[row] = functional.cross_entropy(trainer.model(images), labels).item()
+        return np.nan_to_num(losses, nan=BROKEN, posinf=BROKEN)
+
+    def gradient(self, step: torch.Tensor) -> torch.Tensor:
+        """Gradient (d,) of that loss in the weights after one step (d,)."""
+        trainer = self.hospital.trainer
+        stepped = self.weights.copy()
+        stepped[: len(step)] += step.numpy()
+        trainer.load(stepped, self.hospital.personal)
+        trainer.model.train()
+        trainer.model.zero_grad()
+        labels = torch.from_numpy(self.hospital.training_labels.copy())
+        functional.cross_entropy(trainer.model(to_images(self.hospital.training_images)), labels).backward()
+        slopes = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
+        parts = [slopes[name] for name in trainer.layout.shared_names]
+        return torch.cat([part.reshape(-1) for part in parts if part is not None]).nan_to_num()
+
+    def rehearse(self, *, num_hospitals: int, num_rounds: int, generator: torch.Generator) -> list[Rehearsal]:
+        """Rounds of a federation that the server plays by itself from the broadcast weights.
+
+        Every round deals the root scans anew to made-up hospitals, a third of them to each, with the classes more or
+        less unevenly mixed, and steps along the plain mean.
+        """
+        draw = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        now, previous, rounds = self, torch.zeros_like(self.delta), []
+        for number in range(num_rounds):
+            concentration = CONCENTRATIONS[number % len(CONCENTRATIONS)]
+            dealt = [now._deal(concentration, draw) for _ in range(num_hospitals)]
+            honest = torch.stack([now._train(scans, flip=False, generator=generator) for scans in dealt])
+            flipped = torch.stack([now._train(scans, flip=True, generator=generator) for scans in dealt])
+            rounds.append(Rehearsal(honest, flipped, now.delta, previous, now))
+            previous = honest.mean(dim=0)
+            weights = now.weights.copy()
+            weights[: len(previous)] += previous.numpy()
+            everything = np.arange(len(self.hospital.training_labels))
+            now = replace(now, weights=weights, round_number=now.round_number + 1)
+            now = replace(now, delta=now._train(everything, flip=False, generator=generator))
+        return rounds
+
+    def _deal(self, concentration: float, draw: np.random.Generator) -> np.ndarray:
+        """The scans of one made-up hospital: a third of the root scans, drawn by a random preference for classes."""
+        labels = self.hospital.training_labels
+        liking = draw.dirichlet(np.full(self._num_classes, concentration)) + 1e-3
+        chances = liking[labels] / liking[labels].sum()
+        return draw.choice(len(labels), size=max(len(labels) // 3, LEAST_SCANS), replace=False, p=chances)
+
+    def _train(self, scans: np.ndarray, *, flip: bool, generator: torch.Generator) -> torch.Tensor:
+        """The shared part of what training on some of the root scans gives; (d,)."""
+        hospital = self.hospital
+        labels = hospital.training_labels[scans]
+        delta, _, _ = hospital.trainer.fit(
+            self.weights,
+            hospital.personal,
+            images=hospital.training_images[scans],
+            labels=self._num_classes - 1 - labels if flip else labels,
+            learning_rate=hospital.trainer.training.learning_rate_in(self.round_number),
+            generator=generator,
+            should_stop=never,
+        )
+        return torch.from_numpy(delta[: len(self.delta)])
+
+    @property
+    def _num_classes(self) -> int:
+        return self.hospital.trainer.training.num_classes
