@@ -21,10 +21,13 @@ from fedplatform.attacks import (
     Backdoor,
     Collusion,
     DataPoisoning,
+    FingerprintAware,
     InnerProduct,
     Mimic,
     PoisoningAttack,
+    Scaling,
     Situation,
+    Sleeper,
     UpdatePoisoning,
     stamp_trigger,
 )
@@ -34,6 +37,7 @@ N, SCANS, HIDDEN, CLASSES, ROUNDS = 10, 130, 24, 10, 20
 ENTRY = 65 * HIDDEN
 SIZE = ENTRY + (HIDDEN + 1) * CLASSES
 ALIKE, UNLIKE = None, 0.3  # Dirichlet concentration of the classes in a hospital
+HONEST = Scaling(scale=1)  # the liars send what they have learned: no attack at all
 Rule = Callable[[torch.Tensor, int], torch.Tensor]
 
 
@@ -219,3 +223,27 @@ def test_the_mimic_drowns_the_others_in_a_median_where_hospitals_differ() -> Non
     silent = final(None, rule=median, concentration=UNLIKE)
     for mimic in (Mimic.farthest_out(warm_up), ATTACKS["mimic"]()):
         assert final(mimic, rule=median, concentration=UNLIKE) < silent - 0.1
+
+
+def test_a_sleeper_costs_nothing_until_its_patience_ends_and_everything_afterwards() -> None:
+    honest, asleep = federate(HONEST).accuracy, federate(Sleeper(patience=5)).accuracy
+    assert asleep[:5] == honest[:5]
+    assert asleep[4] > 0.9
+    assert asleep[9] < asleep[4] - 0.4
+    assert asleep[-1] < 0.2
+
+
+@pytest.mark.parametrize(("f", "points"), [(3, 0.05), (4, 0.07)])
+def test_fingerprint_aware_liars_cost_the_mean_five_points_and_more_by_four_where_hospitals_differ(
+    f: int, points: float
+) -> None:
+    honest, silent, attacked = (
+        federate(attack, f=f, concentration=UNLIKE).accuracy for attack in (HONEST, None, FingerprintAware())
+    )
+    assert attacked[-1] < honest[-1] - points
+    assert attacked[-1] < silent[-1] - 0.01
+    assert np.mean(attacked) < np.mean(silent) - 0.05
+
+
+def test_fingerprint_aware_liars_cost_the_mean_one_point_where_hospitals_are_alike() -> None:
+    assert 0.005 < final(HONEST) - final(FingerprintAware()) < 0.03

@@ -105,10 +105,11 @@ def cosines_to(deltas: torch.Tensor, direction: torch.Tensor) -> tuple[np.ndarra
 
 
 def products_with(deltas: torch.Tensor, direction: torch.Tensor) -> np.ndarray:
-    """Inner product of every update with one direction: (n, d) and (d,) to (n,) float64."""
-    products, target = np.zeros(len(deltas)), direction.numpy().astype(np.float64)
-    for columns, block in double_blocks(deltas.numpy()):
-        products += np.einsum("ij,j->i", block, target[columns])
+    """Inner product of every update with one direction: (n, d) and (d,) to (n,) float64, blocks summed in float32."""
+    rows, target, products = deltas.numpy(), direction.numpy(), np.zeros(len(deltas))
+    with one_blas_thread():
+        for columns in column_blocks(rows.shape[1]):
+            products += rows[:, columns] @ target[columns]
     return products
 
 
@@ -125,8 +126,13 @@ def combine(weights: np.ndarray, deltas: torch.Tensor) -> torch.Tensor:
     """
     rows, counted = deltas.numpy(), np.flatnonzero(weights)
     total = np.zeros(rows.shape[1], dtype=np.float32)
-    for columns in column_blocks(rows.shape[1]):
-        total[columns] = np.einsum("i,ij->j", weights[counted], rows[counted, columns].astype(np.float64))
+    buffer = np.empty((len(counted), BLOCK))
+    with one_blas_thread():
+        for columns in column_blocks(rows.shape[1]):
+            block = buffer[:, : columns.stop - columns.start]
+            for place, row in enumerate(counted):
+                block[place] = rows[row, columns]
+            total[columns] = weights[counted] @ block
     return torch.from_numpy(total)
 
 

@@ -27,9 +27,11 @@ class FingerprintAware:
     and no two liars are more alike or less alike than two honest hospitals. Under these bounds the updates have the
     lowest inner product with the honest mean, and share as much as they can of the direction -sign(mean).
 
-    The bounds leave room only as far as hospitals differ: a plain mean loses much where they differ much, and next to
-    nothing where all scans are alike. Where the liars find no updates that keep all bounds (few coordinates, fewer
-    than six honest hospitals, or less than two more of them than liars), they send what breaks them least.
+    The bounds leave room only as far as honest updates differ, so it harms less than attacks that do not hide from the
+    fingerprint: of ten hospitals with handwritten digits three liars cost a plain mean five points of accuracy where
+    classes are unevenly spread, and one point where they are not. Where the liars find no updates that keep all bounds
+    (few coordinates, fewer than six honest hospitals, or less than two more of them than liars), they send what breaks
+    them least.
     """
 
     width: float = 2.0
@@ -69,8 +71,8 @@ class Shape:
     """What all forged updates have in common; all their features but the sign agreement follow from it.
 
     Each has length ``norm`` and the cosines ``cosine`` and ``tilt`` to the two common directions of the honest ones.
-    ``outside``, 0 to 1, is the share of its length outside their span. ``together``, 0 to 1, is the cosine of two of
-    them in all that is not along the common directions.
+    ``outside``, 0 to 1, is the share of its length outside their span. ``together``, above -1/(m - 1) for m of
+    them, is the cosine of any two in all that is not along the common directions.
     """
 
     norm: float
@@ -101,7 +103,7 @@ def most_harmful_shape(crowd: Crowd, num_liars: int) -> Shape:
     others, together = num_liars - 1, np.zeros_like(rest)
     if others:  # the liars' cosine to each other makes up for what theirs to the honest lacks
         pairs = (peers * (len(crowd.honest) + others) - to_honest) / others
-        together = np.divide(pairs - 1 + rest, rest, out=together, where=rest > 0).clip(0, 1)
+        together = np.divide(pairs - 1 + rest, rest, out=together, where=rest > 0).clip(-1 / num_liars, 1)
     pairs = 1 - rest + together * rest
     peers = (to_honest + others * pairs) / (len(crowd.honest) + others)
     harm = norm * cosine * crowd.length

@@ -1,4 +1,4 @@
-"""The six-feature fingerprint of every update of a round (OptiGradTrust, arXiv 2507.23638), made in one pass."""
+"""The six-feature fingerprint of every update of a round (OptiGradTrust, arXiv 2507.23638), from one look at them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedplatform.aggregation.geometry import BLOCK, column_blocks, cosines_from, one_blas_thread
+from fedplatform.aggregation.geometry import BLOCK, cosines_from, double_blocks, one_blas_thread, products_with
 from fedplatform.seeding import numpy_generator
 
 FEATURES = ("reconstruction_error", "root_cosine", "peer_cosine", "norm", "sign_agreement", "shapley")
@@ -24,7 +24,7 @@ COPY = 0.999  # a cosine that two hospitals with scans of their own never reach
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """What one pass over the updates (n, d) and the root update (d,) gives.
+    """What one look at the updates (n, d) and the root update (d,) gives.
 
     ``gram`` (n, n) float64 are all inner products, ``root_products`` (n,) those with the root update, ``root_norm`` its
     length; ``sign_agreement`` (n,) the share of coordinates with the root update's sign; ``sketches`` (n, SKETCH)
@@ -80,35 +80,31 @@ class Fingerprints:
 
 
 def measure(deltas: torch.Tensor, root_delta: torch.Tensor) -> Measurements:
-    """Go once over the updates (n, d) and the root update (d,), one block of columns in memory at a time.
+    """Go over the updates (n, d) and the root update (d,), one block of columns in memory at a time.
 
     A zero counts as positive in the sign agreement.
     """
     rows, root = deltas.numpy(), root_delta.numpy()
     n, d = rows.shape
     block_signs, column_signs = _projection(-(-d // BLOCK))
-    products, agreeing = np.zeros((n + 1, n + 1)), np.zeros(n, dtype=np.int64)
-    projected = np.zeros((n, BLOCK))
-    buffer = np.empty((n + 1, min(BLOCK, d)))
+    gram, agreeing, projected = np.zeros((n, n)), np.zeros(n, dtype=np.int64), np.zeros((n, BLOCK))
+    differing = np.empty((n, BLOCK), dtype=np.int32)
     with one_blas_thread():
-        for sign, columns in zip(block_signs, column_blocks(d), strict=True):
+        for sign, (columns, block) in zip(block_signs, double_blocks(rows), strict=True):
             width = columns.stop - columns.start
-            block = buffer[:, :width]
-            np.copyto(block[:n], rows[:, columns])
-            np.copyto(block[n], root[columns])
-            products += block @ block.T
-            # The sign bit of an exclusive or is 0 where both signs are the same: no product that could underflow.
-            differing = rows[:, columns].view(np.int32) ^ root[columns].view(np.int32)
-            agreeing += np.count_nonzero(differing >= 0, axis=1)
-            if sign > 0:
-                projected[:, :width] += block[:n]
-            else:
-                projected[:, :width] -= block[:n]
+            gram += block @ block.T
+            add_up = np.add if sign > 0 else np.subtract
+            add_up(projected[:, :width], block, out=projected[:, :width])
+            # The sign bit of an exclusive or, moved down, is -1 where signs differ: no product that could underflow.
+            bits = differing[:, :width]
+            np.bitwise_xor(rows[:, columns].view(np.int32), root[columns].view(np.int32), out=bits)
+            np.right_shift(bits, 31, out=bits)
+            agreeing += width + np.add.reduce(bits, axis=1, dtype=np.int32)
     projected *= column_signs
     return Measurements(
-        gram=products[:n, :n],
-        root_products=products[:n, n],
-        root_norm=float(np.sqrt(products[n, n])),
+        gram=gram,
+        root_products=products_with(deltas, root_delta),
+        root_norm=float(torch.linalg.vector_norm(root_delta, dtype=torch.float64)),
         sign_agreement=agreeing / d,
         sketches=projected.reshape(n, -1, SKETCH).sum(axis=1),
     )
