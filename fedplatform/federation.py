@@ -15,6 +15,7 @@ from fedplatform.data.splits import Role
 from fedplatform.evaluation import Figures, judge
 from fedplatform.messages import (
     NAN,
+    Aggregate,
     Evidence,
     HospitalRecord,
     HospitalState,
@@ -137,28 +138,35 @@ class Federation:
         if not torch.isfinite(step).all():
             reason = "round without effect: the aggregate is not finite"
             return still, [self._record(reply, number, reason) for reply in replies], state.memory
-        place = {update.hospital_id: row for row, update in enumerate(updates)}
-        records = []
-        for reply in replies:
-            record = self._record(reply, number, reply.reason)
-            if reply.update is not None:
-                row = place[reply.hospital_id]
-                hostile = bool(aggregate.hostile[row])
-                record = replace(
-                    record,
-                    weight=float(aggregate.weights[row]),
-                    norm=float(torch.linalg.vector_norm(deltas[row])),
-                    cosine=float(torch.nn.functional.cosine_similarity(deltas[row], aggregate.delta, dim=0)),
-                    state=HospitalState.HOSTILE if hostile else reply.state,
-                    reason="shut out by the aggregation rule" if hostile else reply.reason,
-                )
-                if aggregate.judgements:
-                    judgement = asdict(aggregate.judgements[row])
-                    del judgement["norm"]  # the record has it already
-                    reason = judgement.pop("reason") or record.reason
-                    record = replace(record, reason=reason, **judgement)
-            records.append(record)
+        rows = {update.hospital_id: row for row, update in enumerate(updates)}
+        records = [
+            self._judged(self._record(reply, number, reply.reason), rows.get(reply.hospital_id), deltas, aggregate)
+            for reply in replies
+        ]
         return step.numpy().astype(np.float32, copy=False), records, aggregate.memory
+
+    @staticmethod
+    def _judged(record: HospitalRecord, row: int | None, deltas: torch.Tensor, aggregate: Aggregate) -> HospitalRecord:
+        """The record of a hospital with what the rule made of its update, in ``row``; None where none was usable."""
+        if row is None:
+            return record
+        hostile = bool(aggregate.hostile[row])
+        record = replace(
+            record,
+            weight=float(aggregate.weights[row]),
+            norm=float(torch.linalg.vector_norm(deltas[row])),
+            cosine=float(torch.nn.functional.cosine_similarity(deltas[row], aggregate.delta, dim=0)),
+            state=HospitalState.HOSTILE if hostile else record.state,
+            reason="shut out by the aggregation rule" if hostile else record.reason,
+        )
+        if aggregate.judgements:
+            judgement = asdict(aggregate.judgements[row])
+            del judgement["norm"]  # the record has it already
+            reason = judgement.pop("reason") or record.reason
+            record = replace(record, reason=reason, **judgement)
+        if not aggregate.weights.any():
+            record = replace(record, reason=f"round without effect: the rule trusts nobody; {record.reason}")
+        return record
 
     def _record(self, reply: Reply, number: int, reason: str) -> HospitalRecord:
         update = reply.update

@@ -102,14 +102,17 @@ class RootInRound:
 
     def _train(self, scans: np.ndarray, *, flip: bool, generator: torch.Generator) -> torch.Tensor:
         """The shared part of what training on some of the root scans gives; (d,)."""
-        hospital = self.hospital
+        hospital, training = self.hospital, self.hospital.trainer.training
         labels = hospital.training_labels[scans]
+        number = min(
+            self.round_number, training.rounds
+        )  # played rounds may outnumber the real ones; the step size ends
         delta, _, _ = hospital.trainer.fit(
             self.weights,
             hospital.personal,
             images=hospital.training_images[scans],
             labels=self._num_classes - 1 - labels if flip else labels,
-            learning_rate=hospital.trainer.training.learning_rate_in(self.round_number),
+            learning_rate=training.learning_rate_in(number),
             generator=generator,
             should_stop=never,
         )

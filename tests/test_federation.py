@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +146,34 @@ def test_an_aggregate_that_overflows_never_becomes_the_model() -> None:
     state, report = federation(*(reported(name, huge) for name in "abc"), rule=Sum()).run_round(start(federation()))
     assert not state.weights.any()
     assert "the aggregate is not finite" in report.hospitals[0].reason
+
+
+def test_a_round_in_which_nobody_is_trusted_moves_nothing_and_says_so() -> None:
+    class TrustsNobody:
+        def __call__(self, deltas, evidence):
+            nobody = torch.zeros(len(deltas), dtype=torch.float64)
+            return Aggregate(torch.zeros(deltas.shape[1]), nobody, nobody == 0)
+
+    step = np.ones(LAYOUT.size, np.float32)
+    server = federation(reported("a", step), reported("b", step), rule=TrustsNobody())
+    state, report = server.run_round(start(server))
+    assert not state.weights.any()
+    assert all(record.state == HospitalState.HOSTILE for record in report.hospitals)
+    assert all("the rule trusts nobody" in record.reason for record in report.hospitals)
+
+
+def test_what_a_rule_remembers_comes_back_to_it_in_the_next_round() -> None:
+    class Counts:
+        def __call__(self, deltas, evidence):
+            aggregate = Mean()(deltas, evidence)
+            return replace(aggregate, memory=(evidence.memory or 0) + 1)
+
+    server = federation(reported("a", np.ones(LAYOUT.size, np.float32)), rule=Counts())
+    state, _ = server.run_round(start(server))
+    assert state.memory == 1
+    late = federation(Reply("a", HospitalState.LATE), rule=Counts())
+    state, _ = late.run_round(state)
+    assert state.memory == 1, "a round below the quorum must not lose what was learned"
 
 
 def test_batch_normalisation_enters_no_norm_and_no_distance() -> None:

@@ -16,7 +16,10 @@ def combine_statistics(rule: Aggregator, statistics: torch.Tensor, *, aggregate:
 
     Means and variances live on their own scale, so they enter no distance, cosine or norm, and being found honest
     elsewhere says nothing of them: a plain mean applies its own weights, every other rule the coordinate-wise median.
+    A rule that trusts nobody moves them no more than the weights.
     """
+    if not aggregate.weights.any():
+        return torch.zeros(statistics.shape[1])
     if isinstance(rule, Mean | WeightedMean):
         return combine(aggregate.weights.numpy(), statistics)
     return mean_of_ranks(statistics, *median_ranks(len(statistics)))
