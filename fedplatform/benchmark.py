@@ -27,6 +27,7 @@ from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from fedplatform.aggregation import Aggregator, Mixed
+from fedplatform.aggregation.geometry import combine
 from fedplatform.cohort import InProcessCohort
 from fedplatform.comparison import CENTRAL, NEAREST_NEIGHBOUR, nearest_neighbour
 from fedplatform.data.error import DataError
@@ -35,7 +36,7 @@ from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
 from fedplatform.engine import ServerRole, cohort_plan
 from fedplatform.experiment import Experiment, ExperimentError, parse_rule
-from fedplatform.messages import NAN, HospitalRecord, HospitalState, RoundReport
+from fedplatform.messages import NAN, Aggregate, Evidence, HospitalRecord, HospitalState, RoundReport
 from fedplatform.report import comparison_markdown
 from fedplatform.run import partition_data
 from fedplatform.specification import nearest
@@ -51,6 +52,8 @@ DATASETS: Mapping[str, Mapping[str, object]] = {
     "cifar10": {"size": 32, "scans": 5000, "rounds": 15, "batch_size": 32},  # 20 s
 }
 
+HONEST_ONLY = "honest_only"
+REFERENCES = (NEAREST_NEIGHBOUR, CENTRAL, HONEST_ONLY)
 OURS = "trust"
 RULES = (
     "mean",
@@ -147,9 +150,26 @@ class Cell:
         """The same network with the same budget on all scans in one place."""
         return self.without_rule().replace(hospitals=1, liars=0, f=0, quorum=1, partition="iid")
 
+    def honest_only(self) -> Experiment:
+        """The mean under a server that knows who lies and leaves them out: their scans are lost, and no more."""
+        experiment = self.without_rule()
+        return experiment.replace(rule=HonestMean(experiment.who_lies().hospital_ids))
+
     def key(self) -> dict[str, object]:
         """The columns that tell cells apart."""
         return {name: getattr(self, name, self.settings.get(name)) for name in CELL}
+
+
+@dataclass(frozen=True)
+class HonestMean:
+    """The mean of all but ``liars``: no rule, for no server knows them, but what the best judge could reach."""
+
+    liars: tuple[str, ...]
+
+    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+        hostile = np.array([name in self.liars for name in evidence.hospital_ids])
+        weights = ~hostile / max((~hostile).sum(), 1)
+        return Aggregate(combine(weights, deltas), torch.from_numpy(weights), torch.from_numpy(hostile))
 
 
 @dataclass(frozen=True)
@@ -157,8 +177,8 @@ class Benchmark:
     """Which cells to fill: every rule against every attack, on every split, for every seed.
 
     ``settings`` are those of an :class:`Experiment`, the same for every rule: optimiser, rounds, root set, liars.
-    Rules, attacks and splits are names as on the command line. Two references come first on each split and seed: the
-    nearest neighbour by raw pixels, and the same network trained centrally.
+    Rules, attacks and splits are names as on the command line. Three references come first on each split and seed: the
+    nearest neighbour by raw pixels, the same network trained centrally, and the mean of the honest hospitals alone.
     """
 
     dataset: str
@@ -182,7 +202,7 @@ class Benchmark:
     def cells(self) -> list[Cell]:
         """All cells in order: a table that is cut off after any of them is a smaller table, and not a torn one."""
         attacks = sorted(self.attacks, key=lambda attack: attack != "none")
-        pairs = [(NEAREST_NEIGHBOUR, "none"), (CENTRAL, "none")]
+        pairs = [(reference, "none") for reference in REFERENCES]
         pairs += [(rule, attack) for attack in attacks for rule in self.rules]
         return [
             Cell(self.dataset, split, rule, attack, seed, self.settings)
@@ -243,7 +263,7 @@ def fill_cell(cell: Cell, shards: Path, scratch: Path) -> Filled:
                 cell, DONE, figures={"accuracy": found.accuracy, "macro_f1": found.macro_f1, "auc": found.auc}
             )
         try:
-            experiment = cell.central() if cell.rule == CENTRAL else cell.experiment()
+            experiment = {CENTRAL: cell.central, HONEST_ONLY: cell.honest_only}.get(cell.rule, cell.experiment)()
         except ValueError as error:
             return Filled(cell, INFEASIBLE, in_one_line(error))
         reports = _play(experiment, shards, scratch)
@@ -582,4 +602,4 @@ def _paired_markdown(pairs: pd.DataFrame) -> str:
 
 
 def _defences(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[(frame["status"] == DONE) & ~frame["rule"].isin([NEAREST_NEIGHBOUR, CENTRAL])]
+    return frame[(frame["status"] == DONE) & ~frame["rule"].isin(REFERENCES)]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -24,6 +25,7 @@ from fedplatform.benchmark import (
     DATASETS,
     FIGURES,
     PUBLISHED,
+    REFERENCES,
     RULES,
     SPLITS,
     Benchmark,
@@ -46,7 +48,7 @@ from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
 from fedplatform.engine import InProcessEngine
 from fedplatform.experiment import ExperimentError
-from fedplatform.messages import HospitalRecord, HospitalState
+from fedplatform.messages import Evidence, HospitalRecord, HospitalState
 from fedplatform.run import partition_data
 
 TINY: dict[str, object] = {
@@ -150,7 +152,7 @@ def test_every_cell_has_its_row_in_the_order_of_the_table(
 ) -> None:
     _, frame, _ = filled
     rows = [
-        ("nearest_neighbour", "none"), ("central", "none"),
+        ("nearest_neighbour", "none"), ("central", "none"), ("honest_only", "none"),
         ("mean", "none"), ("bulyan", "none"), ("nnm+median", "none"),
         ("mean", "sign_flip"), ("bulyan", "sign_flip"), ("nnm+median", "sign_flip"),
     ]  # fmt: skip
@@ -163,9 +165,21 @@ def test_every_cell_has_its_row_in_the_order_of_the_table(
     assert set(frame["rounds"]) == {5}
     done = frame[frame["status"] == "done"]
     assert done["accuracy"].between(0, 1).all()
-    federated = done[~done["rule"].isin(["nearest_neighbour", "central"])]
+    federated = done[~done["rule"].isin(REFERENCES)]
     assert (federated["seconds"] >= federated["train_seconds"] + federated["aggregate_seconds"]).all()
     assert federated["worst_hospital_accuracy"].between(0, 1).all()
+
+
+def test_the_mean_of_the_honest_alone_leaves_out_the_liars_and_nobody_else() -> None:
+    cell = tiny(attacks=("none",), seeds=(0,)).cells()[2]
+    experiment = cell.honest_only()
+    liars = experiment.who_lies().hospital_ids
+    names = experiment.hospital_ids()
+    deltas = torch.eye(len(names))
+    evidence = Evidence(names, torch.ones(len(names)).long(), torch.zeros(len(names)), torch.Generator())
+    step = experiment.rule(deltas, evidence).delta
+    assert [name for name, value in zip(names, step, strict=True) if not value] == list(liars)
+    assert float(step.max()) == pytest.approx(1 / (len(names) - len(liars)))
 
 
 def test_an_infeasible_rule_is_a_row_with_its_reason_and_without_figures(
@@ -192,7 +206,12 @@ def test_the_files_hold_the_table_and_every_hospital_in_every_round(
     sizes = hospitals.groupby(["rule", "attack", "seed"]).size()
     assert sizes.to_dict() == {
         (rule, attack, seed): {"central": 5}.get(rule, 25)
-        for rule, attacks in {"central": ["none"], "mean": tiny().attacks, "nnm+median": tiny().attacks}.items()
+        for rule, attacks in {
+            "central": ["none"],
+            "honest_only": ["none"],
+            "mean": tiny().attacks,
+            "nnm+median": tiny().attacks,
+        }.items()
         for attack in attacks
         for seed in (0, 1)
     }
@@ -205,8 +224,8 @@ def test_the_observer_hears_of_every_cell_and_of_the_time_left(
 ) -> None:
     _, _, heard = filled
     finished = [progress for progress in heard if progress.last is not None]
-    assert [progress.done for progress in finished] == list(range(1, 17))
-    assert {progress.total for progress in finished} == {16}
+    assert [progress.done for progress in finished] == list(range(1, 19))
+    assert {progress.total for progress in finished} == {18}
     assert finished[-1].seconds_left == 0
     assert finished[7].seconds_left > 0
     assert {progress.last.cell.name for progress in finished if progress.last} == {cell.name for cell in tiny().cells()}
@@ -254,13 +273,13 @@ def test_a_failed_cell_is_recorded_and_tried_again(digits: Path, plugins: Path, 
     late = tmp_path / "late"
     grid = tiny(rules=(f"{plugins}:Waiting(file='{late}')", "mean"), attacks=("none",), seeds=(0,))
     first = fill(grid, folder=tmp_path / "new", jobs=1, data_folder=digits)
-    assert first["status"].tolist() == ["done", "done", "failed", "done"]
-    assert first["reason"].tolist() == ["", "", "RuntimeError: nothing there yet", ""]
+    assert first["status"].tolist() == ["done", "done", "done", "failed", "done"]
+    assert first["reason"].tolist() == ["", "", "", "RuntimeError: nothing there yet", ""]
     late.touch()
     second = fill(grid, folder=tmp_path / "new", jobs=1, data_folder=digits)
-    assert second["status"].tolist() == ["done"] * 4
-    assert second["reason"].tolist() == [""] * 4
-    assert second["accuracy"][2] == second["accuracy"][3]
+    assert second["status"].tolist() == ["done"] * 5
+    assert second["reason"].tolist() == [""] * 5
+    assert second["accuracy"][3] == second["accuracy"][4]
 
 
 def test_a_worker_that_dies_is_said_in_one_line_and_what_was_done_is_kept(
@@ -270,7 +289,7 @@ def test_a_worker_that_dies_is_said_in_one_line_and_what_was_done_is_kept(
     with pytest.raises(ExperimentError, match="a worker process died"):
         fill(grid, folder=tmp_path / "new", jobs=1, data_folder=digits)
     kept = pd.read_parquet(tmp_path / "new" / "trust.parquet")
-    assert kept["rule"].tolist() == ["nearest_neighbour", "central", "mean"]
+    assert kept["rule"].tolist() == ["nearest_neighbour", "central", "honest_only", "mean"]
 
 
 @pytest.fixture(scope="module")
@@ -332,10 +351,10 @@ def test_every_cell_of_a_seed_trains_the_same_network_on_the_same_data() -> None
 
 def test_a_cut_off_table_is_a_smaller_table() -> None:
     cells = tiny(splits=("iid", "dirichlet_0.1"), attacks=("alie", "none", "ipm"), seeds=(4, 2)).cells()
-    assert [cell.seed for cell in cells] == [4] * 22 + [2] * 22
-    assert [cell.split for cell in cells[:22]] == ["iid"] * 11 + ["dirichlet_0.1"] * 11
-    assert [cell.attack for cell in cells[:11]] == ["none"] * 5 + ["alie"] * 3 + ["ipm"] * 3
-    assert [cell.rule for cell in cells[5:8]] == ["mean", "bulyan", "nnm+median"]
+    assert [cell.seed for cell in cells] == [4] * 24 + [2] * 24
+    assert [cell.split for cell in cells[:24]] == ["iid"] * 12 + ["dirichlet_0.1"] * 12
+    assert [cell.attack for cell in cells[:12]] == ["none"] * 6 + ["alie"] * 3 + ["ipm"] * 3
+    assert [cell.rule for cell in cells[6:9]] == ["mean", "bulyan", "nnm+median"]
 
 
 @pytest.mark.parametrize("dataset", list(DATASETS))
@@ -344,7 +363,7 @@ def test_every_data_set_has_settings_that_can_run(dataset: str) -> None:
     assert found["data"] == dataset
     assert found["algorithm"] == "fedbn_p"
     assert not {"rule", "attack", "partition", "seed"} & set(found)
-    assert len(Benchmark(dataset, found).cells()) == 3 * len(SPLITS) * (2 + len(RULES) * len(ATTACKS))
+    assert len(Benchmark(dataset, found).cells()) == 3 * len(SPLITS) * (len(REFERENCES) + len(RULES) * len(ATTACKS))
 
 
 @pytest.mark.parametrize(
@@ -514,7 +533,7 @@ def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(digits: Path, tm
     words = command(digits, tmp_path, "--rules", "mean,krum", "--attacks", "none", "--rounds", "6")
     started = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert started.stdout is not None
-    assert started.stdout.readline().startswith("1/4  iid, nearest_neighbour against none, seed 0: accuracy")
+    assert started.stdout.readline().startswith("1/5  iid, nearest_neighbour against none, seed 0: accuracy")
     os.killpg(started.pid, signal.SIGINT)  # as a terminal does: to the command and its workers
     _, complaint = started.communicate(timeout=120)
     assert (started.returncode, complaint.count("\n")) == (130, 1)
@@ -524,7 +543,7 @@ def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(digits: Path, tm
     again = subprocess.run(words, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert "nearest_neighbour against none" not in again.stdout
-    assert "4/4  iid, krum against none, seed 0: accuracy" in again.stdout
+    assert "5/5  iid, krum against none, seed 0: accuracy" in again.stdout
     assert "| rule | none | worst |" in (tmp_path / "t" / "trust.md").read_text()
 
 

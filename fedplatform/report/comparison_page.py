@@ -40,7 +40,8 @@ def _markdown(grid: Grid, what: str) -> str:
     def text(row: Row, cell: Cell | None) -> str:
         if cell is None:
             return "–"
-        return f"{f'**{cell.text}**' if grid.is_best(row, cell) else cell.text} (n={cell.seeds})"
+        fewer = f" (n={cell.seeds})" if cell.seeds < grid.seeds else ""
+        return f"{f'**{cell.text}**' if grid.is_best(row, cell) else cell.text}{fewer}"
 
     def worst(row: Row) -> str:
         return "–" if row.is_reference else f"{100 * row.worst.mean:.1f} ({row.worst.attack})"
@@ -48,4 +49,5 @@ def _markdown(grid: Grid, what: str) -> str:
     lines = [["rule", *grid.attacks, "worst"], ["---", *["---:"] * (len(grid.attacks) + 1)]]
     lines += [[row.rule, *(text(row, cell) for cell in row.cells), worst(row)] for row in grid.rows]
     body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"{grid.title}; {what} in percent, mean ± sd over n seeds\n\n{body}"
+    spread = f"mean ± sd over {grid.seeds} seeds (n where fewer)" if grid.seeds > 1 else "one seed"
+    return f"{grid.title}; {what} in percent, {spread}\n\n{body}"

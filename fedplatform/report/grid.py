@@ -13,7 +13,7 @@ from fedplatform.report.wording import count
 
 Metric = Literal["accuracy", "macro_f1"]
 
-REFERENCES = ("nearest_neighbour", "central")
+REFERENCES = ("nearest_neighbour", "central", "honest_only")
 COLUMNS = (
     ("dataset", "split", "rule", "attack", "hospitals", "liars", "rounds", "seed"),
     ("accuracy", "macro_f1", "auc"),
@@ -62,6 +62,11 @@ class Grid:
     attacks: tuple[str, ...]
     rows: tuple[Row, ...]
     best: dict[str, float]  # the highest mean of a defence, by attack
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds the fullest cell has."""
+        return max(cell.seeds for row in self.rows for cell in row.cells if cell)
 
     def is_best(self, row: Row, cell: Cell) -> bool:
         """Whether no other defence does better against this attack."""
