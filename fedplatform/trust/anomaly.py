@@ -9,7 +9,7 @@ import numpy as np
 from fedplatform.trust.fingerprint import COPY, FEATURES, Fingerprints
 
 COPYING = 4  # the column of severities
-MOST_HARM = 0.5  # harm alone never shuts out: a hospital whose scanner the root set does not know harms it, too
+HARM_ALONE = 0.5  # harm alone never shuts out: a hospital whose scanner the root set does not know harms it, too
 ERROR, ROOT, PEER, NORM, SIGN, SHAPLEY = range(len(FEATURES))
 
 
@@ -20,7 +20,7 @@ class AnomalyDetection:
     The paper gives no formulas; these are this project's. Each test maps a robust z-score to a severity from 0 at its
     first bound to 1 at its second. A direction is strange where both the cosine to the root update and the shared signs
     lie far below the round's, and the cosine is not positive: hospitals with rare data point elsewhere, not back. Harm
-    to the root set goes no further than half.
+    to the root set goes no further than half, unless the update also points back.
     """
 
     length: tuple[float, float] = (3.0, 6.0)
@@ -33,11 +33,12 @@ class AnomalyDetection:
         values, z = fingerprints.values, fingerprints.z
         median_norm = float(np.median(values[:, NORM])) or 1.0
         away = -(z[:, ROOT] + z[:, SIGN]) / 2
+        backwards = values[:, ROOT] <= 0
         severities = np.column_stack(
             [
                 ramp(z[:, NORM], self.length),
                 ramp(away, self.direction) * ramp(-values[:, ROOT], (-0.05, 0.05)),
-                MOST_HARM * ramp(-z[:, SHAPLEY], self.harm) * (values[:, SHAPLEY] < 0),
+                ramp(-z[:, SHAPLEY], self.harm) * (values[:, SHAPLEY] < 0) * np.where(backwards, 1.0, HARM_ALONE),
                 ramp(z[:, ERROR], self.strangeness),
                 fingerprints.closest >= COPY,
             ]
