@@ -191,6 +191,17 @@ def test_settling_measures_the_statistics_of_the_broadcast_weights() -> None:
     assert torch.equal(settled["body.1.weight"], trainer.initial_personal["body.1.weight"])
 
 
+def test_settling_looks_at_all_classes_of_a_shard_that_is_sorted_by_class() -> None:
+    trainer = Trainer(settings())
+    dark, bright = np.zeros((400, 1, 32, 32), np.uint8), np.full((400, 1, 32, 32), 255, np.uint8)
+    settled = trainer.settle(trainer.initial_weights, trainer.initial_personal, np.concatenate([dark, bright]))
+    trainer.load(trainer.initial_weights, trainer.initial_personal)
+    means = [
+        trainer.model.body[0]((to_images(half[:1]) - 0.5) / 0.25).mean((0, 2, 3)).detach() for half in (dark, bright)
+    ]
+    np.testing.assert_allclose(settled["body.1.running_mean"], (means[0] + means[1]) / 2, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
 def test_networks_of_timm_take_any_size_and_grey_pictures(name: str) -> None:
     model = TimmModel(name)(channels=1, num_classes=3, size=64)
