@@ -7,7 +7,6 @@ machine: no run folder and no tracking a cell, a small network, few scans, one p
 from __future__ import annotations
 
 import itertools
-import json
 import multiprocessing
 import signal
 import tempfile
@@ -29,7 +28,7 @@ from threadpoolctl import threadpool_limits
 from fedplatform.aggregation import Aggregator, Mixed
 from fedplatform.aggregation.geometry import combine
 from fedplatform.cohort import InProcessCohort
-from fedplatform.comparison import CENTRAL, NEAREST_NEIGHBOUR, nearest_neighbour
+from fedplatform.comparison import CENTRAL, NEAREST_NEIGHBOUR, claim, nearest_neighbour
 from fedplatform.data.error import DataError
 from fedplatform.data.partition import PARTITIONS, Partition
 from fedplatform.data.shards import Manifest
@@ -416,7 +415,7 @@ def fill(
         partition_of(split)
     cells = benchmark.cells()
     cells[0].without_rule().open_data(data_folder)
-    _claim(folder, benchmark.settings)
+    claim(folder, benchmark.settings, what="benchmark")
     results = Results(folder, cells)
     left = [cell for cell in cells if not results.has(cell)]
     done = len(cells) - len(left)
@@ -487,25 +486,6 @@ def _settle_in() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a word
     torch.set_num_threads(1)
     threadpool_limits(1)
-
-
-def _claim(folder: Path, settings: Mapping[str, object]) -> None:
-    """Make the folder this benchmark's own, so that a table never mixes settings."""
-    file = folder / "benchmark.json"
-    if file.exists():
-        found = json.loads(file.read_text())
-        other = next((key for key in {**settings, **found} if found.get(key) != settings.get(key)), None)
-        if other:
-            raise ExperimentError(
-                f"{folder} holds a benchmark with {other}={found.get(other)!r}, got {settings.get(other)!r}; "
-                "choose another --name"
-            )
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(dict(settings), indent=2) + "\n")
-    except OSError as error:
-        raise ExperimentError(f"cannot write in {folder}: {error.strerror}") from error
 
 
 def in_one_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +109,8 @@ def compare(
     ``announce(cell, number, total)`` hears which cell comes next and answers who observes its rounds. Raises
     :class:`ExperimentError` where the folder holds another comparison.
     """
-    _claim(folder, grid.base)
+    settings = {key: value for key, value in grid.base.settings().items() if key not in ("seed", "rule", "attack")}
+    claim(folder, settings, what="comparison")
     results = Results(folder / "results.csv")
     rows = grid.rows()
     for number, (rule, cell) in enumerate(rows, start=1):
@@ -159,21 +160,23 @@ def nearest_neighbour(shards: Path) -> Figures:
     return judge([Predictions("all", Role.TEST, answers, labels, float("nan"))], num_classes=len(manifest.classes))
 
 
-def _claim(folder: Path, base: Experiment) -> None:
-    """Make the folder this comparison's own, so that a table never mixes settings."""
-    settings = {key: value for key, value in base.settings().items() if key not in ("seed", "rule", "attack")}
-    file = folder / "comparison.yaml"
+def claim(folder: Path, settings: Mapping[str, object], *, what: str) -> None:
+    """Make the folder this table's own, so that it never mixes settings; ``what`` is ``comparison`` or the like.
+
+    Raises :class:`ExperimentError` where it holds one with other settings, or cannot be written.
+    """
+    file = folder / f"{what}.yaml"
     if file.exists():
         found = yaml.safe_load(file.read_text())
-        other = next((key for key in settings if found.get(key) != settings[key]), None)
+        other = next((key for key in {**settings, **found} if found.get(key) != settings.get(key)), None)
         if other:
             raise ExperimentError(
-                f"{folder} holds a comparison with {other}={found.get(other)!r}, got {settings[other]!r}; "
+                f"{folder} holds a {what} with {other}={found.get(other)!r}, got {settings.get(other)!r}; "
                 "choose another --name"
             )
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(settings, sort_keys=False))
+        file.write_text(yaml.safe_dump(dict(settings), sort_keys=False))
     except OSError as error:
         raise ExperimentError(f"cannot write in {folder}: {error.strerror}") from error

@@ -298,8 +298,9 @@ class Experiment(BaseModel):
 
 def try_rule(rule: Aggregator, *, hospitals: int, has_root: bool) -> None:
     """Try a rule, so that an infeasible one is refused before anybody trains: ask it, or run it on random updates."""
-    if isinstance(rule, OptiGradTrust):
-        rule.require(hospitals=hospitals, has_root=has_root)
+    require = getattr(rule, "require", None)
+    if require is not None:
+        require(hospitals=hospitals, has_root=has_root)
         return
     generator = torch.Generator().manual_seed(0)
     rule(

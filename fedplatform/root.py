@@ -22,12 +22,15 @@ class RootSet:
 
     def __init__(self, hospital: Hospital) -> None:
         self.hospital = hospital
+        self._images = to_images(hospital.training_images)
+        self._labels = torch.from_numpy(hospital.training_labels.copy())
 
     def at(self, weights: np.ndarray, round_number: int) -> RootInRound:
         """The root set in one round, from the broadcast ``weights`` (d,); trains the server's own update."""
         shared = self.hospital.trainer.layout.num_shared
         update = self.hospital.train(weights, round_number)
-        return RootInRound(self.hospital, weights, round_number, torch.from_numpy(update.delta[:shared]))
+        delta = torch.from_numpy(update.delta[:shared])
+        return RootInRound(self.hospital, self._images, self._labels, weights, round_number, delta)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,8 @@ class RootInRound:
     """:class:`fedplatform.messages.Root` for one broadcast; ``delta`` is the server's own update, shared part only."""
 
     hospital: Hospital
+    images: torch.Tensor
+    labels: torch.Tensor
     weights: np.ndarray
     round_number: int
     delta: torch.Tensor
@@ -45,31 +50,32 @@ class RootInRound:
         Batch normalisation takes its statistics from the root scans under the very weights that are judged, as every
         hospital does before it uses them.
         """
-        trainer, labels = self.hospital.trainer, torch.from_numpy(self.hospital.training_labels.copy())
-        images = to_images(self.hospital.training_images)
-        losses = np.empty(len(steps))
-        for row, step in enumerate(steps.numpy()):
-            stepped = self.weights.copy()
-            stepped[: len(step)] += step
-            trainer.load(stepped, self.hospital.personal)
-            trainer.model.train()
-            with torch.no_grad():
-                losses[row] = functional.cross_entropy(trainer.model(images), labels).item()
-        return np.nan_to_num(losses, nan=BROKEN, posinf=BROKEN)
+        with torch.no_grad():
+            losses = np.array([self._loss(step).item() for step in steps])
+        finite: np.ndarray = np.nan_to_num(losses, nan=BROKEN, posinf=BROKEN)
+        return finite
 
     def gradient(self, step: torch.Tensor) -> torch.Tensor:
         """Gradient (d,) of that loss in the weights after one step (d,)."""
         trainer = self.hospital.trainer
-        stepped = self.weights.copy()
-        stepped[: len(step)] += step.numpy()
-        trainer.load(stepped, self.hospital.personal)
-        trainer.model.train()
         trainer.model.zero_grad()
-        labels = torch.from_numpy(self.hospital.training_labels.copy())
-        functional.cross_entropy(trainer.model(to_images(self.hospital.training_images)), labels).backward()
+        self._loss(step).backward()
         slopes = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
         parts = [slopes[name] for name in trainer.layout.shared_names]
         return torch.cat([part.reshape(-1) for part in parts if part is not None]).nan_to_num()
+
+    def _loss(self, step: torch.Tensor) -> torch.Tensor:
+        """The loss after one step (d,), with its graph where gradients are on."""
+        trainer = self.hospital.trainer
+        trainer.load(self._stepped(step), self.hospital.personal)
+        trainer.model.train()
+        return functional.cross_entropy(trainer.model(self.images), self.labels)
+
+    def _stepped(self, step: torch.Tensor) -> np.ndarray:
+        """The broadcast weights after a step of their shared part."""
+        stepped = self.weights.copy()
+        stepped[: len(step)] += step.numpy()
+        return stepped
 
     def rehearse(self, *, num_hospitals: int, num_rounds: int, generator: torch.Generator) -> list[Rehearsal]:
         """Rounds of a federation that the server plays by itself from the broadcast weights.
@@ -86,10 +92,8 @@ class RootInRound:
             flipped = torch.stack([now._train(scans, flip=True, generator=generator) for scans in dealt])
             rounds.append(Rehearsal(honest, flipped, now.delta, previous, now))
             previous = honest.mean(dim=0)
-            weights = now.weights.copy()
-            weights[: len(previous)] += previous.numpy()
-            everything = np.arange(len(self.hospital.training_labels))
-            now = replace(now, weights=weights, round_number=now.round_number + 1)
+            everything = np.arange(len(self.labels))
+            now = replace(now, weights=now._stepped(previous), round_number=now.round_number + 1)
             now = replace(now, delta=now._train(everything, flip=False, generator=generator))
         return rounds
 
@@ -104,9 +108,8 @@ class RootInRound:
         """The shared part of what training on some of the root scans gives; (d,)."""
         hospital, training = self.hospital, self.hospital.trainer.training
         labels = hospital.training_labels[scans]
-        number = min(
-            self.round_number, training.rounds
-        )  # played rounds may outnumber the real ones; the step size ends
+        # Played rounds may outnumber the real ones, and after the last the step size is zero.
+        number = min(self.round_number, training.rounds)
         delta, _, _ = hospital.trainer.fit(
             self.weights,
             hospital.personal,

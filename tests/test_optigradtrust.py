@@ -22,7 +22,7 @@ from fedplatform.run import run
 from fedplatform.trust import SCORERS, OptiGradTrust
 from fedplatform.trust.descent import Descent, at_most
 from fedplatform.trust.optigradtrust import TrustMemory
-from fedplatform.trust.rehearsal import lessons_from
+from fedplatform.trust.rehearsal import honest_sketches, lessons_from
 from fedplatform.trust.update_vae import UpdateVae
 
 D = 600
@@ -206,11 +206,14 @@ def test_the_rehearsal_never_plays_the_attack_that_it_must_not_know() -> None:
     played = root.rehearse(num_hospitals=6, num_rounds=2, generator=torch.Generator().manual_seed(0))
     state = UpdateVae().fit(np.random.default_rng(0).normal(size=(8, 512)), generator=torch.Generator(), steps=1)
 
+    sketches = honest_sketches(played)
+
     def taught(unseen: str) -> set[str]:
         generator = torch.Generator().manual_seed(1)
-        return {
-            x.attack for x in lessons_from(played, unseen=unseen, vae=UpdateVae(), state=state, generator=generator)
-        }
+        lessons = lessons_from(
+            played, sketches=sketches, unseen=unseen, vae=UpdateVae(), state=state, generator=generator
+        )
+        return {lesson.attack for lesson in lessons}
 
     everything = taught("")
     assert everything <= {"none", *ATTACKS}

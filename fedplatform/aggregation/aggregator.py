@@ -16,7 +16,9 @@ class Aggregator(Protocol):
     An implementation is a frozen dataclass whose fields are its settings (``TrimmedMean(f=2)``). ``deltas`` is (n, d)
     float32, finite, one row a hospital in a fixed order, and is never written to; ``evidence`` is what else the server
     knows. Raises ValueError, with the rule and the numbers got, where n and f are infeasible. A rule that compares with
-    the server's own update says so by a class attribute ``needs_root = True``; others are spared its cost.
+    the server's own update says so by a class attribute ``needs_root = True``; others are spared its cost. A rule that
+    random updates cannot try out says where it cannot work by a method ``require(*, hospitals, has_root)``, which
+    raises ValueError.
     """
 
     def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate: ...

@@ -28,8 +28,7 @@ class FingerprintAware:
     lowest inner product with the honest mean, and share as much as they can of the direction -sign(mean).
 
     The bounds leave room only as far as honest updates differ, so it harms less than attacks that do not hide from the
-    fingerprint: of ten hospitals with handwritten digits three liars cost a plain mean five points of accuracy where
-    classes are unevenly spread, and one point where they are not. Where the liars find no updates that keep all bounds
+    fingerprint (docs/results.md has the figures). Where the liars find no updates that keep all bounds
     (few coordinates, fewer than six honest hospitals, or less than two more of them than liars), they send what breaks
     them least.
     """

@@ -61,8 +61,8 @@ class OptiGradTrust:
     ``fall`` and ``rise`` are of :class:`Reputation`, whose value enters to the power ``reputation_power`` (0 forgets:
     it neither weighs nor excludes). ``permutations`` and ``smoothing`` are of the Shapley values: how many orders a
     round, and how much of the newest value enters their moving average. ``root_steps`` are of the descent (0: none).
-    ``unseen`` names an attack that the rehearsal
-    leaves out, for tables in which no scorer may have seen the attack that it is judged by.
+    ``unseen`` names an attack that the rehearsal leaves out, for tables in which no scorer may have seen the attack
+    that it is judged by.
     """
 
     scorer: TrustScorer = BY_RULE
@@ -120,7 +120,9 @@ class OptiGradTrust:
         hostile = (trust < DISTRUSTED) | np.array([standing.excluded for standing in after])
         copies = cosines_from(measured.gram) >= COPY
         alone = copies.sum(axis=1) <= 1
-        weights = self._weights(trust, after, evidence.num_examples.numpy(), copies=copies)
+        reputation = np.array([standing.reputation for standing in after])
+        earned = np.where(hostile, 0.0, trust * reputation**self.reputation_power)
+        weights = self._weights(earned, evidence.num_examples.numpy(), copies=copies)
         factors = self._clipping(weights, measured.norms)
         weights = Descent(self.root_steps)(weights, factors, deltas, evidence.root)
         memory = TrustMemory(
@@ -146,7 +148,7 @@ class OptiGradTrust:
         sketches, vae = honest_sketches(rounds), UpdateVae()
         state = vae.fit(sketches, generator=generator, steps=FIRST_STEPS)
         lessons = (
-            lessons_from(rounds, unseen=self.unseen, vae=vae, state=state, generator=generator)
+            lessons_from(rounds, sketches=sketches, unseen=self.unseen, vae=vae, state=state, generator=generator)
             if self.scorer.needs_lessons
             else []
         )
@@ -164,15 +166,11 @@ class OptiGradTrust:
             for name, value in zip(evidence.hospital_ids, estimate.values.tolist(), strict=True)
         }
 
-    def _weights(
-        self, trust: np.ndarray, standings: list[Standing], claims: np.ndarray, *, copies: np.ndarray
-    ) -> np.ndarray:
-        """How much each hospital counts, (n,), summing to 1 or all zero."""
-        reputation = np.array([standing.reputation for standing in standings])
-        out = (trust < DISTRUSTED) | np.array([standing.excluded for standing in standings])
+    def _weights(self, earned: np.ndarray, claims: np.ndarray, *, copies: np.ndarray) -> np.ndarray:
+        """How much each hospital counts, (n,), summing to 1 or all zero, by what it has earned and what it claims."""
         counts = np.minimum(claims, self.count_cap * np.median(claims))
         votes = copies.sum(axis=1).clip(min=1)
-        weights = np.where(out, 0.0, trust * reputation**self.reputation_power * counts) / votes
+        weights = earned * counts / votes
         total = weights.sum()
         shares: np.ndarray = weights / total if total > 0 else weights
         return shares

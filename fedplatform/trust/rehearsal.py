@@ -32,15 +32,22 @@ def honest_sketches(rounds: Sequence[Rehearsal]) -> np.ndarray:
 
 
 def lessons_from(
-    rounds: Sequence[Rehearsal], *, unseen: str, vae: UpdateVae, state: VaeState, generator: torch.Generator
+    rounds: Sequence[Rehearsal],
+    *,
+    sketches: np.ndarray,
+    unseen: str,
+    vae: UpdateVae,
+    state: VaeState,
+    generator: torch.Generator,
 ) -> list[Lesson]:
     """Every played round once without a lie and once under each attack but ``unseen``.
 
     Who lies, and how many, is drawn for each attack and stays the same over its rounds. The lessons of the last played
-    rounds are kept in memory: a table asks for the same ones again for every attack that it leaves out.
+    rounds are kept in memory, known by their ``sketches`` (of :func:`honest_sketches`): a table asks for the same ones
+    again for every attack that it leaves out.
     """
     seed = int(torch.randint(2**62, (1,), generator=generator))
-    key = sha256(honest_sketches(rounds).tobytes() + str(seed).encode()).digest()
+    key = sha256(sketches.tobytes() + str(seed).encode()).digest()
     if key not in _kept:
         _kept.clear()
         _kept[key] = _all_lessons(rounds, vae=vae, state=state, generator=torch.Generator().manual_seed(seed))
