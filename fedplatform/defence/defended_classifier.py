@@ -1,0 +1,177 @@
+"""Detector, purifier, classifier and verdict as one object: what is served is what is attacked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedplatform.defence.certificate import Certificate, certify, step_of
+from fedplatform.defence.detector import Detector
+from fedplatform.defence.diagnosis import Diagnosis
+from fedplatform.defence.gate import Gate
+from fedplatform.defence.noise import Noise
+from fedplatform.defence.purifier import DiffusionPurifier, Purifier
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """All that happened to a batch of n scans on its way through the defence.
+
+    ``logits`` (n, k) are calibrated; ``purified`` (n, c, h, w) is the first purified copy, or the scan itself where its
+    ``depth`` (n,) is 0; ``votes`` (n, copies) are the answers of the copies, -1 where there was none.
+    """
+
+    logits: torch.Tensor
+    scores: torch.Tensor
+    parts: dict[str, torch.Tensor]
+    flagged: torch.Tensor
+    depth: torch.Tensor
+    purified: torch.Tensor
+    votes: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class DefendedClassifier:
+    """One hospital's whole defence (after MedFedPure, Karami et al. 2025, arXiv 2511.11625).
+
+    A scan is classified as it is and after a first purification of ``probe_depth``; how much the two answers differ,
+    and what the masked autoencoder makes of the scan, say how suspicious it is. The gate turns that into a depth; a
+    flagged scan is purified ``copies`` times with fresh noise and the mean probability of the copies decides. Nothing
+    in here knows a label or another scan of the batch. ``logits`` is differentiable through gate, purifier and
+    classifier; ``diagnose`` reports the same passage in words.
+
+    ``noise`` is the default source of randomness, ``temperature`` and ``least_confidence`` come from the hospital's own
+    validation scans.
+    """
+
+    classifier: nn.Module
+    purifier: Purifier
+    gate: Gate
+    noise: Noise
+    detector: Detector | None = None
+    probe_depth: int = 0
+    copies: int = 1
+    temperature: float = 1.0
+    least_confidence: float = 0.0
+
+    def logits(self, images: torch.Tensor, *, noise: Noise | None = None) -> torch.Tensor:
+        """Calibrated logits (n, k) of images (n, c, h, w) in [0, 1]."""
+        return self.passage(images, noise=noise).logits
+
+    def diagnose(self, images: torch.Tensor, *, noise: Noise | None = None) -> list[Diagnosis]:
+        """A diagnosis of each of the images (n, c, h, w) in [0, 1]."""
+        with torch.no_grad():
+            passage = self.passage(images, noise=noise)
+        probabilities = passage.logits.softmax(dim=1)
+        return [
+            Diagnosis(
+                label=int(row.argmax()),
+                referred=bool(row.max() < self.least_confidence),
+                confidence=float(row.max()),
+                probabilities=tuple(row.tolist()),
+                anomaly_score=float(passage.scores[number]),
+                threshold=self.gate.threshold,
+                flagged=bool(passage.flagged[number]),
+                depth=int(passage.depth[number]),
+                votes=tuple(vote for vote in passage.votes[number].tolist() if vote >= 0),
+            )
+            for number, row in enumerate(probabilities)
+        ]
+
+    def certify(
+        self, image: torch.Tensor, *, sigma: float, samples: int, generator: torch.Generator, confidence: float = 0.999
+    ) -> Certificate:
+        """The class of one scan (c, h, w) and the L2 radius within which nothing can change it (pixel units).
+
+        Denoised smoothing (Carlini et al., ICLR 2023): noise of ``sigma``, the purifier's network in one shot at the
+        depth of that noise, the classifier; ``samples`` noisy copies. It holds for the classifier smoothed in this way
+        and not for :meth:`diagnose`. Raises ValueError where the purifier is no diffusion, or has not learned sigma.
+        """
+        if not isinstance(self.purifier, DiffusionPurifier):
+            raise ValueError(f"a certificate needs a diffusion purifier, got {type(self.purifier).__name__}")
+        network = self.purifier.network
+        depth = step_of(sigma, network.abar[: network.t_max + 1])
+
+        def answer(noisy: torch.Tensor) -> torch.Tensor:
+            t = torch.full((len(noisy),), depth)
+            cleaned = (network.denoise(network.signal(t) * (2 * noisy - 1), t) + 1) / 2
+            return self._answer(cleaned.clamp(0, 1)).argmax(dim=1)
+
+        num_classes = self.classifier(image[None]).shape[1]
+        return certify(
+            answer,
+            image,
+            sigma=sigma,
+            num_classes=num_classes,
+            samples=samples,
+            confidence=confidence,
+            generator=generator,
+        )
+
+    def passage(self, images: torch.Tensor, *, noise: Noise | None = None) -> Passage:
+        """Send images (n, c, h, w) through the whole defence."""
+        drawn = (noise or self.noise).draw(images, self.copies)
+        before = self._answer(images)
+        scores, parts = self._examine(images, before, drawn[:, 0])
+        flagged, depth = self.gate.flags(scores), self.gate.depth(scores)
+        usual, purified, votes = self._purify(images, depth.where(~flagged, 0), drawn[:, :1], before)
+        # Where gradients are asked for, every scan is purified as if it were flagged, too: the step between the two
+        # branches has a slope there that an attacker may climb. The values are the same.
+        open_to = torch.ones_like(flagged) if torch.is_grad_enabled() else flagged
+        deep_depth = self.gate.flagged_depth(scores)
+        deep, deep_purified, deep_votes = self._purify(images, deep_depth.where(open_to, 0), drawn, before)
+        opening = self.gate.opening(scores)[:, None]
+        width = votes.shape[1]
+        all_votes = torch.full((len(images), self.copies), -1)
+        all_votes[:, :width] = votes
+        return Passage(
+            logits=usual + opening * (deep - usual),
+            scores=scores,
+            parts=parts,
+            flagged=flagged,
+            depth=depth,
+            purified=deep_purified.where(flagged[:, None, None, None], purified),
+            votes=deep_votes.where(flagged[:, None], all_votes),
+        )
+
+    def _answer(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(images) / self.temperature
+        return logits
+
+    def _examine(
+        self, images: torch.Tensor, before: torch.Tensor, drawn: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The anomaly score of each scan, and its parts; zeros where there is no detector."""
+        if self.detector is None:
+            return images.new_zeros(len(images)), {}
+        after = before
+        if self.detector.compares:
+            probe = torch.full((len(images),), self.probe_depth)
+            after = self._answer(self.purifier(images, probe, drawn))
+        parts = self.detector.parts(images, before, after)
+        return self.detector(parts), parts
+
+    def _purify(
+        self, images: torch.Tensor, depth: torch.Tensor, drawn: torch.Tensor, before: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits (n, k) of the vote of all copies in ``drawn`` (n, copies, c, h, w), the first copy, and the votes.
+
+        A scan of depth 0 keeps its answer ``before`` and has no votes.
+        """
+        copies = drawn.shape[1]
+        votes = torch.full((len(images), copies), -1)
+        rows = depth.nonzero().flatten()
+        if not len(rows):
+            return before, images, votes
+        cleaned = self.purifier(
+            images[rows].repeat_interleave(copies, dim=0),
+            depth[rows].repeat_interleave(copies),
+            drawn[rows].flatten(0, 1),
+        )
+        answers = self._answer(cleaned).log_softmax(dim=1).unflatten(0, (len(rows), copies))
+        votes[rows] = answers.argmax(dim=2)
+        logits = before.index_copy(0, rows, answers.logsumexp(dim=1))
+        purified = images.index_copy(0, rows, cleaned.unflatten(0, (len(rows), copies))[:, 0])
+        return logits, purified, votes

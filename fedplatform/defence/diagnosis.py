@@ -1,0 +1,26 @@
+"""What a hospital is told about one scan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A verdict and what it rests on.
+
+    ``label`` is the answer of the vote; ``referred`` says that it is too doubtful to stand and a radiologist must
+    look. ``probabilities`` are calibrated on the hospital's own validation scans; ``confidence`` is the largest of
+    them. ``anomaly_score`` above ``threshold`` means ``flagged``. ``depth`` is the noise step of the purification, 0
+    where the scan was taken as it is; ``votes`` are the answers of the single purified copies.
+    """
+
+    label: int
+    referred: bool
+    confidence: float
+    probabilities: tuple[float, ...]
+    anomaly_score: float
+    threshold: float
+    flagged: bool
+    depth: int
+    votes: tuple[int, ...]
