@@ -27,19 +27,23 @@ class Figures:
 
 
 def judge(predictions: Sequence[Predictions], *, num_classes: int) -> Figures:
-    """Pool predictions, every scan counting once, and judge them."""
+    """Pool predictions, every scan counting once, and judge them; of answers that name no class, the loss alone."""
     labels = np.concatenate([p.labels for p in predictions]) if predictions else np.zeros(0, np.int64)
+    nan, nothing = float("nan"), np.zeros((num_classes, num_classes), np.int64)
     if not len(labels):
-        nan = float("nan")
-        return Figures(nan, nan, nan, nan, np.zeros((num_classes, num_classes), np.int64))
-    probabilities = np.concatenate([p.probabilities for p in predictions]).astype(np.float64)
+        return Figures(nan, nan, nan, nan, nothing)
+    loss = float(sum(p.loss * len(p.labels) for p in predictions if len(p.labels)) / len(labels))
+    scored = [p.probabilities for p in predictions if len(p.labels)]
+    if not scored[0].shape[1]:
+        return Figures(nan, nan, nan, loss, nothing)
+    probabilities = np.concatenate(scored).astype(np.float64)
     answers = probabilities.argmax(axis=1)
     classes = np.arange(num_classes)
     return Figures(
         accuracy=float((answers == labels).mean()),
         macro_f1=float(f1_score(labels, answers, labels=classes, average="macro", zero_division=0.0)),
         auc=area_under_roc(probabilities, labels),
-        loss=float(sum(p.loss * len(p.labels) for p in predictions if len(p.labels)) / len(labels)),
+        loss=loss,
         confusion=confusion_matrix(labels, answers, labels=classes),
     )
 

@@ -28,11 +28,19 @@ from fedplatform.data.partition import PARTITIONS, Partition
 from fedplatform.data.source import Source
 from fedplatform.data.sources import open_source
 from fedplatform.messages import Evidence
-from fedplatform.models import MODELS, ClassifierBuilder, TimmModel
+from fedplatform.models import MODELS, ModelBuilder, TimmModel
 from fedplatform.models.torchvision_ops import import_timm
 from fedplatform.seeding import numpy_generator
 from fedplatform.specification import SpecificationError, build, describe, nearest, slug_of
-from fedplatform.training import ALGORITHMS, Algorithm, LocalTraining
+from fedplatform.training import (
+    ALGORITHMS,
+    AUGMENTATIONS,
+    OBJECTIVES,
+    Algorithm,
+    Augmentation,
+    LocalTraining,
+    Objective,
+)
 from fedplatform.trust import SCORERS, OptiGradTrust, RobustScores
 
 
@@ -101,8 +109,20 @@ def _parse_model(value: object) -> object:
     return TimmModel(value)
 
 
-def _describe_model(model: ClassifierBuilder) -> str:
+def _describe_model(model: ModelBuilder) -> str:
     return model.name if isinstance(model, TimmModel) else describe(model, MODELS)
+
+
+def _parse_augmentation(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value == "none":
+        return None
+    return build(value, {"none": type(None), **AUGMENTATIONS}, what="augmentation", given={})
+
+
+def _describe_augmentation(augmentation: Augmentation | None) -> str:
+    return "none" if augmentation is None else describe(augmentation, AUGMENTATIONS)
 
 
 def _parser(table: Mapping[str, Any], what: str) -> BeforeValidator:
@@ -153,7 +173,7 @@ class Experiment(BaseModel):
         f"trust, with its scorer ({', '.join(SCORERS)}) in front; or your own as FILE.py:CLASS",
     )
     f: int = Field(3, ge=0, description="how many liars the server is built to withstand (default: liars)")
-    model: Annotated[ClassifierBuilder, BeforeValidator(_parse_model), PlainSerializer(_describe_model)] = Field(
+    model: Annotated[ModelBuilder, BeforeValidator(_parse_model), PlainSerializer(_describe_model)] = Field(
         "small_cnn",  # type: ignore[assignment]
         description=f"classifier: {', '.join(MODELS)}, any timm model by its name (resnet18), or FILE.py:CLASS",
     )
@@ -161,14 +181,29 @@ class Experiment(BaseModel):
         "fedbn_p",  # type: ignore[assignment]
         description=f"local training: {', '.join(ALGORITHMS)}",
     )
+    objective: Annotated[Objective, _parser(OBJECTIVES, "objective"), _writer(OBJECTIVES)] = Field(
+        "cross_entropy",  # type: ignore[assignment]
+        description="what local training makes small: cross_entropy(label_smoothing=0.0), "
+        "adversarial(epsilon=0.015, steps=1), trades(epsilon=0.015, beta=6.0), or generative (the network's own loss)",
+    )
+    augmentation: Annotated[
+        Augmentation | None, BeforeValidator(_parse_augmentation), PlainSerializer(_describe_augmentation)
+    ] = Field(
+        "none",  # type: ignore[assignment]
+        description=f"how scans are changed every time they are trained on: none, {', '.join(AUGMENTATIONS)}, "
+        "or your own as FILE.py:CLASS",
+    )
+    optimiser: Literal["sgd", "adamw"] = Field(
+        "sgd", description="local optimiser: sgd, or adamw with gradients clipped to norm 1"
+    )
     rounds: int = Field(10, ge=1, description="rounds of broadcast, training and aggregation")
     local_epochs: int = Field(1, ge=1, description="epochs that a hospital trains in one round")
     batch_size: int = Field(32, ge=2, description="scans a training step")
     learning_rate: float = Field(
-        0.05, gt=0, description="step size of local SGD in the first round; it falls along a half cosine"
+        0.05, gt=0, description="step size of local training in the first round; it falls along a half cosine"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of local SGD, fresh in every round")
-    weight_decay: float = Field(1e-4, ge=0, description="weight decay of local SGD")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay of local training")
     root_size: int = Field(100, ge=0, description="scans in the server's own clean root set (0: none)")
     quorum: int = Field(0, ge=0, description="least usable updates for a round to count (default: a majority)")
     deadline_s: float = Field(1800.0, gt=0, description="seconds that a round waits for hospitals")
@@ -293,6 +328,9 @@ class Experiment(BaseModel):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             seed=self.seed,
+            objective=self.objective,
+            augmentation=self.augmentation,
+            optimiser=self.optimiser,
         )
 
 

@@ -36,8 +36,9 @@ class Participant(Protocol):
 class Hospital:
     """An honest hospital.
 
-    ``state_file`` keeps its personal state (batch normalisation) between rounds, on the hospital's own disk, so that a
-    hospital whose process died goes on from where it was; None keeps it in memory. It trains on the scans in ``role``.
+    ``state_file`` keeps its personal state (such as batch normalisation) between rounds, on the hospital's own disk, so
+    that a hospital whose process died goes on from where it was; None keeps it in memory. It trains on the scans in
+    ``role``.
     """
 
     def __init__(
@@ -55,13 +56,23 @@ class Hospital:
     def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never) -> Update:
         """One round of local training from the broadcast weights (d,)."""
         started = time.monotonic()
+        seed = self.trainer.training.seed
         delta, personal, loss = self.trainer.fit(
             weights,
             self.personal,
             images=self.training_images,
             labels=self.training_labels,
-            learning_rate=self.trainer.training.learning_rate_in(round_number),
-            generator=torch_generator(self.trainer.training.seed, self.hospital_id, round_number, "batches"),
+            round_number=round_number,
+            generator=torch_generator(seed, self.hospital_id, round_number, "batches"),
+            should_stop=should_stop,
+        )
+        personal = self.trainer.fit_own(
+            weights,
+            personal,
+            images=self.training_images,
+            labels=self.training_labels,
+            round_number=round_number,
+            generator=torch_generator(seed, self.hospital_id, round_number, "own batches"),
             should_stop=should_stop,
         )
         self._keep(personal)
@@ -75,16 +86,19 @@ class Hospital:
         )
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
-        """What the broadcast weights, with this hospital's own batch normalisation, say of its scans in each role."""
+        """What the broadcast weights, with this hospital's personal state, say of its scans in each role."""
         if self.personal:
             self._keep(self.trainer.settle(weights, self.personal, self.training_images))
         return [self._predict(weights, role) for role in roles]
 
     def _predict(self, weights: np.ndarray, role: Role) -> Predictions:
-        labels = self.shard.labels(role)
-        probabilities = self.trainer.predict(weights, self.personal, self.shard.images(role))
-        chosen = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1.0)
-        loss = float(-np.log(chosen).mean()) if len(labels) else float("nan")
+        images, labels = self.shard.images(role), self.shard.labels(role)
+        probabilities = self.trainer.predict(weights, self.personal, images)
+        if probabilities.shape[1]:
+            chosen = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1.0)
+            loss = float(-np.log(chosen).mean()) if len(labels) else float("nan")
+        else:
+            loss = self.trainer.plain_loss(weights, self.personal, images, labels)
         return Predictions(self.hospital_id, role, probabilities, labels, loss)
 
     def _keep(self, personal: PersonalState) -> None:

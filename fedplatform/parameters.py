@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 BATCH_NORM = (nn.modules.batchnorm._NormBase,)
+PersonalState = Mapping[str, torch.Tensor]  # by state name; never leaves the hospital
 
 
 def batch_norm_names(model: nn.Module) -> frozenset[str]:
@@ -24,6 +26,20 @@ def batch_norm_names(model: nn.Module) -> frozenset[str]:
         if isinstance(module, BATCH_NORM)
         for name in module.state_dict()
     )
+
+
+def names_that_stay(model: nn.Module) -> frozenset[str]:
+    """State names that a network itself wants kept in the hospital, by a module's ``personal_names`` (a gate's)."""
+    return frozenset(
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "personal_names", ())
+    )
+
+
+def plain_copy(value: torch.Tensor) -> torch.Tensor:
+    """A copy in the row-major layout that a file holds, so that sums over it run in the same order before and after."""
+    return value.detach().clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
@@ -46,19 +62,26 @@ class ParameterLayout:
         return tuple(name for name, end in zip(self.names, sizes, strict=True) if end <= self.num_shared)
 
     @staticmethod
-    def of(model: nn.Module, *, personal_batch_norm: bool) -> ParameterLayout:
-        """Read the layout off a model; constants that are not trained (mean/std, counters) are left out."""
+    def of(model: nn.Module, *, personal: frozenset[str]) -> ParameterLayout:
+        """Read the layout off a model of which the state named in ``personal`` stays in the hospital.
+
+        Constants that are not trained (mean/std, counters) are left out. Raises ValueError for a name that the model
+        does not have.
+        """
         state = model.state_dict()
+        if unknown := personal - set(state):
+            raise ValueError(f"the model has no state called {min(unknown)!r} that could stay in the hospital")
         batch_norm = batch_norm_names(model)
         trained = {name for name, _ in model.named_parameters()}
-        shared = [name for name in state if name in trained and name not in batch_norm]
-        normal = [name for name in state if name in batch_norm and state[name].is_floating_point()]
-        names = shared if personal_batch_norm else shared + normal
+        travelling = [name for name in state if name not in personal]
+        shared = [name for name in travelling if name in trained and name not in batch_norm]
+        normal = [name for name in travelling if name in batch_norm and state[name].is_floating_point()]
+        names = shared + normal
         return ParameterLayout(
             names=tuple(names),
             shapes=tuple(tuple(state[name].shape) for name in names),
             num_shared=sum(state[name].numel() for name in shared),
-            personal=tuple(name for name in state if name in batch_norm) if personal_batch_norm else (),
+            personal=tuple(name for name in state if name in personal),
         )
 
     @property

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from fedplatform.hospital import Hospital, never
 from fedplatform.messages import Rehearsal
+from fedplatform.seeding import torch_generator
 from fedplatform.training import to_images
 
 LEAST_SCANS = 4  # a made-up hospital with fewer learns nothing
@@ -45,7 +45,7 @@ class RootInRound:
     delta: torch.Tensor
 
     def losses(self, steps: torch.Tensor) -> np.ndarray:
-        """Mean cross-entropy on the root scans after each step: (m, d) to (m,) float64.
+        """Mean loss on the root scans, as the objective judges it, after each step: (m, d) to (m,) float64.
 
         Batch normalisation takes its statistics from the root scans under the very weights that are judged, as every
         hospital does before it uses them.
@@ -69,7 +69,8 @@ class RootInRound:
         trainer = self.hospital.trainer
         trainer.load(self._stepped(step), self.hospital.personal)
         trainer.model.train()
-        return functional.cross_entropy(trainer.model(self.images), self.labels)
+        draws = torch_generator(trainer.training.seed, "root loss")  # the same for every step that is compared
+        return trainer.training.objective.plain_loss(trainer.model, self.images, self.labels, generator=draws)
 
     def _stepped(self, step: torch.Tensor) -> np.ndarray:
         """The broadcast weights after a step of their shared part."""
@@ -115,7 +116,7 @@ class RootInRound:
             hospital.personal,
             images=hospital.training_images[scans],
             labels=self._num_classes - 1 - labels if flip else labels,
-            learning_rate=training.learning_rate_in(number),
+            round_number=number,
             generator=generator,
             should_stop=never,
         )

@@ -24,7 +24,7 @@ from fedplatform.models import SmallCnn
 from fedplatform.parameters import ParameterLayout
 from fedplatform.training import Trainer
 
-LAYOUT = ParameterLayout.of(SmallCnn(width=2)(channels=1, num_classes=2, size=16), personal_batch_norm=False)
+LAYOUT = ParameterLayout.of(SmallCnn(width=2)(channels=1, num_classes=2, size=16), personal=frozenset())
 
 
 def update(hospital_id: str = "a", **changes: object) -> Update:

@@ -1,7 +1,29 @@
 """The networks, and the table by which the command line names them."""
 
-from fedplatform.models.classifier import Classifier, ClassifierBuilder, SmallCnn, TimmModel
+from collections.abc import Callable
 
-MODELS: dict[str, type[SmallCnn]] = {"small_cnn": SmallCnn}
+from fedplatform.models.classifier import Classifier, ModelBuilder, SmallCnn, TimmModel
+from fedplatform.models.experts import Experts
+from fedplatform.models.masked_autoencoder import MaskedAutoencoder
+from fedplatform.models.noise_predictor import NoisePredictor
+from fedplatform.models.residual import SmallResNet
 
-__all__ = ["MODELS", "Classifier", "ClassifierBuilder", "SmallCnn", "TimmModel"]
+MODELS: dict[str, Callable[..., ModelBuilder]] = {
+    "small_cnn": SmallCnn,
+    "small_resnet": SmallResNet,
+    "experts": Experts,
+    "masked_autoencoder": MaskedAutoencoder,
+    "noise_predictor": NoisePredictor,
+}
+
+__all__ = [
+    "MODELS",
+    "Classifier",
+    "Experts",
+    "MaskedAutoencoder",
+    "ModelBuilder",
+    "NoisePredictor",
+    "SmallCnn",
+    "SmallResNet",
+    "TimmModel",
+]

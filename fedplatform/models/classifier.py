@@ -12,13 +12,22 @@ from fedplatform.models.torchvision_ops import import_timm
 
 
 @runtime_checkable
-class ClassifierBuilder(Protocol):
-    """Builds the body of a classifier; an implementation is a frozen dataclass or a plain function.
+class ModelBuilder(Protocol):
+    """Builds a network; an implementation is a frozen dataclass or a plain function.
 
-    The body maps normalised images (n, channels, size, size) to logits (n, num_classes).
+    The body of a classifier maps normalised images (n, channels, size, size) to logits (n, num_classes).
     """
 
     def __call__(self, *, channels: int, num_classes: int, size: int) -> nn.Module: ...
+
+
+@runtime_checkable
+class Penalised(Protocol):
+    """A body with a wish of its own beside the right answer, such as a mixture's for a decided gate."""
+
+    def penalised(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (n, num_classes) of normalised images (n, c, h, w), and what training adds to the loss, a scalar."""
+        ...
 
 
 class Classifier(nn.Module):
@@ -40,6 +49,27 @@ class Classifier(nn.Module):
         """Logits (n, num_classes) of images (n, c, h, w) in [0, 1]."""
         logits: torch.Tensor = self.body((images - self.mean) / self.std)
         return logits
+
+    def penalised(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits as from :meth:`forward`, and what the body wants added to the loss; None from most bodies."""
+        if isinstance(self.body, Penalised):
+            return self.body.penalised((images - self.mean) / self.std)
+        return self(images), None
+
+    def head_names(self) -> frozenset[str]:
+        """State names of the last layer: timm's own word for it, the body's ``head``, or else its last linear layer.
+
+        Raises ValueError where there is none.
+        """
+        ask = getattr(self.body, "get_classifier", None)
+        head = ask() if ask is not None else getattr(self.body, "head", None)
+        if head is None:
+            head = next((module for module in reversed([*self.modules()]) if isinstance(module, nn.Linear)), None)
+        inside = {id(value) for value in head.state_dict(keep_vars=True).values()} if head is not None else set()
+        names = frozenset(name for name, value in self.state_dict(keep_vars=True).items() if id(value) in inside)
+        if not names:
+            raise ValueError(f"a {type(self.body).__name__} has no last layer that could stay in the hospital")
+        return names
 
 
 @dataclass(frozen=True)

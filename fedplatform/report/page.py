@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import re
 import shlex
@@ -12,16 +10,15 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from fedplatform.messages import HospitalState, RoundReport
 from fedplatform.report.charts import draw_charts, draw_trust
+from fedplatform.report.defence_page import under_attack, write_defence_report
 from fedplatform.report.error import ReportError
 from fedplatform.report.fingerprint_map import DARKEST, draw_fingerprints
 from fedplatform.report.finished_run import FinishedRun, HospitalHistory, Samples, read_run
 from fedplatform.report.headline import headline
 from fedplatform.report.heat_map import draw_heat_map
+from fedplatform.report.picture import png
 from fedplatform.report.template import load_template
 
 MAX_EVENTS = 400
@@ -37,9 +34,13 @@ DEED = {
 def write_report(folder: Path) -> Path:
     """Write ``report.html`` into a run folder, one page that needs no other file and no network; returns its path.
 
-    Raises :class:`ReportError` where the folder holds no finished run.
+    Where the run was evaluated under attack, ``evaluation.html`` is written beside it, which the page links. Raises
+    :class:`ReportError` where the folder holds no finished run, or an evaluation that would mislead.
     """
     run = read_run(folder)
+    attack = under_attack(folder)
+    if attack:
+        write_defence_report(folder)
     hospitals = run.hospitals
     events = _events(hospitals)
     page = load_template("report.html").render(
@@ -57,6 +58,7 @@ def write_report(folder: Path) -> Path:
         events=_foremost(events),
         num_events=len(events),
         confusion=_confusion(run),
+        attack=attack,
         scans=_scans(run.samples) if run.samples else (),
         phases=_phases(run.rounds),
         command=f"fedplatform run experiment.yaml --name {shlex.quote(run.name + '-again')}",
@@ -138,17 +140,12 @@ class _Scan:
 
 
 def _scans(samples: Samples) -> tuple[_Scan, ...]:
+    if not samples.probabilities.size:  # a network that names no class has no answer to show
+        return ()
     return tuple(
-        _Scan(_png(image), samples.classes[label], samples.classes[row.argmax()], float(row.max()))
+        _Scan(png(image), samples.classes[label], samples.classes[row.argmax()], float(row.max()))
         for image, label, row in zip(samples.images, samples.labels, samples.probabilities, strict=True)
     )
-
-
-def _png(image: np.ndarray) -> str:
-    """A (c, h, w) uint8 picture as a data URI."""
-    stream = io.BytesIO()
-    Image.fromarray(image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)).save(stream, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _phases(rounds: Sequence[RoundReport]) -> list[tuple[str, float, float]]:
