@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
@@ -55,7 +56,9 @@ class RayEngine:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
     @contextmanager
-    def launch(self, experiment: Experiment, shards: Path, *, state_folder: Path) -> Iterator[RunningFederation]:
+    def launch(
+        self, experiment: Experiment, shards: Path, *, state_folder: Path, start: np.ndarray | None = None
+    ) -> Iterator[RunningFederation]:
         """Place the actors, and take them down on the way out."""
         send_by_value(experiment)
         cpus = int(ray.cluster_resources().get("CPU", 1))
@@ -64,7 +67,7 @@ class RayEngine:
             raise CohortError(f"{num_hosts} hospital actors need as many CPUs, got {cpus}")
         remote: Any = ray.remote(num_cpus=0)
         server = remote(Server).remote(
-            experiment, shards.resolve(), state_folder=state_folder.resolve(), num_hosts=num_hosts
+            experiment, shards.resolve(), state_folder=state_folder.resolve(), num_hosts=num_hosts, start=start
         )
         try:
             yield RayFederation(server)
@@ -89,8 +92,9 @@ def send_by_value(experiment: Experiment) -> None:
         rules = [*rule.mixers, rule.rule]
     elif isinstance(rule, OptiGradTrust):
         rules = [rule, rule.scorer]
-    others = (experiment.data, experiment.attack, experiment.model, experiment.partition, experiment.algorithm)
-    for part in (*rules, *others):
+    data = (experiment.data, experiment.partition, experiment.augmentation)
+    training = (experiment.model, experiment.algorithm, experiment.objective)
+    for part in (*rules, *data, *training, experiment.attack):
         module = sys.modules[getattr(part, "__module__", None) or type(part).__module__]
         if module.__name__.partition(".")[0] not in ("fedplatform", "builtins", "__main__"):
             ray.cloudpickle.register_pickle_by_value(module)

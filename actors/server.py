@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from actors.cohort import RayCohort
@@ -16,14 +17,22 @@ from fedplatform.messages import RoundReport
 class Server:
     """The server of one experiment; it adds to :class:`fedplatform.engine.ServerRole` only where the hospitals are."""
 
-    def __init__(self, experiment: Experiment, shards: Path, *, state_folder: Path, num_hosts: int) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        shards: Path,
+        *,
+        state_folder: Path,
+        num_hosts: int,
+        start: np.ndarray | None = None,
+    ) -> None:
         torch.set_num_threads(1)
         self._cohort = RayCohort(
             cohort_plan(experiment, shards, state_folder=state_folder),
             num_hosts=num_hosts,
             deadline_s=experiment.deadline_s,
         )
-        self._role = ServerRole(experiment, shards, self._cohort)
+        self._role = ServerRole(experiment, shards, self._cohort, start=start)
 
     def reports(self) -> Iterator[RoundReport]:
         """Run the rounds, one report each."""

@@ -7,13 +7,9 @@ machine: no run folder and no tracking a cell, a small network, few scans, one p
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import signal
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
-from threadpoolctl import threadpool_limits
 
 from fedplatform.aggregation import Aggregator, Mixed
 from fedplatform.aggregation.geometry import combine
@@ -39,6 +34,7 @@ from fedplatform.messages import NAN, Aggregate, Evidence, HospitalRecord, Hospi
 from fedplatform.report import comparison_markdown
 from fedplatform.run import partition_data
 from fedplatform.specification import nearest
+from fedplatform.workers import workers
 
 COMMON: Mapping[str, object] = {"model": "small_cnn(width=8)", "algorithm": "fedbn_p", "learning_rate": 0.05}
 # Beside each: CPU seconds of a cell under the plain mean without an attack, on one core of a two-core server.
@@ -438,7 +434,7 @@ def fill(
                 del pending[future]
                 keep(future.result())
 
-    with tempfile.TemporaryDirectory(prefix="fedplatform-") as scratch, _workers(jobs) as pool:
+    with tempfile.TemporaryDirectory(prefix="fedplatform-") as scratch, workers(jobs) as pool:
         for cell in left:
             collect(at_most=jobs)
             try:
@@ -460,32 +456,6 @@ def _shards(cell: Cell, folder: Path, data_folder: Path | None) -> Path:
         plain = replace(cell, attack="none")
         partition_data(plain.central() if central else plain.without_rule(), shards, data_folder=data_folder)
     return shards
-
-
-@contextmanager
-def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes of one thread each; an interruption does not wait for what they are at."""
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_settle_in)
-    before = set(multiprocessing.active_children())
-    try:
-        yield pool
-    except BrokenProcessPool as error:
-        raise ExperimentError(
-            "a worker process died, perhaps for want of memory; the same command, with fewer --jobs, goes on from here"
-        ) from error
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in set(multiprocessing.active_children()) - before:
-            worker.terminate()
-        raise
-    finally:
-        pool.shutdown()
-
-
-def _settle_in() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a word
-    torch.set_num_threads(1)
-    threadpool_limits(1)
 
 
 def in_one_line(error: BaseException) -> str:

@@ -41,10 +41,13 @@ class RunningFederation(Protocol):
 
 
 class Engine(Protocol):
-    """Brings up hospitals and server for an experiment whose shards are written, and takes them down again."""
+    """Brings up hospitals and server for an experiment whose shards are written, and takes them down again.
+
+    Training goes on from the weights ``start`` (d,), or begins with the seed's own.
+    """
 
     def launch(
-        self, experiment: Experiment, shards: Path, *, state_folder: Path
+        self, experiment: Experiment, shards: Path, *, state_folder: Path, start: np.ndarray | None = None
     ) -> AbstractContextManager[RunningFederation]: ...
 
 
@@ -68,7 +71,9 @@ def cohort_plan(experiment: Experiment, shards: Path, *, state_folder: Path) -> 
 class ServerRole:
     """The server of an experiment over any cohort: root set, rule and federation put together."""
 
-    def __init__(self, experiment: Experiment, shards: Path, cohort: Cohort) -> None:
+    def __init__(
+        self, experiment: Experiment, shards: Path, cohort: Cohort, *, start: np.ndarray | None = None
+    ) -> None:
         manifest = Manifest.load(shards)
         self._trainer = Trainer(local_training(experiment, manifest))
         self._rounds = experiment.rounds
@@ -83,7 +88,7 @@ class ServerRole:
             root=RootSet(self._root) if self._root and getattr(experiment.rule, "needs_root", False) else None,
             liars=frozenset(experiment.who_lies().hospital_ids if experiment.attack is not None else ()),
         )
-        self._state: FederationState = self._federation.start(self._trainer.initial_weights)
+        self._state: FederationState = self._federation.start(self._trainer.initial_weights if start is None else start)
 
     def _open_root(self, shards: Path) -> Hospital:
         return Hospital("root", Shard.open(shards / ROOT), trainer=self._trainer, state_file=None, role=Role.ROOT)
@@ -111,8 +116,8 @@ class InProcessEngine:
     """Everything in this process, one hospital after another: the reference, and the quickest for small networks."""
 
     def launch(
-        self, experiment: Experiment, shards: Path, *, state_folder: Path
+        self, experiment: Experiment, shards: Path, *, state_folder: Path, start: np.ndarray | None = None
     ) -> AbstractContextManager[RunningFederation]:
         """Bring up hospitals and server here."""
         cohort = InProcessCohort(cohort_plan(experiment, shards, state_folder=state_folder))
-        return nullcontext(ServerRole(experiment, shards, cohort))
+        return nullcontext(ServerRole(experiment, shards, cohort, start=start))

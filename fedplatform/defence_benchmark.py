@@ -1,0 +1,141 @@
+"""The benchmark of the defence: train and attack it, with and without adversarial training, over seeds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from fedplatform.comparison import claim
+from fedplatform.defend import defend
+from fedplatform.defended_run import DEFENCE, STAGES, DefenceSettings
+from fedplatform.engine import InProcessEngine
+from fedplatform.experiment import Experiment, ExperimentError
+from fedplatform.robustness import Observer, Plan, evaluate
+from fedplatform.run import partition_data, run
+from fedplatform.specification import nearest
+from fedplatform.workers import workers
+
+COMMON: Mapping[str, object] = {
+    "model": "experts",
+    "algorithm": "fedbn_p",
+    "augmentation": "anatomy",
+    "hospitals": 10,
+    "liars": 0,
+    "rule": "mean",
+    "learning_rate": 0.05,
+    "weight_decay": 5e-4,
+    "batch_size": 16,
+    "local_epochs": 2,
+    "rounds": 24,
+}
+DATASETS: Mapping[str, Mapping[str, object]] = {
+    "br35h": {"size": 64},
+    "alzheimer": {"size": 64, "scans": 3200},
+    "lc25000": {"size": 64, "scans": 3200},
+    "lesions": {"size": 64},
+}
+KINDS: Mapping[str, Mapping[str, object]] = {
+    "plain": {},
+    "adversarial": {"objective": "adversarial(epsilon=0.02)"},
+}
+TUNING_EPSILON = {"plain": 0.0, "adversarial": 0.02}
+SHARED_STAGES = ("autoencoder", "purifier")  # they know no classifier, so both kinds have the same
+PUBLISHED = [
+    "dataset", "pixels", "split", "defence", "adversarial_training", "tier", "epsilon", "seed", "n", "accuracy",
+    "flagged", "abstained", "evaluations", "milliseconds", "accuracy_mean", "accuracy_worst", "wrong", "auc",
+    "tpr_at_5",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DefenceBenchmark:
+    """What to train and attack; ``changes`` are settings of the experiment, ``defence`` those of its defence."""
+
+    dataset: str
+    seeds: tuple[int, ...] = (0, 1, 2)
+    changes: Mapping[str, object] = field(default_factory=dict)
+    defence: Mapping[str, object] = field(default_factory=dict)
+    plan: Plan = field(default_factory=Plan)
+
+    def __post_init__(self) -> None:
+        if self.dataset not in DATASETS:
+            raise ExperimentError(f"no settings for data set {self.dataset!r}{nearest(self.dataset, DATASETS)}")
+
+    def experiment(self, kind: str, seed: int) -> Experiment:
+        """The classifier's training, ``plain`` or ``adversarial``."""
+        settings = {"data": self.dataset, **COMMON, **DATASETS[self.dataset], **self.changes, **KINDS[kind]}
+        return Experiment.from_settings({**settings, "seed": seed})
+
+    def defence_settings(self, kind: str) -> DefenceSettings:
+        """The defence's training."""
+        return DefenceSettings.from_settings({"tuning_epsilon": TUNING_EPSILON[kind], **self.defence})
+
+
+def fill(
+    benchmark: DefenceBenchmark,
+    *,
+    folder: Path,
+    jobs: int,
+    data_folder: Path | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+    observer: Observer = lambda _: None,
+) -> pd.DataFrame:
+    """Train what is not trained yet, a seed a process, then attack; a second call goes on where the first stopped.
+
+    Leaves ``plain-seed0/``, ``adversarial-seed0/``... as run folders, and ``defence.csv``. Returns one row a cell.
+    """
+    claim(
+        folder,
+        {
+            **benchmark.experiment("plain", 0).settings(),
+            **benchmark.defence_settings("plain").model_dump(mode="python"),
+        },
+        what="benchmark",
+    )
+    with workers(jobs) as pool:
+        pending: dict[Future[str], int] = {
+            pool.submit(train, benchmark, seed, folder, data_folder): seed for seed in benchmark.seeds
+        }
+        while pending:
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                del pending[future]
+                announce(future.result())
+    tables = []
+    for seed in benchmark.seeds:
+        for kind in KINDS:
+            path = folder / f"{kind}-seed{seed}"
+            announce(f"attacking {path.name}")
+            evaluate(path, benchmark.plan, jobs=jobs, shards=folder / f"shards-seed{seed}", observer=observer)
+            tables.append(pd.read_parquet(path / "evaluation.parquet"))
+            table = pd.concat(tables, ignore_index=True)
+            table[PUBLISHED].round(4).to_csv(folder / "defence.csv", index=False)
+    return pd.concat(tables, ignore_index=True)
+
+
+def train(benchmark: DefenceBenchmark, seed: int, folder: Path, data_folder: Path | None) -> str:
+    """Train both kinds of one seed with all that belongs to them, in this process; says what was done."""
+    shards = folder / f"shards-seed{seed}"
+    if not shards.exists():
+        partition_data(benchmark.experiment("plain", seed), shards, data_folder=data_folder)
+    for kind in KINDS:
+        path = folder / f"{kind}-seed{seed}"
+        if not (path / "report.html").is_file():
+            shutil.rmtree(path, ignore_errors=True)  # a run that was cut off begins anew
+            run(benchmark.experiment(kind, seed), engine=InProcessEngine(), runs=folder, name=path.name, shards=shards)
+        _share(folder / f"plain-seed{seed}", path)
+        defend(path, benchmark.defence_settings(kind), engine=InProcessEngine(), shards=shards)
+    return f"seed {seed} is trained"
+
+
+def _share(first: Path, second: Path) -> None:
+    """Give the second run the networks that both have in common, where the first has them."""
+    for stage in SHARED_STAGES:
+        have, want = (path / DEFENCE / STAGES[stage] for path in (first, second))
+        if have.is_file() and not want.is_file():
+            want.parent.mkdir(exist_ok=True)
+            shutil.copy(have, want)

@@ -1,0 +1,419 @@
+"""The evaluation of a run's defence: every row of the table against every tier, scan by scan, resumable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from fedplatform.comparison import claim
+from fedplatform.data.shards import Shard
+from fedplatform.data.splits import Role
+from fedplatform.defence import DefendedClassifier, DiffusionPurifier, FreshNoise
+from fedplatform.defended_run import DEFENCES, DefendedRun, HospitalParts
+from fedplatform.experiment import Experiment
+from fedplatform.seeding import torch_generator
+from fedplatform.threats import TIERS, Attacker, Budget, Victim
+from fedplatform.training import CrossEntropy
+from fedplatform.workers import workers
+
+NEAREST_NEIGHBOUR = "nearest_neighbour"
+EASY_TIERS = ("T0", "T1", "T2", "T2_paper")  # cheap ones, judged on more scans
+FRESH_DRAWS = 10  # of the defence's own noise, by which a final picture is judged
+BATCH = 25
+KEYS = ["defence", "adversarial_training", "tier", "epsilon", "seed"]
+SHOWN = 6  # scans in the pictures of the report
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to attack and how hard.
+
+    ``scans`` are the test scans of all hospitals together that the cheap tiers (T0 to T2) attack, ``hard_scans`` those
+    of the others; epsilons are in pixels of [0, 1].
+    """
+
+    defences: tuple[str, ...] = (NEAREST_NEIGHBOUR, *DEFENCES)
+    tiers: tuple[str, ...] = tuple(TIERS)
+    epsilons: tuple[float, ...] = (0.015, 8 / 255)
+    scans: int = 300
+    hard_scans: int = 100
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row against one tier at one epsilon, on the scans of one hospital."""
+
+    defence: str
+    tier: str
+    epsilon: float
+    hospital_id: str
+
+    def __str__(self) -> str:
+        return f"{self.defence} against {self.tier} at {self.epsilon:.4f}, {self.hospital_id}"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an evaluation stands: ``last`` was just finished, with what share of its scans answered rightly."""
+
+    done: int
+    total: int
+    last: Task | None = None
+    accuracy: float = float("nan")
+
+
+Observer = Callable[[Progress], None]
+
+
+def evaluate(
+    path: Path,
+    plan: Plan,
+    *,
+    jobs: int,
+    shards: Path | None = None,
+    observer: Observer = lambda _: None,
+) -> pd.DataFrame:
+    """Attack the defence of the run in ``path`` and leave ``scans.parquet`` and ``evaluation.parquet`` there.
+
+    A task that is done is not done again. Returns one row a cell. Raises :class:`ExperimentError` where the run has no
+    defence, or was evaluated with another budget.
+    """
+    run = DefendedRun(path, shards=shards)
+    budget = {**asdict(plan.budget), "scans": plan.scans, "hard_scans": plan.hard_scans, "fresh_draws": FRESH_DRAWS}
+    claim(path, budget, what="evaluation")
+    tasks = tasks_of(plan, run.tested)
+    results = Results(path, run)
+    left = [task for task in tasks if not results.has(task)]
+    done = len(tasks) - len(left)
+    observer(Progress(done, len(tasks)))
+    with workers(jobs) as pool:
+        pending: dict[Future[list[dict[str, object]]], Task] = {}
+        queue = iter(left)
+        while pending or left:
+            for task in queue:
+                pending[pool.submit(attack_scans, path, run.shards, task, plan)] = task
+                if len(pending) > jobs:
+                    break
+            if not pending:
+                break
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                task = pending.pop(future)
+                rows = future.result()
+                results.add(rows)
+                done += 1
+                accuracy = float(np.mean([row["answer"] == row["label"] for row in rows])) if rows else float("nan")
+                observer(Progress(done, len(tasks), task, accuracy))
+    return results.cells()
+
+
+def tasks_of(plan: Plan, hospitals: Sequence[str]) -> list[Task]:
+    """All tasks in order: tier by tier, so that a table that is cut off lacks its most costly columns."""
+    tasks = []
+    for tier in plan.tiers:
+        for epsilon in plan.epsilons if tier != "T0" else (0.0,):
+            for defence in plan.defences:
+                if defence == NEAREST_NEIGHBOUR and tier not in EASY_TIERS:
+                    continue  # it has no gradient and no scores: only scans made for another model can be shown to it
+                tasks += [Task(defence, tier, epsilon, hospital) for hospital in hospitals]
+    return tasks
+
+
+class Results:
+    """``scans.parquet``, one row a scan and cell, and what it amounts to, ``evaluation.parquet``."""
+
+    def __init__(self, path: Path, run: DefendedRun) -> None:
+        self._path, self._run = path, run
+        self._parts: list[pd.DataFrame] = []
+        found = path / "scans.parquet"
+        if found.exists():
+            self._parts.append(pd.read_parquet(found))
+        self._done = {
+            (row.defence, row.tier, row.epsilon, row.hospital_id)
+            for part in self._parts
+            for row in part[["defence", "tier", "epsilon", "hospital_id"]].drop_duplicates().itertuples()
+        }
+
+    def has(self, task: Task) -> bool:
+        """Whether this task is done."""
+        return (task.defence, task.tier, task.epsilon, task.hospital_id) in self._done
+
+    def add(self, rows: list[dict[str, object]]) -> None:
+        """Keep the scans of a task."""
+        if not rows:
+            return
+        self._parts = [pd.concat([*self._parts, pd.DataFrame(rows)], ignore_index=True)]
+        frame = self._parts[0]
+        _whole(self._path / "scans.parquet", lambda place: frame.to_parquet(place, index=False))
+        cells = self.cells()
+        _whole(self._path / "evaluation.parquet", lambda place: cells.to_parquet(place, index=False))
+
+    def cells(self) -> pd.DataFrame:
+        """One row a cell: ``docs/results/defence.csv`` and more."""
+        if not self._parts:
+            return pd.DataFrame()
+        experiment, manifest = self._run.experiment, self._run.manifest
+        heading = {"dataset": experiment.data_slug, "pixels": manifest.settings.size, "split": experiment.split_slug}
+        return cells_of(self._parts[0], heading)
+
+
+def cells_of(scans: pd.DataFrame, heading: Mapping[str, object]) -> pd.DataFrame:
+    """What the scans of each cell amount to; ``heading`` are columns that all cells share."""
+    rows = []
+    for keys, group in scans.groupby(KEYS, sort=False):
+        cell = dict(zip(KEYS, keys, strict=True))
+        right = group["answer"] == group["label"]
+        clean = scans[
+            (scans["tier"] == "T0")
+            & (scans["defence"] == cell["defence"])
+            & (scans["seed"] == cell["seed"])
+            & (scans["adversarial_training"] == cell["adversarial_training"])
+        ]
+        rows.append(
+            {
+                **heading,
+                **cell,
+                "n": len(group),
+                "accuracy": right.mean(),
+                "accuracy_mean": group["mean"].mean(),
+                "accuracy_worst": group["worst"].mean(),
+                "wrong": (~right & ~group["referred"]).mean(),
+                "flagged": group["flagged"].mean(),
+                "abstained": group["referred"].mean(),
+                "evaluations": group["evaluations"].mean(),
+                "milliseconds": group["milliseconds"].mean(),
+                "auc": detector_auc(clean["score"].to_numpy(), group["score"].to_numpy(), tier=str(cell["tier"])),
+                "tpr_at_5": group["flagged"].mean() if np.isfinite(group["score"]).all() else float("nan"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def detector_auc(clean: np.ndarray, attacked: np.ndarray, *, tier: str) -> float:
+    """How well scores tell attacked from clean scans, 0.5 is chance; NaN without a detector or without an attack."""
+    if tier == "T0" or not len(clean) or not np.isfinite(clean).all() or not np.isfinite(attacked).all():
+        return float("nan")
+    return float(roc_auc_score([0] * len(clean) + [1] * len(attacked), np.concatenate([clean, attacked])))
+
+
+def certify_scans(
+    path: Path,
+    *,
+    sigmas: Sequence[float],
+    scans: int,
+    samples: int,
+    jobs: int,
+    shards: Path | None = None,
+    observer: Callable[[int, int], None] = lambda *_: None,
+) -> pd.DataFrame:
+    """Certify test scans of all hospitals and leave ``certificates.parquet``: one row a scan and sigma.
+
+    Columns: hospital_id, row, label, answer (-1 for none), radius, sigma, samples, confidence, seed.
+    """
+    run = DefendedRun(path, shards=shards)
+    asked = [(hospital, sigma) for sigma in sigmas for hospital in run.tested]
+    rows: list[dict[str, object]] = []
+    with workers(jobs) as pool:
+        each = -(-scans // len(run.tested))
+        pending = [pool.submit(_certify, path, run.shards, hospital, sigma, each, samples) for hospital, sigma in asked]
+        for done, future in enumerate(pending, start=1):
+            rows += future.result()
+            observer(done, len(pending))
+            frame = pd.DataFrame(rows)
+            _whole(path / "certificates.parquet", lambda place, frame=frame: frame.to_parquet(place, index=False))  # type: ignore[misc]
+    return pd.DataFrame(rows)
+
+
+def _certify(
+    path: Path, shards: Path, hospital_id: str, sigma: float, scans: int, samples: int
+) -> list[dict[str, object]]:
+    run, parts = _opened(path, shards), _parts(path, shards, hospital_id)
+    defended = parts.defended("whole")
+    rows: list[dict[str, object]] = []
+    for place in spread_evenly(len(parts.test[1]), scans):
+        row = int(parts.test_rows[place])
+        generator = torch_generator(run.experiment.seed, "certificate", row)
+        found = defended.certify(parts.test[0][place], sigma=sigma, samples=samples, generator=generator)
+        rows.append(
+            {
+                "hospital_id": hospital_id,
+                "row": row,
+                "label": int(parts.test[1][place]),
+                "answer": -1 if found.label is None else found.label,
+                "radius": found.radius,
+                "sigma": sigma,
+                "samples": samples,
+                "confidence": found.confidence,
+                "seed": run.experiment.seed,
+            }
+        )
+    return rows
+
+
+def certified_accuracy(certificates: pd.DataFrame, radii: Sequence[float]) -> pd.DataFrame:
+    """Share of scans whose right class is certified to each radius; a row a sigma, a column a radius."""
+    rows = []
+    for sigma, group in certificates.groupby("sigma"):
+        right = group["answer"] == group["label"]
+        shares = {f"{radius:g}": (right & (group["radius"] >= radius)).mean() for radius in radii}
+        rows.append({"sigma": sigma, "n": len(group), "samples": group["samples"].iloc[0], **shares})
+    return pd.DataFrame(rows)
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path, shards: Path) -> DefendedRun:
+    return DefendedRun(path, shards=shards)
+
+
+@lru_cache(maxsize=32)
+def _parts(path: Path, shards: Path, hospital_id: str) -> HospitalParts:
+    return _opened(path, shards).hospital(hospital_id)
+
+
+def attack_scans(path: Path, shards: Path, task: Task, plan: Plan) -> list[dict[str, object]]:
+    """Attack one hospital's scans and judge the answers; one row a scan."""
+    run, parts = _opened(path, shards), _parts(path, shards, task.hospital_id)
+    hospitals = run.tested
+    neighbour = _parts(path, shards, hospitals[(hospitals.index(task.hospital_id) + 1) % len(hospitals)])
+    looked_up = task.defence == NEAREST_NEIGHBOUR
+    defended = parts.defended("no_defence" if looked_up else task.defence)
+    victim = Victim(defended, neighbour.tuned if defended.classifier is parts.tuned else neighbour.classifier)
+    wanted = plan.scans if task.tier in EASY_TIERS else plan.hard_scans
+    chosen = spread_evenly(len(parts.test[1]), -(-wanted // len(hospitals)))
+    rows = []
+    for first in range(0, len(chosen), BATCH):
+        these = chosen[first : first + BATCH]
+        images, labels = parts.test[0][these], parts.test[1][these]
+        generator = torch_generator(run.experiment.seed, "evasion", task.tier, task.hospital_id, first)
+        attacked = TIERS[task.tier](Attacker(task.epsilon, plan.budget, generator), victim, images, labels)
+        check_within(attacked, images, task.epsilon)
+        judged = (
+            _look_up(shards, run, attacked)
+            if looked_up
+            else judge_scans(defended, attacked, labels, seed=run.experiment.seed)
+        )
+        heading = {
+            "defence": task.defence,
+            "adversarial_training": trained_adversarially(run.experiment),
+            "tier": task.tier,
+            "epsilon": task.epsilon,
+            "seed": run.experiment.seed,
+            "hospital_id": task.hospital_id,
+        }
+        rows += [
+            {**heading, "row": int(parts.test_rows[place]), "label": int(label), **row}
+            for place, label, row in zip(these, labels.tolist(), judged, strict=True)
+        ]
+    return rows
+
+
+def trained_adversarially(experiment: Experiment) -> bool:
+    """Whether the run's classifier met attacks in training."""
+    return not isinstance(experiment.objective, CrossEntropy)
+
+
+def spread_evenly(count: int, wanted: int) -> np.ndarray:
+    """At most ``wanted`` of ``count`` places, evenly spread, so that a set sorted by class gives all of its classes."""
+    return np.linspace(0, count - 1, min(count, wanted)).round().astype(int) if count else np.zeros(0, int)
+
+
+def check_within(attacked: torch.Tensor, images: torch.Tensor, epsilon: float) -> None:
+    """Stop where an attack went too far: its figure would be worth nothing."""
+    moved = float((attacked - images).abs().max()) if len(images) else 0.0
+    if moved > epsilon + 1e-6 or attacked.min() < 0 or attacked.max() > 1:
+        raise AssertionError(f"an attack within {epsilon} moved a pixel by {moved}")
+
+
+def judge_scans(
+    defended: DefendedClassifier, attacked: torch.Tensor, labels: torch.Tensor, *, seed: int
+) -> list[dict[str, object]]:
+    """The served answer to each scan, and what ten fresh draws of the defence's noise would have answered."""
+    started = time.process_time()
+    with counted(defended) as evaluations:
+        diagnoses = defended.diagnose(attacked)
+    milliseconds = 1000 * (time.process_time() - started) / len(attacked)
+    right = np.zeros((FRESH_DRAWS, len(labels)), bool)
+    random = isinstance(defended.purifier, DiffusionPurifier) and evaluations[0] > 0
+    for draw in range(FRESH_DRAWS):
+        if draw == 0 or random:
+            noise = FreshNoise(torch_generator(seed, "judge", draw))
+            with torch.no_grad():
+                answers = defended.logits(attacked, noise=noise).argmax(dim=1)
+        right[draw] = (answers == labels).numpy()
+    return [
+        {
+            "answer": diagnosis.label,
+            "mean": float(right[:, number].mean()),
+            "worst": bool(right[:, number].all()),
+            "score": diagnosis.anomaly_score if defended.detector is not None else float("nan"),
+            "threshold": diagnosis.threshold,
+            "flagged": diagnosis.flagged,
+            "referred": diagnosis.referred,
+            "depth": diagnosis.depth,
+            "evaluations": evaluations[0] / len(attacked),
+            "milliseconds": milliseconds,
+        }
+        for number, diagnosis in enumerate(diagnoses)
+    ]
+
+
+@contextmanager
+def counted(defended: DefendedClassifier) -> Iterator[list[int]]:
+    """How many scans the purifier's network is shown, counted in the one entry of a list."""
+    count = [0]
+    if not isinstance(defended.purifier, DiffusionPurifier):
+        yield count
+        return
+
+    def add(_network: object, inputs: tuple[torch.Tensor, ...], _output: object) -> None:
+        count[0] += len(inputs[0])
+
+    hook = defended.purifier.network.register_forward_hook(add)
+    try:
+        yield count
+    finally:
+        hook.remove()
+
+
+@lru_cache(maxsize=1)
+def _neighbours(shards: Path, files: tuple[str, ...]) -> KNeighborsClassifier:
+    opened = [Shard.open(shards / file) for file in files]
+    pictures = np.concatenate([shard.images(Role.TRAIN) for shard in opened])
+    labels = np.concatenate([shard.labels(Role.TRAIN) for shard in opened])
+    flat = pictures.reshape(len(pictures), -1).astype(np.float32) / 255
+    return KNeighborsClassifier(n_neighbors=1, algorithm="brute").fit(flat, labels)
+
+
+def _look_up(shards: Path, run: DefendedRun, attacked: torch.Tensor) -> list[dict[str, object]]:
+    """The label of the nearest training picture of all hospitals, by raw pixels."""
+    neighbours = _neighbours(shards, tuple(shard.file for shard in run.manifest.hospitals))
+    answers = neighbours.predict(attacked.flatten(1).numpy())
+    nothing = {
+        "mean": float("nan"),
+        "worst": False,
+        "score": float("nan"),
+        "threshold": float("nan"),
+        "flagged": False,
+        "referred": False,
+        "depth": 0,
+        "evaluations": 0.0,
+        "milliseconds": float("nan"),
+    }
+    return [{"answer": int(answer), **nothing} for answer in answers]
+
+
+def _whole(path: Path, write: Callable[[Path], object]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    write(partial)
+    partial.replace(path)

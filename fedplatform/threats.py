@@ -1,0 +1,151 @@
+"""The threat tiers: what an attacker of one hospital's defence knows, from nothing to everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from fedplatform.defence import DefendedClassifier, FreshNoise, Passage, Purifier
+from fedplatform.evasion import DetectorAware, Pgd, Square, straight_through
+
+PAPER_EPSILON, PAPER_STEPS, PAPER_STEPSIZE = 0.015, 7, 0.003  # of MedFedPure's table 2, here in pixels of [0, 1]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an attacker may spend on a scan: steps, gradients averaged in each, questions to a black box.
+
+    ``penalty`` is what a detector-aware attacker pays for each robust deviation above the threshold.
+    """
+
+    steps: int = 20
+    eot: int = 4
+    queries: int = 500
+    penalty: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Victim:
+    """A hospital under attack: its whole defence, and the bare classifier of another hospital of its federation."""
+
+    defended: DefendedClassifier
+    neighbour: nn.Module
+
+
+@dataclass(frozen=True, eq=False)
+class Attacker:
+    """Somebody who may move every pixel by ``epsilon`` and draws from ``generator``; a method for each tier.
+
+    Every method takes images (n, c, h, w) and their labels (n,) and returns attacked images.
+    """
+
+    epsilon: float
+    budget: Budget
+    generator: torch.Generator
+
+    def nobody(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """T0: the scans as they are."""
+        return images
+
+    def transfer(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """T1: another hospital attacks through its own personal classifier (internal attack of pFedDef, Kim 2022)."""
+        return Pgd(self.epsilon, self.budget.steps)(victim.neighbour, images, labels, generator=self.generator)
+
+    def as_in_the_paper(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """T2 as MedFedPure states it: PGD-7 in steps of a fifth of epsilon on the classifier alone."""
+        paper = Pgd(self.epsilon, PAPER_STEPS, stepsize=self.epsilon * PAPER_STEPSIZE / PAPER_EPSILON)
+        return paper(victim.defended.classifier, images, labels, generator=self.generator)
+
+    def grey_box(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """T2: the gradient of the classifier, nothing known of detector and purifier."""
+        return Pgd(self.epsilon, self.budget.steps)(
+            victim.defended.classifier, images, labels, generator=self.generator
+        )
+
+    def approximate(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """T3: everything is known, but the gradient of the purifier is taken for the identity (BPDA + EOT)."""
+        defended = replace(victim.defended, purifier=StraightThrough(victim.defended.purifier))
+        return self._descend(defended, images, labels)
+
+    def exact(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """T4: the exact gradient through gate, purifier and classifier (EOT)."""
+        return self._descend(victim.defended, images, labels)
+
+    def unnoticed(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """T4 of one who wants to stay below the detector's threshold; without a detector there is nothing to avoid."""
+        if victim.defended.detector is None:
+            return self.exact(victim, images, labels)
+        seen = _Seen(victim.defended, self.generator)
+        attack = DetectorAware(
+            self.epsilon,
+            score=seen.scores,
+            threshold=victim.defended.gate.threshold,
+            penalty=self.budget.penalty,
+            steps=self.budget.steps,
+            eot=self.budget.eot,
+        )
+        return attack(seen.logits, images, labels, generator=self.generator)
+
+    def black_box(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """T5: no gradient, only the served answers and their confidence (Square)."""
+        with torch.no_grad():
+            square = Square(self.epsilon, queries=self.budget.queries)
+            return square(victim.defended.logits, images, labels, generator=self.generator)
+
+    def _descend(self, defended: DefendedClassifier, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen = _Seen(defended, self.generator)
+        pgd = Pgd(self.epsilon, self.budget.steps, eot=self.budget.eot)
+        return pgd(seen.logits, images, labels, generator=self.generator)
+
+
+TIERS: Mapping[str, Callable[[Attacker, Victim, torch.Tensor, torch.Tensor], torch.Tensor]] = MappingProxyType(
+    {
+        "T0": Attacker.nobody,
+        "T1": Attacker.transfer,
+        "T2": Attacker.grey_box,
+        "T2_paper": Attacker.as_in_the_paper,
+        "T3": Attacker.approximate,
+        "T4": Attacker.exact,
+        "T4_unnoticed": Attacker.unnoticed,
+        "T5": Attacker.black_box,
+    }
+)
+
+
+@dataclass(frozen=True)
+class StraightThrough:
+    """A purifier as itself forwards and as the identity backwards (BPDA, Athalye et al., ICML 2018)."""
+
+    purifier: Purifier
+
+    def __call__(self, images: torch.Tensor, depth: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """See :class:`Purifier`."""
+        return straight_through(lambda scans: self.purifier(scans, depth, noise))(images)
+
+
+class _Seen:
+    """The whole defence as an attacker's gradient sees it: one copy a call, under noise of the attacker's own.
+
+    The attacker does not know the key of the served noise, and averaging over calls takes the place of copies.
+    """
+
+    def __init__(self, defended: DefendedClassifier, generator: torch.Generator) -> None:
+        self._defended = replace(defended, copies=1, noise=FreshNoise(generator))
+        self._images: torch.Tensor | None = None
+        self._passage: Passage | None = None
+
+    def scores(self, images: torch.Tensor) -> torch.Tensor:
+        """The anomaly scores (n,); the passage is kept for :meth:`logits` of the very same images."""
+        self._images, self._passage = images, self._defended.passage(images)
+        return self._passage.scores
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """The logits (n, k)."""
+        passage, self._passage = self._passage, None
+        if passage is None or images is not self._images:
+            passage = self._defended.passage(images)
+        return passage.logits

@@ -1,0 +1,44 @@
+"""Worker processes for tables of many cells: one thread each, and an interruption does not wait for them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from fedplatform.experiment import ExperimentError
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of ``jobs`` processes of one thread each.
+
+    Raises :class:`ExperimentError` where one of them dies.
+    """
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_settle_in)
+    before = set(multiprocessing.active_children())
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise ExperimentError(
+            "a worker process died, perhaps for want of memory; the same command, with fewer --jobs, goes on from here"
+        ) from error
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in set(multiprocessing.active_children()) - before:
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _settle_in() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a word
+    torch.set_num_threads(1)
+    threadpool_limits(1)
