@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -175,6 +176,246 @@ def run(
         console.print(f"report: {folder.path / 'report.html'}", soft_wrap=True)
 
 
+def numbers(_: click.Context, option: click.Parameter, text: str) -> tuple[float, ...]:
+    """A comma-separated list of numbers, fractions such as 8/255 among them."""
+    try:
+        return tuple(float(Fraction(word)) for word in words(text))
+    except (ValueError, ZeroDivisionError):
+        raise click.BadParameter(f"numbers such as 0.015 or 8/255, got {text!r}", param=option) from None
+
+
+def defence_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for every setting of a defence, explained by the setting itself."""
+    from fedplatform.defended_run import DefenceSettings
+
+    for name, setting in reversed(DefenceSettings.model_fields.items()):
+        kind = {int: click.INT, float: click.FLOAT}.get(setting.annotation, click.STRING)  # type: ignore[arg-type]
+        command = click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            type=kind,
+            metavar={click.INT: "N", click.FLOAT: "X"}.get(kind, "SPEC"),
+            help=f"{setting.description} [default: {setting.default}]",
+        )(command)
+    return command
+
+
+def attack_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say what is attacked, and how hard."""
+    for option in reversed(
+        [
+            click.option("--defences", metavar="NAME,...", help="rows of the table [default: all]"),
+            click.option("--tiers", "--tier", "tiers", metavar="TIER,...",
+                         help="threat tiers, T0 to T5 [default: all]"),
+            click.option("--epsilons", "--epsilon", "epsilons", default="0.015,8/255", show_default=True,
+                         metavar="X,...", callback=numbers, help="perturbation of every pixel, of [0, 1]"),
+            click.option("--scans", type=click.IntRange(min=1), default=300, show_default=True, metavar="N",
+                         help="test scans, of all hospitals together, for the tiers T0 to T2"),
+            click.option("--hard-scans", type=click.IntRange(min=1), default=100, show_default=True, metavar="N",
+                         help="test scans for the tiers T3 to T5"),
+            click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, metavar="N",
+                         help="PGD steps"),
+            click.option("--eot", type=click.IntRange(min=1), default=4, show_default=True, metavar="N",
+                         help="gradients averaged in each step of T3 and T4"),
+            click.option("--queries", type=click.IntRange(min=1), default=500, show_default=True, metavar="N",
+                         help="questions a scan in T5"),
+            click.option("--jobs", type=click.IntRange(min=1), metavar="N",
+                         help="worker processes [default: one a CPU]"),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def attack_plan(
+    defences: str | None,
+    tiers: str | None,
+    epsilons: tuple[float, ...],
+    scans: int,
+    hard_scans: int,
+    steps: int,
+    eot: int,
+    queries: int,
+) -> Any:
+    """What :func:`attack_options` asks for; an unknown word is an error that names the nearest."""
+    from fedplatform.experiment import ExperimentError
+    from fedplatform.robustness import Plan
+    from fedplatform.threats import Budget
+
+    budget = Budget(steps=steps, eot=eot, queries=queries)
+    everything = Plan()
+    chosen = {"defences": words(defences or "") or everything.defences, "tiers": words(tiers or "") or everything.tiers}
+    for what, names in chosen.items():
+        known = getattr(everything, what)
+        for name in names:
+            if name not in known:
+                raise ExperimentError(
+                    f"no {what.rstrip('s')} is called {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+                )
+    return Plan(**chosen, epsilons=epsilons, scans=scans, hard_scans=hard_scans, budget=budget)
+
+
+@fedplatform.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@defence_options
+@click.option(
+    "--engine",
+    type=click.Choice(["ray", "local"]),
+    default="ray",
+    show_default=True,
+    help="hospitals as Ray actors, or all in this process (the same weights, bit for bit)",
+)
+@click.option(
+    "--address",
+    default="local",
+    show_default=True,
+    metavar="ADDRESS",
+    help="a running Ray cluster ('auto' finds it), or 'local' to start one here",
+)
+@click.option(
+    "--hosts", type=click.IntRange(min=1), metavar="N", help="actors that the hospitals share [default: one a CPU]"
+)
+def defend(
+    run_folder: Path, *, engine: str, address: str, hosts: int | None, **changes: object
+) -> None:  # fmt: skip
+    """Train the defence of a finished run, in its own federation.
+
+    RUN is a folder that 'fedplatform run' left. The hospitals that trained its classifier train, in this order: a
+    masked autoencoder and a purifier on clean scans; the classifier again, on purified scans; a sensor, on scans
+    attacked through that classifier. Thresholds are not trained: every hospital fits them on its own held-out clean
+    scans when the defence is used. RUN/defence/ holds the networks. A stage that is finished is not trained again, so a
+    call that was stopped goes on with the stage it was in.
+
+    \b
+    Examples:
+      fedplatform run br35h --name br35h
+      fedplatform defend runs/br35h
+      fedplatform evaluate runs/br35h
+    """
+    with one_line_errors():
+        from fedplatform.defend import defend as train_defence
+        from fedplatform.defended_run import DefenceSettings
+        from fedplatform.live import StageTable
+
+        settings = DefenceSettings.from_settings(given(changes))
+        with opened(engine, address, hosts) as runner, StageTable(console) as table:
+            train_defence(run_folder, settings, engine=runner, observer=table)
+        console.print(f"defence: {run_folder / 'defence'}", soft_wrap=True)
+
+
+@fedplatform.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@attack_options
+def evaluate(
+    run_folder: Path,
+    *,
+    defences: str | None,
+    tiers: str | None,
+    epsilons: tuple[float, ...],
+    scans: int,
+    hard_scans: int,
+    steps: int,
+    eot: int,
+    queries: int,
+    jobs: int | None,
+) -> None:
+    """Attack a finished run whose defence is trained, and print the table.
+
+    Every row (defence) meets attackers who know more and more: T0 nobody attacks; T1 another hospital attacks through
+    its own model; T2 the gradient of the classifier is known (T2_paper: with the budget of MedFedPure's paper); T3 the
+    whole defence is known and its purifier taken for the identity; T4 the exact gradient of the whole; T4_unnoticed the
+    same, staying below the detector's threshold; T5 only answers are seen. The headline of a row is its lowest figure
+    from T1 to T5. nearest_neighbour and no_defence stand beside the others.
+
+    Written after every task: RUN/scans.parquet (a row a scan), RUN/evaluation.parquet (a row a cell), and at the end
+    RUN/evaluation.html. The same command goes on where it stopped.
+
+    \b
+    Examples:
+      fedplatform evaluate runs/br35h --tiers T0,T2 --epsilons 2/255,4/255
+      fedplatform evaluate runs/br35h --defences no_defence,whole --tiers T4 --steps 50 --eot 10
+    """
+    with one_line_errors():
+        from rich.markdown import Markdown
+
+        from fedplatform.exhibits import write_exhibits
+        from fedplatform.report import defence_markdown, write_report
+        from fedplatform.robustness import evaluate as attack
+
+        plan = attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries)
+        with attack_bar() as progress:
+            cells = attack(run_folder, plan, jobs=jobs or os.cpu_count() or 1, observer=progress)
+        shown = "T2" if "T2" in plan.tiers else plan.tiers[-1]
+        if "whole" in plan.defences and shown != "T0":
+            write_exhibits(run_folder, defence="whole", tier=shown, epsilon=max(epsilons), budget=plan.budget)
+        console.print(Markdown(defence_markdown(cells)))
+        page = write_report(run_folder).with_name("evaluation.html")
+        console.print(f"report: {page}", soft_wrap=True)
+
+
+@fedplatform.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--sigmas",
+    default="0.25,0.5",
+    show_default=True,
+    metavar="X,...",
+    callback=numbers,
+    help="noise under which the answer is certified, in pixels of [0, 1]",
+)
+@click.option(
+    "--scans",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="test scans, of all hospitals together",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="noisy copies a scan; the radius cannot exceed sigma times what so many copies can prove",
+)
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="worker processes [default: one a CPU]")
+def certify(
+    run_folder: Path, *, sigmas: tuple[float, ...], scans: int, samples: int, jobs: int | None
+) -> None:  # fmt: skip
+    """Prove, for test scans, that no perturbation within a radius can change the answer.
+
+    Denoised smoothing with the run's own purifier and classifiers: a statement about every perturbation of that L2
+    length, and not about the attacks that somebody thought of. RUN/certificates.parquet holds a row a scan; the share
+    of scans whose right class is certified to each radius is printed.
+
+    \b
+    Example:
+      fedplatform certify runs/br35h --sigmas 0.25 --scans 20 --samples 500
+    """
+    with one_line_errors():
+        from rich.progress import Progress
+        from rich.table import Table
+
+        from fedplatform.robustness import certified_accuracy, certify_scans
+
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task("certifying", total=None)
+            found = certify_scans(
+                run_folder,
+                sigmas=sigmas,
+                scans=scans,
+                samples=samples,
+                jobs=jobs or os.cpu_count() or 1,
+                observer=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        shares = certified_accuracy(found, [0, 0.25, 0.5, 0.75, 1.0])
+        table = Table(*shares.columns, title="share of scans certified with the right class to an L2 radius of")
+        for row in shares.itertuples(index=False):
+            table.add_row(*(f"{value:g}" for value in row))
+        console.print(table)
+
+
 @fedplatform.command()
 @click.argument("recipe", metavar="RECIPE|FILE.yaml")
 @click.option("--rules", required=True, metavar="RULE,RULE...", help="aggregation rules, one a row")
@@ -328,6 +569,96 @@ def bench() -> None:
     A cell is a whole federation, made small: a small network, few scans, no run folder. See 'compare' for few and full
     runs on a cluster.
     """
+
+
+@bench.command()
+@click.option("--dataset", required=True, metavar="NAME", help="br35h, alzheimer, lc25000 or lesions")
+@click.option(
+    "--seeds",
+    default="0,1,2",
+    show_default=True,
+    metavar="N,...",
+    callback=whole_numbers,
+    help="seeds; each has its own split, hospitals and training",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["group_safe", "random"]),
+    default="group_safe",
+    show_default=True,
+    help="how test scans are set apart; random cuts patients, and lies",
+)
+@click.option("--size", type=click.INT, metavar="N", help="pixels a side [default: 64]")
+@attack_options
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    metavar="FOLDER",
+    help="folder that holds all runs",
+)
+@click.option("--name", metavar="NAME", help="name of the benchmark [default: defence-DATASET]")
+@click.option(
+    "--data-folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="where named data sets are looked for first",
+)
+def defence(
+    dataset: str,
+    *,
+    seeds: tuple[int, ...],
+    split: str,
+    size: int | None,
+    defences: str | None,
+    tiers: str | None,
+    epsilons: tuple[float, ...],
+    scans: int,
+    hard_scans: int,
+    steps: int,
+    eot: int,
+    queries: int,
+    jobs: int | None,
+    runs: Path,
+    name: str | None,
+    data_folder: Path | None,
+) -> None:  # fmt: skip
+    """Train and attack the inference-time defence: every row against every tier, with and without adversarial training.
+
+    For each seed two federations are trained on the same split, one plainly and one adversarially, each with its own
+    defence, and then attacked as 'fedplatform evaluate' does. runs/NAME/ holds a run folder of each, resumable, and
+    defence.csv, one row a cell. The same command goes on where it stopped; more tiers, rows, epsilons and seeds may be
+    asked for in the same NAME.
+
+    \b
+    Examples:
+      fedplatform bench defence --dataset br35h
+      fedplatform bench defence --dataset br35h --seeds 0 --tiers T0,T2 --defences no_defence,whole
+    """
+    with one_line_errors():
+        from fedplatform.defence_benchmark import DefenceBenchmark
+        from fedplatform.defence_benchmark import fill as fill_table
+        from fedplatform.report import defence_markdown
+
+        benchmark = DefenceBenchmark(
+            dataset,
+            seeds=seeds,
+            changes=given({"split": split, "size": size}),
+            plan=attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries),
+        )
+        folder = runs / (name or f"defence-{dataset}")
+        with attack_bar() as progress:
+            table = fill_table(
+                benchmark,
+                folder=folder,
+                jobs=jobs or os.cpu_count() or 1,
+                data_folder=data_folder,
+                announce=console.print,
+                observer=progress,
+            )
+        click.echo(defence_markdown(table))
+        console.print(f"table: {folder / 'defence.csv'}", soft_wrap=True)
 
 
 @bench.command()
@@ -491,6 +822,25 @@ def benchmark_bar() -> Iterator[Callable[[Any], None]]:
                 bar.update(task, completed=progress.done, total=progress.total, description=description)
             elif progress.last is not None:
                 click.echo(f"{progress.done}/{progress.total}  {progress.last}; {left(progress.seconds_left)}")
+
+        yield show
+
+
+@contextmanager
+def attack_bar() -> Iterator[Callable[[Any], None]]:
+    """A bar of attacks with the time left on a terminal; on anything else, one plain line an attack."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(progress: Any) -> None:
+            said = "" if progress.last is None else f"{progress.last}: accuracy {progress.accuracy:.3f}"
+            if console.is_terminal:
+                bar.update(task, completed=progress.done, total=progress.total, description=said)
+            elif said:
+                click.echo(f"{progress.done}/{progress.total}  {said}")
 
         yield show
 

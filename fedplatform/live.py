@@ -8,6 +8,7 @@ from typing import Self
 
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fedplatform.data.leakage import AuditReport
@@ -118,3 +119,33 @@ def excluded(report: RoundReport) -> str:
         for record in report.hospitals
         if record.state is not HospitalState.REPORTED
     )
+
+
+class StageTable:
+    """The stages in which a defence is trained: a bar each on a terminal; on anything else, one plain line a round."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, stage: str, rounds: int, report: RoundReport) -> None:
+        """Show one more round of a stage."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=rounds)
+        said = f"{stage}  loss {report.loss:.3f}"
+        if report.accuracy == report.accuracy:  # a network that names no class has none
+            said += f"  accuracy {report.accuracy:.3f}"
+        self._bars.update(self._tasks[stage], completed=report.round_number, description=said)
+        if not self._console.is_terminal:
+            self._console.print(f"{said}  round {report.round_number}/{rounds}")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,11 +28,10 @@ from fedplatform.training import CrossEntropy
 from fedplatform.workers import workers
 
 NEAREST_NEIGHBOUR = "nearest_neighbour"
-EASY_TIERS = ("T0", "T1", "T2", "T2_paper")  # cheap ones, judged on more scans
-FRESH_DRAWS = 10  # of the defence's own noise, by which a final picture is judged
+EASY_TIERS = ("T0", "T1", "T2", "T2_paper")  # their attackers do not know the defence: cheap, so on more scans
+FRESH_DRAWS = 10  # of the defence's own noise, by which what an attacker who knows of it has made is judged
 BATCH = 25
 KEYS = ["defence", "adversarial_training", "tier", "epsilon", "seed"]
-SHOWN = 6  # scans in the pictures of the report
 
 
 @dataclass(frozen=True)
@@ -119,15 +118,19 @@ def evaluate(
 
 
 def tasks_of(plan: Plan, hospitals: Sequence[str]) -> list[Task]:
-    """All tasks in order: tier by tier, so that a table that is cut off lacks its most costly columns."""
-    tasks = []
-    for tier in plan.tiers:
-        for epsilon in plan.epsilons if tier != "T0" else (0.0,):
-            for defence in plan.defences:
-                if defence == NEAREST_NEIGHBOUR and tier not in EASY_TIERS:
-                    continue  # it has no gradient and no scores: only scans made for another model can be shown to it
-                tasks += [Task(defence, tier, epsilon, hospital) for hospital in hospitals]
-    return tasks
+    """All tasks in order: tier by tier, so that a table that is cut off lacks its most costly columns.
+
+    The rows of one hospital follow each other, for the cheap tiers show all of them the same scans. The look-up of the
+    nearest neighbour has no gradient and no scores: only scans made for another model can be shown to it.
+    """
+    return [
+        Task(defence, tier, epsilon, hospital)
+        for tier in plan.tiers
+        for epsilon in (plan.epsilons if tier != "T0" else (0.0,))
+        for hospital in hospitals
+        for defence in plan.defences
+        if defence != NEAREST_NEIGHBOUR or tier in EASY_TIERS
+    ]
 
 
 class Results:
@@ -281,41 +284,60 @@ def _parts(path: Path, shards: Path, hospital_id: str) -> HospitalParts:
     return _opened(path, shards).hospital(hospital_id)
 
 
+@lru_cache(maxsize=128)
+def _defended(path: Path, shards: Path, hospital_id: str, defence: str) -> DefendedClassifier:
+    return _parts(path, shards, hospital_id).defended(defence)
+
+
 def attack_scans(path: Path, shards: Path, task: Task, plan: Plan) -> list[dict[str, object]]:
     """Attack one hospital's scans and judge the answers; one row a scan."""
     run, parts = _opened(path, shards), _parts(path, shards, task.hospital_id)
-    hospitals = run.tested
-    neighbour = _parts(path, shards, hospitals[(hospitals.index(task.hospital_id) + 1) % len(hospitals)])
     looked_up = task.defence == NEAREST_NEIGHBOUR
-    defended = parts.defended("no_defence" if looked_up else task.defence)
-    victim = Victim(defended, neighbour.tuned if defended.classifier is parts.tuned else neighbour.classifier)
-    wanted = plan.scans if task.tier in EASY_TIERS else plan.hard_scans
-    chosen = spread_evenly(len(parts.test[1]), -(-wanted // len(hospitals)))
+    defence = "no_defence" if looked_up else task.defence
+    defended = _defended(path, shards, task.hospital_id, defence)
+    easy = task.tier in EASY_TIERS
+    chosen = spread_evenly(len(parts.test[1]), -(-(plan.scans if easy else plan.hard_scans) // len(run.tested)))
+    heading = {
+        "defence": task.defence,
+        "adversarial_training": trained_adversarially(run.experiment),
+        "tier": task.tier,
+        "epsilon": task.epsilon,
+        "seed": run.experiment.seed,
+        "hospital_id": task.hospital_id,
+    }
     rows = []
     for first in range(0, len(chosen), BATCH):
-        these = chosen[first : first + BATCH]
-        images, labels = parts.test[0][these], parts.test[1][these]
-        generator = torch_generator(run.experiment.seed, "evasion", task.tier, task.hospital_id, first)
-        attacked = TIERS[task.tier](Attacker(task.epsilon, plan.budget, generator), victim, images, labels)
+        these = tuple(chosen[first : first + BATCH].tolist())
+        if easy and defended.classifier is parts.classifier:
+            defence = "no_defence"  # an attacker who knows the classifier alone makes the same of all its defences
+        attacked = _attacked(path, shards, replace(task, defence=defence), plan.budget, these)
+        images, labels = parts.test[0][list(these)], parts.test[1][list(these)]
         check_within(attacked, images, task.epsilon)
-        judged = (
-            _look_up(shards, run, attacked)
-            if looked_up
-            else judge_scans(defended, attacked, labels, seed=run.experiment.seed)
-        )
-        heading = {
-            "defence": task.defence,
-            "adversarial_training": trained_adversarially(run.experiment),
-            "tier": task.tier,
-            "epsilon": task.epsilon,
-            "seed": run.experiment.seed,
-            "hospital_id": task.hospital_id,
-        }
+        if looked_up:
+            judged = _look_up(shards, run, attacked)
+        else:
+            draws = 1 if easy else FRESH_DRAWS
+            judged = judge_scans(defended, attacked, labels, seed=run.experiment.seed, draws=draws)
         rows += [
             {**heading, "row": int(parts.test_rows[place]), "label": int(label), **row}
             for place, label, row in zip(these, labels.tolist(), judged, strict=True)
         ]
     return rows
+
+
+@lru_cache(maxsize=8)
+def _attacked(path: Path, shards: Path, task: Task, budget: Budget, places: tuple[int, ...]) -> torch.Tensor:
+    """The test scans at ``places`` as the attacker of a task leaves them."""
+    run, parts = _opened(path, shards), _parts(path, shards, task.hospital_id)
+    after = (run.tested.index(task.hospital_id) + 1) % len(run.tested)
+    neighbour = _parts(path, shards, run.tested[after])
+    defended = _defended(path, shards, task.hospital_id, task.defence)
+    victim = Victim(defended, neighbour.tuned if defended.classifier is parts.tuned else neighbour.classifier)
+    if not isinstance(defended.purifier, DiffusionPurifier) or task.defence == "no_defence":
+        budget = replace(budget, eot=1)  # nothing is drawn that one could average over
+    generator = torch_generator(run.experiment.seed, "evasion", task.tier, task.hospital_id, places[0])
+    attacker = Attacker(task.epsilon, budget, generator)
+    return TIERS[task.tier](attacker, victim, parts.test[0][list(places)], parts.test[1][list(places)])
 
 
 def trained_adversarially(experiment: Experiment) -> bool:
@@ -336,16 +358,16 @@ def check_within(attacked: torch.Tensor, images: torch.Tensor, epsilon: float) -
 
 
 def judge_scans(
-    defended: DefendedClassifier, attacked: torch.Tensor, labels: torch.Tensor, *, seed: int
+    defended: DefendedClassifier, attacked: torch.Tensor, labels: torch.Tensor, *, seed: int, draws: int
 ) -> list[dict[str, object]]:
-    """The served answer to each scan, and what ten fresh draws of the defence's noise would have answered."""
+    """The served answer to each scan, and what fresh draws of the defence's noise would have answered."""
     started = time.process_time()
     with counted(defended) as evaluations:
         diagnoses = defended.diagnose(attacked)
     milliseconds = 1000 * (time.process_time() - started) / len(attacked)
-    right = np.zeros((FRESH_DRAWS, len(labels)), bool)
+    right = np.zeros((draws, len(labels)), bool)
     random = isinstance(defended.purifier, DiffusionPurifier) and evaluations[0] > 0
-    for draw in range(FRESH_DRAWS):
+    for draw in range(draws):
         if draw == 0 or random:
             noise = FreshNoise(torch_generator(seed, "judge", draw))
             with torch.no_grad():
