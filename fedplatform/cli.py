@@ -129,7 +129,8 @@ def run(
 ) -> None:
     """Run one experiment, from partition to report.
 
-    RECIPE is one that comes with the package (lesions, br35h, alzheimer, lc25000, mnist, cifar10); FILE.yaml is your
+    RECIPE is one that comes with the package (lesions, br35h, br35h_robust, alzheimer,
+    lc25000, mnist, cifar10); FILE.yaml is your
     own, or the experiment.yaml that an earlier run left. Every setting in it can be changed by the option of its name;
     the defaults below hold where neither says anything.
 
@@ -288,7 +289,7 @@ def defend(
 
     \b
     Examples:
-      fedplatform run br35h --name br35h
+      fedplatform run br35h_robust --name br35h
       fedplatform defend runs/br35h
       fedplatform evaluate runs/br35h
     """

@@ -14,25 +14,13 @@ from fedplatform.comparison import claim
 from fedplatform.defend import defend
 from fedplatform.defended_run import DEFENCE, STAGES, DefenceSettings
 from fedplatform.engine import InProcessEngine
-from fedplatform.experiment import Experiment, ExperimentError
+from fedplatform.experiment import Experiment, ExperimentError, load_settings
 from fedplatform.robustness import Observer, Plan, evaluate
 from fedplatform.run import partition_data, run
 from fedplatform.specification import nearest
 from fedplatform.workers import workers
 
-COMMON: Mapping[str, object] = {
-    "model": "experts",
-    "algorithm": "fedbn_p",
-    "augmentation": "anatomy",
-    "hospitals": 10,
-    "liars": 0,
-    "rule": "mean",
-    "learning_rate": 0.05,
-    "weight_decay": 5e-4,
-    "batch_size": 16,
-    "local_epochs": 2,
-    "rounds": 24,
-}
+RECIPE = "br35h_robust"  # all data sets are trained as it says, each with its own scans
 DATASETS: Mapping[str, Mapping[str, object]] = {
     "br35h": {"size": 64},
     "alzheimer": {"size": 64, "scans": 3200},
@@ -40,8 +28,8 @@ DATASETS: Mapping[str, Mapping[str, object]] = {
     "lesions": {"size": 64},
 }
 KINDS: Mapping[str, Mapping[str, object]] = {
-    "plain": {},
-    "adversarial": {"objective": "adversarial(epsilon=0.02)"},
+    "plain": {"objective": "cross_entropy"},
+    "adversarial": {},
 }
 TUNING_EPSILON = {"plain": 0.0, "adversarial": 0.02}
 SHARED_STAGES = ("autoencoder", "purifier")  # they know no classifier, so both kinds have the same
@@ -68,8 +56,8 @@ class DefenceBenchmark:
 
     def experiment(self, kind: str, seed: int) -> Experiment:
         """The classifier's training, ``plain`` or ``adversarial``."""
-        settings = {"data": self.dataset, **COMMON, **DATASETS[self.dataset], **self.changes, **KINDS[kind]}
-        return Experiment.from_settings({**settings, "seed": seed})
+        settings = {**load_settings(RECIPE), "data": self.dataset, **DATASETS[self.dataset], **self.changes}
+        return Experiment.from_settings({**settings, **KINDS[kind], "seed": seed})
 
     def defence_settings(self, kind: str) -> DefenceSettings:
         """The defence's training."""
@@ -138,4 +126,5 @@ def _share(first: Path, second: Path) -> None:
         have, want = (path / DEFENCE / STAGES[stage] for path in (first, second))
         if have.is_file() and not want.is_file():
             want.parent.mkdir(exist_ok=True)
-            shutil.copy(have, want)
+            shutil.copy(have, want.with_suffix(".partial"))
+            want.with_suffix(".partial").replace(want)

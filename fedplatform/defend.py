@@ -21,6 +21,7 @@ from fedplatform.defended_run import (
     TUNED,
     DefenceSettings,
     DefendedRun,
+    Sensor,
     read_experiment,
     read_weights,
 )
@@ -33,6 +34,7 @@ from fedplatform.training import Generative, Purified, Tampering, Trainer
 
 GENERATIVE_RATE = 1e-3  # first step size of AdamW
 PURIFIER_RATE = 2e-3  # a small UNet takes twice of it: 27.8 against 27.2 dB at depth 50 after 100 CPU seconds on Br35H
+EPOCHS = 2  # local epochs of a round, in every stage
 TUNING_SHARE = 0.2  # of the run's first step size, with which the tuning starts
 
 Observer = Callable[[str, int, RoundReport], None]
@@ -56,9 +58,10 @@ def defend(
     In order: the masked autoencoder and the purifier on clean scans; the classifier, tuned on what the purifier makes
     of them; the sensor, on scans attacked through the tuned classifier. A stage that is done is not done again, so a
     call that was stopped goes on with the stage it was in. Raises :class:`ExperimentError` where there is no finished
-    run, or a defence that was begun with other settings.
+    run, a defence that was begun with other settings, or settings that some stage could not work with.
     """
     training = _Stages(path, settings, engine=engine, shards=shards or path / "shards", observer=observer)
+    training.check()
     training.claim()
     for stage, file in STAGES.items():
         if not (training.folder / file).is_file():
@@ -76,6 +79,24 @@ class _Stages:
         self._settings, self._engine, self._observer = settings, engine, observer
         self._experiment = read_experiment(path)
         self._manifest = Manifest.load(shards)
+
+    def check(self) -> None:
+        """Refuse now what would fail after hours."""
+        if not self._experiment.root_size:
+            raise ExperimentError("a sensor needs the server's root scans to attack a classifier; set root_size")
+        setting, source = self._settings, self._manifest.settings
+        shape = {"channels": source.channels, "num_classes": len(self._manifest.classes), "size": source.size}
+        try:
+            autoencoder, purifier = setting.autoencoder(**shape), setting.purifier(**shape)
+            Sensor(setting.sensor)(**shape)
+        except ValueError as error:
+            raise ExperimentError(str(error)) from error
+        for name, network, part in (("autoencoder", autoencoder, "patch_errors"), ("purifier", purifier, "denoise")):
+            if not hasattr(network, part):
+                raise ExperimentError(f"a {type(network).__name__} cannot be the {name}: it has no {part}")
+        deepest = max(setting.probe_depth, setting.usual_depth, setting.least_depth, setting.most_depth)
+        if deepest > (greatest := int(purifier.t_max)):  # type: ignore[arg-type]
+            raise ExperimentError(f"a purifier with t_max={greatest} learns no depth of {deepest}")
 
     def claim(self) -> None:
         """Make the folder, or find it begun with the same settings."""
@@ -111,6 +132,7 @@ class _Stages:
         experiment = self._experiment.replace(
             objective=objective,
             rounds=setting.tuning_rounds,
+            local_epochs=EPOCHS,
             learning_rate=self._experiment.learning_rate * TUNING_SHARE,
         )
         trainer = Trainer(local_training(self._experiment, self._manifest))
@@ -138,6 +160,7 @@ class _Stages:
             optimiser="adamw",
             learning_rate=GENERATIVE_RATE,
             rounds=rounds,
+            local_epochs=EPOCHS,
         )
 
     def _keep(self, stage: str, experiment: Experiment) -> None:
@@ -159,8 +182,6 @@ class _Stages:
 
     def _reference(self) -> nn.Module:
         """The tuned classifier as the server can put it together: with a personal part from its own root scans."""
-        if not self._experiment.root_size:
-            raise ExperimentError("a sensor needs the server's root scans to attack a classifier; set root_size")
         trainer = Trainer(local_training(self._experiment, self._manifest))
         weights = read_weights(trainer, self.folder / TUNED)
         root = Hospital("root", Shard.open(self.shards / ROOT), trainer=trainer, state_file=None, role=Role.ROOT)

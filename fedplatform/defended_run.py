@@ -11,7 +11,8 @@ from typing import Annotated, Any, Self
 import numpy as np
 import torch
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -76,7 +77,7 @@ class DefenceSettings(BaseModel):
         "small_cnn(width=8)",  # type: ignore[assignment]
         description="network of the detector that is taught to tell attacked scans",
     )
-    sensor_rounds: int = Field(4, ge=1, description="rounds in which the sensor is trained")
+    sensor_rounds: int = Field(12, ge=1, description="rounds in which the sensor is trained")
     purifier: Annotated[ModelBuilder, _parser(MODELS, "model"), _writer(MODELS)] = Field(
         "noise_predictor(t_max=260)",  # type: ignore[assignment]
         description="noise predictor of the purifier",
@@ -86,24 +87,30 @@ class DefenceSettings(BaseModel):
         "one_shot",  # type: ignore[assignment]
         description=f"the purifier's way back: {', '.join(SAMPLERS)}",
     )
-    tuning_rounds: int = Field(4, ge=1, description="rounds in which the classifier is tuned on purified scans")
+    tuning_rounds: int = Field(6, ge=1, description="rounds in which the classifier is tuned on purified scans")
     tuning_epsilon: float = Field(
         0.0,
         ge=0,
         le=1,
         description="attack through the purifier while the classifier is tuned, in pixel units (0: none)",
     )
-    probe_depth: int = Field(25, ge=1, description="depth at which every scan is purified once, to see what changes")
+    probe_depth: int = Field(100, ge=1, description="depth at which every scan is purified once, to see what changes")
     usual_depth: int = Field(
         0, ge=0, description="depth for scans that are not flagged (0: they are taken as they are)"
     )
-    least_depth: int = Field(25, ge=1, description="depth for the least suspicious of the flagged scans")
-    most_depth: int = Field(75, ge=1, description="depth for the most suspicious scans")
+    least_depth: int = Field(100, ge=1, description="depth for the least suspicious of the flagged scans")
+    most_depth: int = Field(200, ge=1, description="depth for the most suspicious scans")
     copies: int = Field(8, ge=1, description="purified copies of a flagged scan that vote")
     false_positive_rate: float = Field(0.05, gt=0, lt=1, description="share of clean scans that may be flagged")
     referral_rate: float = Field(
         0.05, ge=0, lt=1, description="share of clean scans that may be referred to a radiologist for doubt"
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.least_depth > self.most_depth:
+            raise ValueError(f"the least depth is at most the most, got {self.least_depth} and {self.most_depth}")
+        return self
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, object]) -> Self:
@@ -149,7 +156,9 @@ class HospitalParts:
         """A defence that sends every scan through a purifier at one depth."""
         threshold = -1.0 if depth else float("inf")  # without a detector every score is 0
         gate = Gate(threshold, usual_depth=0, flagged_depth=DepthMap(depth, depth, 0.0, 0.0))
-        return self._calibrated(DefendedClassifier(classifier, purifier, gate, KeyedNoise(KEY), copies=copies))
+        return self._referring(
+            self._calibrated(DefendedClassifier(classifier, purifier, gate, KeyedNoise(KEY), copies=copies))
+        )
 
     def gated(self, parts: tuple[str, ...], *, classifier: nn.Module, deepest: int) -> DefendedClassifier:
         """A defence behind a detector made of ``parts``, the depth growing to ``deepest`` with the score."""
@@ -157,14 +166,17 @@ class HospitalParts:
         fixed = deepest == setting.least_depth
         detector = Detector(self.autoencoder, self.sensor, Fusion(dict.fromkeys(parts, 0.0), dict.fromkeys(parts, 1.0)))
         open_gate = Gate(threshold=float("inf"), usual_depth=0, flagged_depth=DepthMap(1, 1, 0.0, 0.0))
-        defended = DefendedClassifier(
-            classifier,
-            DiffusionPurifier(self.network, setting.sampler),
-            open_gate,
-            KeyedNoise(KEY),
-            detector=detector,
-            probe_depth=setting.probe_depth,
-            copies=1 if fixed else setting.copies,
+        # The temperature comes first: the disagreement, and with it the threshold, is measured in calibrated answers.
+        defended = self._calibrated(
+            DefendedClassifier(
+                classifier,
+                DiffusionPurifier(self.network, setting.sampler),
+                open_gate,
+                KeyedNoise(KEY),
+                detector=detector,
+                probe_depth=setting.probe_depth,
+                copies=1 if fixed else setting.copies,
+            )
         )
         images, _ = self.validation
         with torch.no_grad():
@@ -173,15 +185,18 @@ class HospitalParts:
         threshold = quantiles.threshold(setting.false_positive_rate)
         depths = DepthMap(setting.least_depth, deepest, threshold, threshold + FULL_DEPTH)
         gate = Gate(threshold, usual_depth=0 if fixed else setting.usual_depth, flagged_depth=depths)
-        return self._calibrated(replace(defended, detector=detector, gate=gate))
+        return self._referring(replace(defended, detector=detector, gate=gate))
 
     def _calibrated(self, defended: DefendedClassifier) -> DefendedClassifier:
-        """The same with the temperature and the least confidence that the validation scans ask for."""
+        """The same with the temperature that the validation scans ask for."""
         images, labels = self.validation
-        if not len(labels):
-            return defended
         with torch.no_grad():
-            defended = replace(defended, temperature=fit_temperature(defended.logits(images), labels))
+            return replace(defended, temperature=fit_temperature(defended.logits(images), labels))
+
+    def _referring(self, defended: DefendedClassifier) -> DefendedClassifier:
+        """The same with the least confidence that the validation scans ask for."""
+        images, _ = self.validation
+        with torch.no_grad():
             doubt = -defended.logits(images).softmax(dim=1).amax(dim=1)
         return replace(defended, least_confidence=-Quantiles.of(doubt).threshold(self.settings.referral_rate))
 
@@ -208,6 +223,7 @@ def _tuned_everything(parts: HospitalParts) -> DefendedClassifier:
     )
 
 
+GATED = ("mae_gate", "whole")  # the defences with a detector, which an attacker may want to go unnoticed by
 DEFENCES: Mapping[str, Callable[[HospitalParts], DefendedClassifier]] = MappingProxyType(
     {
         "no_defence": lambda parts: parts.through(
@@ -248,14 +264,20 @@ class DefendedRun:
 
     @property
     def tested(self) -> tuple[str, ...]:
-        """The hospitals whose defence is attacked: honest ones with validation scans to fit it on, and test scans."""
+        """The hospitals whose defence is attacked: honest ones with validation scans to fit it on, and test scans.
+
+        Raises :class:`ExperimentError` where there is none.
+        """
         liars = self.experiment.who_lies().hospital_ids if self.experiment.attack is not None else ()
         counts = (shard.counts for shard in self.manifest.hospitals)
-        return tuple(
+        tested = tuple(
             name
             for name, count in zip(self.experiment.hospital_ids(), counts, strict=True)
             if name not in liars and any(count[Role.VALIDATION]) and any(count[Role.TEST])
         )
+        if not tested:
+            raise ExperimentError(f"{self.path}: no honest hospital has both validation and test scans")
+        return tested
 
     def hospital(self, hospital_id: str) -> HospitalParts:
         """One hospital's parts, read from its own shard and state."""
@@ -276,10 +298,19 @@ class DefendedRun:
 
     @staticmethod
     def network(path: Path, manifest: Manifest, builder: ModelBuilder, stage: str) -> nn.Module:
-        """The network that a stage has left in the run folder ``path``, ready for use."""
+        """The network that a stage has left in the run folder ``path``, ready for use.
+
+        Raises :class:`ExperimentError` where the file is not whole, or another network's.
+        """
         settings = manifest.settings
         network = builder(channels=settings.channels, num_classes=len(manifest.classes), size=settings.size)
-        network.load_state_dict(load_file(path / DEFENCE / STAGES[stage]))
+        file = path / DEFENCE / STAGES[stage]
+        try:
+            network.load_state_dict(load_file(file))
+        except (SafetensorError, RuntimeError) as error:
+            raise ExperimentError(
+                f"{file} does not hold the {stage} of these settings; remove it to train anew"
+            ) from error
         return network.eval().requires_grad_(False)
 
 

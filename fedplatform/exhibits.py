@@ -15,6 +15,7 @@ from fedplatform.threats import TIERS, Attacker, Budget, Victim
 
 CANDIDATES = 12  # test scans of each hospital that are looked at
 SHOWN = 6
+RESCUED = 4  # of those shown, at most, lest the pictures promise more than the table
 
 
 def write_exhibits(
@@ -22,8 +23,8 @@ def write_exhibits(
 ) -> Path:
     """Write ``pictures.npz`` into a run folder: scans that one tier attacks, and what a defence makes of them.
 
-    Scans that fool the bare classifier come first, those that the detector catches before the others; the page says of
-    each what became of it. Arrays: clean, attacked, purified (m, c, h, w), anomaly (m, h, w), labels,
+    First come scans that fooled the bare classifier and were caught and answered rightly, then others that fooled it;
+    the page says of each what became of it. Arrays: clean, attacked, purified (m, c, h, w), anomaly (m, h, w), labels,
     answers_undefended, answers_defended, flagged, scores, thresholds, depths (m,), epsilon, tier, classes.
     """
     run = DefendedRun(path, shards=shards)
@@ -37,7 +38,8 @@ def write_exhibits(
         places = spread_evenly(len(parts.test[1]), CANDIDATES)
         images, labels = parts.test[0][places], parts.test[1][places]
         generator = torch_generator(run.experiment.seed, "exhibits", tier, hospital_id)
-        victim = Victim(bare if tier in ("T1", "T2", "T2_paper") else defended, neighbour.classifier)
+        tuned = defended.classifier is parts.tuned
+        victim = Victim(defended, neighbour.tuned if tuned else neighbour.classifier)
         attacked = TIERS[tier](Attacker(epsilon, budget, generator), victim, images, labels)
         with torch.no_grad():
             passage, before = defended.passage(attacked), bare.logits(attacked)
@@ -61,11 +63,15 @@ def write_exhibits(
         )
     pooled = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
     fooled = pooled["answers_undefended"] != pooled["labels"]
-    order = np.lexsort((~pooled["flagged"], ~fooled))[:SHOWN]
+    caught = fooled & pooled["flagged"]
+    rescued = caught & (pooled["answers_defended"] == pooled["labels"])
+    best = np.flatnonzero(rescued)
+    others = [place for place in np.argsort(~fooled, kind="stable") if not rescued[place]]
+    order = np.array([*best[:RESCUED], *others, *best[RESCUED:]])[:SHOWN]
     kept = {name: values[order] for name, values in pooled.items()}
     kept |= {"epsilon": np.array(epsilon), "tier": np.array(tier), "classes": np.array(run.manifest.classes, dtype=str)}
     file, partial = path / "pictures.npz", path / ".pictures.partial.npz"
-    np.savez_compressed(partial, **kept)  # type: ignore[arg-type]
+    np.savez_compressed(partial, **kept)
     partial.replace(file)
     return file
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from fedplatform.comparison import claim
 from fedplatform.data.shards import Shard
 from fedplatform.data.splits import Role
-from fedplatform.defence import DefendedClassifier, DiffusionPurifier, FreshNoise
-from fedplatform.defended_run import DEFENCES, DefendedRun, HospitalParts
-from fedplatform.experiment import Experiment
+from fedplatform.defence import DefendedClassifier, DiffusionPurifier, FreshNoise, step_of
+from fedplatform.defended_run import DEFENCES, GATED, DefendedRun, HospitalParts
+from fedplatform.experiment import Experiment, ExperimentError
 from fedplatform.seeding import torch_generator
 from fedplatform.threats import TIERS, Attacker, Budget, Victim
 from fedplatform.training import CrossEntropy
@@ -31,6 +31,7 @@ NEAREST_NEIGHBOUR = "nearest_neighbour"
 EASY_TIERS = ("T0", "T1", "T2", "T2_paper")  # their attackers do not know the defence: cheap, so on more scans
 FRESH_DRAWS = 10  # of the defence's own noise, by which what an attacker who knows of it has made is judged
 BATCH = 25
+ORDER = {name: number for number, name in enumerate((*TIERS, NEAREST_NEIGHBOUR, *DEFENCES))}
 KEYS = ["defence", "adversarial_training", "tier", "epsilon", "seed"]
 
 
@@ -48,6 +49,10 @@ class Plan:
     scans: int = 300
     hard_scans: int = 100
     budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        if not self.epsilons or not all(0 < epsilon <= 1 for epsilon in self.epsilons):
+            raise ExperimentError(f"epsilons are in pixels of [0, 1], as 8/255, got {list(self.epsilons)}")
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,10 @@ def evaluate(
     """
     run = DefendedRun(path, shards=shards)
     budget = {**asdict(plan.budget), "scans": plan.scans, "hard_scans": plan.hard_scans, "fresh_draws": FRESH_DRAWS}
-    claim(path, budget, what="evaluation")
     tasks = tasks_of(plan, run.tested)
+    if not tasks:
+        raise ExperimentError(f"no tier of {', '.join(plan.tiers)} can be tried on {', '.join(plan.defences)}")
+    claim(path, budget, what="evaluation")
     results = Results(path, run)
     left = [task for task in tasks if not results.has(task)]
     done = len(tasks) - len(left)
@@ -118,19 +125,21 @@ def evaluate(
 
 
 def tasks_of(plan: Plan, hospitals: Sequence[str]) -> list[Task]:
-    """All tasks in order: tier by tier, so that a table that is cut off lacks its most costly columns.
+    """All tasks in order, each once: tier by tier, so that a table that is cut off lacks its most costly columns.
 
     The rows of one hospital follow each other, for the cheap tiers show all of them the same scans. The look-up of the
-    nearest neighbour has no gradient and no scores: only scans made for another model can be shown to it.
+    nearest neighbour has no gradient and no scores: only scans made for another model can be shown to it. Who wants to
+    stay below a threshold needs one.
     """
-    return [
+    tasks = [
         Task(defence, tier, epsilon, hospital)
         for tier in plan.tiers
         for epsilon in (plan.epsilons if tier != "T0" else (0.0,))
         for hospital in hospitals
         for defence in plan.defences
-        if defence != NEAREST_NEIGHBOUR or tier in EASY_TIERS
+        if (defence != NEAREST_NEIGHBOUR or tier in EASY_TIERS) and (tier != "T4_unnoticed" or defence in GATED)
     ]
+    return list(dict.fromkeys(tasks))
 
 
 class Results:
@@ -156,8 +165,12 @@ class Results:
         """Keep the scans of a task."""
         if not rows:
             return
-        self._parts = [pd.concat([*self._parts, pd.DataFrame(rows)], ignore_index=True)]
-        frame = self._parts[0]
+        frame = pd.concat([*self._parts, pd.DataFrame(rows)]).sort_values(  # whatever came first: means depend on it
+            ["tier", "epsilon", "hospital_id", "defence", "row"],
+            key=lambda column: column.map(lambda value: ORDER.get(value, value)),
+            ignore_index=True,
+        )
+        self._parts = [frame]
         _whole(self._path / "scans.parquet", lambda place: frame.to_parquet(place, index=False))
         cells = self.cells()
         _whole(self._path / "evaluation.parquet", lambda place: cells.to_parquet(place, index=False))
@@ -225,6 +238,14 @@ def certify_scans(
     Columns: hospital_id, row, label, answer (-1 for none), radius, sigma, samples, confidence, seed.
     """
     run = DefendedRun(path, shards=shards)
+    network = run.hospital(run.tested[0]).network
+    if not sigmas:
+        raise ExperimentError("a certificate needs at least one sigma")
+    try:
+        for sigma in sigmas:
+            step_of(sigma, network.abar[: network.t_max + 1])
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
     asked = [(hospital, sigma) for sigma in sigmas for hospital in run.tested]
     rows: list[dict[str, object]] = []
     with workers(jobs) as pool:
@@ -279,7 +300,7 @@ def _opened(path: Path, shards: Path) -> DefendedRun:
     return DefendedRun(path, shards=shards)
 
 
-@lru_cache(maxsize=32)
+@cache
 def _parts(path: Path, shards: Path, hospital_id: str) -> HospitalParts:
     return _opened(path, shards).hospital(hospital_id)
 
@@ -314,7 +335,7 @@ def attack_scans(path: Path, shards: Path, task: Task, plan: Plan) -> list[dict[
         images, labels = parts.test[0][list(these)], parts.test[1][list(these)]
         check_within(attacked, images, task.epsilon)
         if looked_up:
-            judged = _look_up(shards, run, attacked)
+            judged = _look_up(shards, run, attacked, labels)
         else:
             draws = 1 if easy else FRESH_DRAWS
             judged = judge_scans(defended, attacked, labels, seed=run.experiment.seed, draws=draws)
@@ -353,7 +374,7 @@ def spread_evenly(count: int, wanted: int) -> np.ndarray:
 def check_within(attacked: torch.Tensor, images: torch.Tensor, epsilon: float) -> None:
     """Stop where an attack went too far: its figure would be worth nothing."""
     moved = float((attacked - images).abs().max()) if len(images) else 0.0
-    if moved > epsilon + 1e-6 or attacked.min() < 0 or attacked.max() > 1:
+    if not (moved <= epsilon + 1e-6 and ((attacked >= 0) & (attacked <= 1)).all()):  # not a number is too far, too
         raise AssertionError(f"an attack within {epsilon} moved a pixel by {moved}")
 
 
@@ -417,13 +438,11 @@ def _neighbours(shards: Path, files: tuple[str, ...]) -> KNeighborsClassifier:
     return KNeighborsClassifier(n_neighbors=1, algorithm="brute").fit(flat, labels)
 
 
-def _look_up(shards: Path, run: DefendedRun, attacked: torch.Tensor) -> list[dict[str, object]]:
+def _look_up(shards: Path, run: DefendedRun, attacked: torch.Tensor, labels: torch.Tensor) -> list[dict[str, object]]:
     """The label of the nearest training picture of all hospitals, by raw pixels."""
     neighbours = _neighbours(shards, tuple(shard.file for shard in run.manifest.hospitals))
     answers = neighbours.predict(attacked.flatten(1).numpy())
     nothing = {
-        "mean": float("nan"),
-        "worst": False,
         "score": float("nan"),
         "threshold": float("nan"),
         "flagged": False,
@@ -432,7 +451,11 @@ def _look_up(shards: Path, run: DefendedRun, attacked: torch.Tensor) -> list[dic
         "evaluations": 0.0,
         "milliseconds": float("nan"),
     }
-    return [{"answer": int(answer), **nothing} for answer in answers]
+    right = answers == labels.numpy()
+    return [
+        {"answer": int(answer), "mean": float(is_right), "worst": bool(is_right), **nothing}
+        for answer, is_right in zip(answers, right, strict=True)
+    ]
 
 
 def _whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -80,8 +80,10 @@ class Attacker:
         seen = _Seen(defended, self.generator)
         candidates = self._descend(defended, images, labels), self.grey_box(victim, images, labels)
         with torch.no_grad():
-            draws = COMPARING_DRAWS if self.budget.eot > 1 else 1
-            own, grey = (sum(margin(seen.logits(made), labels) for _ in range(draws)) for made in candidates)
+            own, grey = (
+                torch.stack([margin(seen.logits(made), labels) for _ in range(COMPARING_DRAWS)]).mean(dim=0)
+                for made in candidates
+            )
         return candidates[0].where((own >= grey)[:, None, None, None], candidates[1])
 
     def unnoticed(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

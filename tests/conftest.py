@@ -15,9 +15,13 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 import pytest
+from tiny_defence import DEFENCE, RUN, write_spots
 
+from fedplatform.defend import defend
+from fedplatform.defended_run import DefenceSettings
+from fedplatform.engine import InProcessEngine
 from fedplatform.experiment import Experiment
-from fedplatform.run import partition_data
+from fedplatform.run import partition_data, run
 
 SMALL = {
     "data": "fedplatform.data.lesions:Lesions(hospitals=5, patients_per_hospital=40)",
@@ -42,6 +46,42 @@ def shards(small: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shards of the small experiment, written once."""
     folder = tmp_path_factory.mktemp("data") / "shards"
     partition_data(small, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def spots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An npz file of 500 tiny scans."""
+    file = tmp_path_factory.mktemp("spots") / "spots.npz"
+    write_spots(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def undefended(spots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run that has no defence yet. Nobody writes here; copy it."""
+    experiment = Experiment.from_settings({**RUN, "data": str(spots)})
+    folder, _ = run(experiment, engine=InProcessEngine(), runs=tmp_path_factory.mktemp("runs"), name="spots")
+    return folder.path
+
+
+@pytest.fixture(scope="session")
+def stages() -> list[str]:
+    """The stages of training in the order in which the rounds of ``defended`` were told of."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def defended(undefended: Path, stages: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run with its defence, trained in one process. Nobody writes here; copy it."""
+    folder = tmp_path_factory.mktemp("defended") / "spots"
+    shutil.copytree(undefended, folder)
+    defend(
+        folder,
+        DefenceSettings.from_settings(DEFENCE),
+        engine=InProcessEngine(),
+        observer=lambda stage, _rounds, _report: stages.append(stage),
+    )
     return folder
 
 

@@ -144,6 +144,10 @@ def test_a_comparison_goes_on_where_it_stopped(
         ["report"],
         ["bench"],
         ["bench", "trust"],
+        ["bench", "defence"],
+        ["defend"],
+        ["evaluate"],
+        ["certify"],
     ],
 )
 def test_help_of_every_command_teaches(
@@ -163,6 +167,14 @@ def test_help_of_every_command_teaches(
         (["run", "lesions", "--ruel", "mean"], "no option --ruel; did you mean '--rule'?"),
         (["run"], "Missing argument"),
         (["run", "lesions", "--rounds", "many"], "'many' is not a valid integer"),
+        (["defned", "runs/x"], "no command 'defned'; did you mean 'defend'?"),
+        (["evaluate"], "Missing argument"),
+        (["evaluate", "runs/x", "--epsilons", "0.015,8/0"], "numbers such as 0.015 or 8/255, got '0.015,8/0'"),
+        (["evaluate", "runs/x", "--epsilon", "small"], "numbers such as 0.015 or 8/255, got 'small'"),
+        (["evaluate", "runs/x", "--steps", "0"], "0 is not in the range x>=1"),
+        (["certify", "runs/x", "--sigmas", "much"], "numbers such as 0.015 or 8/255, got 'much'"),
+        (["defend", "runs/x", "--depth", "3"], "no option --depth"),
+        (["bench", "defence", "--dataset", "lesions", "--seeds", "zero"], "seeds are whole numbers, got 'zero'"),
     ],
 )
 def test_a_mistyped_word_costs_one_line_and_status_2(
@@ -271,6 +283,66 @@ def test_a_folder_that_is_no_run_has_no_report(
 ) -> None:
     assert call(monkeypatch, "report", tmp_path) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["defend", "RUN", "--engine", "local", "--most-depth", "300"], "t_max=260 learns no depth of 300"),
+        (["defend", "RUN", "--engine", "local", "--least-depth", "250"], "the least depth is at most the most"),
+        (["defend", "RUN", "--engine", "local", "--sampler", "ddimm"], "did you mean 'ddim'?"),
+        (["defend", "RUN", "--engine", "local", "--purifier", "small_cnn"], "cannot be the purifier"),
+        (["defend", "RUN", "--engine", "local", "--copies", "0"], "copies: Input should be greater than or equal to 1"),
+        (["defend", "NOWHERE", "--engine", "local"], "holds no finished run"),
+        (["evaluate", "NOWHERE"], "holds no finished run"),
+        (["evaluate", "RUN"], "has no trained defence; 'fedplatform defend"),
+        (["evaluate", "RUN", "--tiers", "T0,T6"], "no tier is called 'T6'"),
+        (["evaluate", "RUN", "--defences", "hole"], "no defence is called 'hole'; did you mean 'whole'?"),
+        (["evaluate", "RUN", "--epsilons", "8"], "epsilons are in pixels of [0, 1], as 8/255"),
+        (["evaluate", "RUN", "--epsilons", ""], "epsilons are in pixels of [0, 1], as 8/255"),
+        (["certify", "RUN"], "has no trained defence; 'fedplatform defend"),
+        (["bench", "defence", "--dataset", "brain35h", "--runs", "NOWHERE"], "did you mean 'br35h'?"),
+    ],
+)
+def test_a_defence_that_cannot_be_had_costs_one_line_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    undefended: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    said: str,
+) -> None:
+    before = sorted(undefended.rglob("*"))
+    places = {"RUN": undefended, "NOWHERE": tmp_path / "nowhere"}
+    assert call(monkeypatch, *(places.get(word, word) for word in arguments)) == 1
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("fedplatform: ")
+    assert said in complaint
+    assert complaint.count("\n") == 1
+    assert sorted(undefended.rglob("*")) == before
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sigmas", ["", "0", "9"])
+def test_noise_that_no_purifier_has_learned_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], defended: Path, sigmas: str
+) -> None:
+    assert call(monkeypatch, "certify", defended, "--sigmas", sigmas) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (defended / "certificates.parquet").exists()
+
+
+def test_an_epsilon_may_be_written_in_grey_levels() -> None:
+    from fedplatform.cli import fedplatform
+
+    parent = fedplatform.make_context("fedplatform", ["evaluate", "runs/x"])
+    given = fedplatform.commands["evaluate"].make_context("evaluate", ["runs/x"], parent=parent).params
+    assert given["epsilons"] == (0.015, 8 / 255)
+    words = ["runs/x", "--epsilon", "2/255, 0.1"]
+    assert fedplatform.commands["evaluate"].make_context("evaluate", words, parent=parent).params["epsilons"] == (
+        2 / 255,
+        0.1,
+    )
 
 
 def test_commas_inside_brackets_do_not_cut_a_list() -> None:

@@ -15,6 +15,11 @@ ROOT = Path(__file__).parents[1]
 QUICK = {
     "run": "--rounds 1 --size 32 --root-size 20 --hospitals 5 --liars 1 --f 1",
     "compare": "--rounds 1 --size 32 --root-size 20 --hospitals 5 --liars 1 --f 1 --model small_cnn(width=4)",
+    "defend": "--autoencoder masked_autoencoder(width=16,depth=1,decoder_width=16,decoder_depth=1) --sensor "
+    "small_cnn(width=4) --purifier noise_predictor(t_max=100) --autoencoder-rounds 1 --purifier-rounds 1 "
+    "--sensor-rounds 1 --tuning-rounds 1 --engine local",
+    "evaluate": "--scans 4 --hard-scans 4 --steps 2 --eot 1 --queries 4 --epsilons 8/255 --jobs 1",
+    "certify": "--scans 2 --samples 8 --sigmas 0.1 --jobs 1",
 }
 SMALL_DATA = "fedplatform.data.lesions:Lesions(hospitals=5, patients_per_hospital=20)"
 
@@ -32,7 +37,9 @@ def quickly(command: str) -> list[str]:
     """The command as written, made small: fewer rounds, pixels, hospitals; the embedded data where it names no own."""
     words = shlex.split(command)[1:]
     if words[0] in QUICK:
-        words += ["--engine", "local", *shlex.split(QUICK[words[0]])]
+        words += shlex.split(QUICK[words[0]])
+    if words[0] in ("run", "compare"):
+        words += ["--engine", "local"]
         if "--data" not in words:
             words += ["--data", SMALL_DATA]
         if "--model" not in words:
@@ -71,7 +78,20 @@ def test_a_users_own_parts_run_on_ray_from_python(extended: Path) -> None:
     assert "report.html" in done.stdout
 
 
-@pytest.mark.parametrize("command", [c for c in commands("README.md") if " my_" not in c])
+def is_one_of_a_chain(command: str) -> bool:
+    return "runs/" in command or "--name" in command
+
+
+def test_a_run_is_defended_attacked_and_certified_as_the_readme_says(tmp_path: Path) -> None:
+    chain = [command for command in commands("README.md") if is_one_of_a_chain(command)]
+    assert [shlex.split(command)[1] for command in chain] == ["run", "defend", "evaluate", "certify"]
+    for command in chain:
+        done = run(["-m", "fedplatform", *quickly(command)], tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert (tmp_path / "runs" / "scan" / "evaluation.html").is_file()
+
+
+@pytest.mark.parametrize("command", [c for c in commands("README.md") if " my_" not in c and not is_one_of_a_chain(c)])
 def test_a_command_of_the_readme_works(tmp_path: Path, command: str) -> None:
     done = run(["-m", "fedplatform", *quickly(command)], tmp_path)
     assert done.returncode == 0, done.stderr

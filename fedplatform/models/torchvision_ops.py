@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -30,3 +31,16 @@ def import_timm() -> ModuleType:
             library.define(schema)
         _libraries.append(library)
         return importlib.import_module("timm")
+
+
+class CarriesNetworks:
+    """What holds networks of timm or diffusers and is sent to other processes: there, timm is imported first."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (type(self),), self.__dict__
+
+
+def _blank(kind: type) -> object:
+    """An object without contents; pickle unpacks those, and imports what they need, only afterwards."""
+    import_timm()
+    return object.__new__(kind)

@@ -12,6 +12,7 @@ from fedplatform.report.interval import wilson
 from fedplatform.report.threat_wording import ATTACKS, CLEAN, REFERENCES, TIERS, defence_words, epsilon_words
 
 WHOLE, NO_DEFENCE = "whole", "no_defence"
+UNNOTICED = "T4_unnoticed"
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,9 @@ def _grid(title: str, epsilon: float, frame: pd.DataFrame) -> DefenceGrid:
     rows = []
     for (defence, adversarial), own in frame.groupby(["defence", "adversarial_training"], sort=False):
         by_tier = {str(tier): _cell(str(tier), group) for tier, group in own.groupby("tier")}
-        missing = tuple(tier for tier in due if tier not in by_tier)
+        # Where nothing detects there is nothing to stay below.
+        has_detector = own["auc"].notna().any()
+        missing = tuple(tier for tier in due if tier not in by_tier and (has_detector or tier != UNNOTICED))
         rows.append(DefenceRow(str(defence), bool(adversarial), tuple(map(by_tier.get, tiers)), missing))
     return DefenceGrid(title, epsilon, tiers, tuple(sorted(rows, key=lambda row: not row.is_reference)))
 

@@ -9,11 +9,12 @@ from torch import nn
 from torch.nn import functional
 
 from fedplatform.defence import Purifier
+from fedplatform.models.torchvision_ops import CarriesNetworks
 from fedplatform.training.objectives import Classification, ascend, cross_entropy
 
 
 @dataclass(frozen=True)
-class Purified(Classification):
+class Purified(CarriesNetworks, Classification):
     """Cross-entropy on purified scans, attacked through the purifier (after AToP, Lin et al., ICLR 2024).
 
     Half of a batch goes through the ``purifier`` at a depth drawn for each scan from ``least_depth`` to ``most_depth``,

@@ -9,13 +9,14 @@ from torch import nn
 from torch.nn import functional
 
 from fedplatform.models import Classifier, ModelBuilder
+from fedplatform.models.torchvision_ops import CarriesNetworks
 from fedplatform.training.objectives import ascend
 
 UNTOUCHED, TAMPERED = 0, 1
 
 
 @dataclass(frozen=True)
-class Tampering:
+class Tampering(CarriesNetworks):
     """Cross-entropy between scans and their attacked twins (after Metzen et al., ICLR 2017).
 
     The twins are attacked within an epsilon drawn for each batch from ``least_epsilon`` to ``most_epsilon`` (pixel

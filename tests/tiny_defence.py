@@ -1,0 +1,51 @@
+"""The smallest run with a defence: two hospitals, spots on 16 x 16 pixels, networks of a few thousand weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SIZE = 16
+RUN = {
+    "size": SIZE,
+    "split": "random",
+    "hospitals": 2,
+    "liars": 0,
+    "rule": "mean",
+    "model": "experts(k=2, width=4, hidden=8)",
+    "rounds": 3,
+    "local_epochs": 10,
+    "batch_size": 16,
+    "root_size": 20,
+}
+DEFENCE = {
+    "autoencoder": "masked_autoencoder(width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1, patch=4)",
+    "autoencoder_rounds": 3,
+    "sensor": "small_cnn(width=4)",
+    "sensor_rounds": 3,
+    "purifier": "noise_predictor(width=8, halvings=1, t_max=260)",
+    "purifier_rounds": 3,
+    "tuning_rounds": 2,
+    "probe_depth": 25,
+    "least_depth": 25,
+    "most_depth": 75,
+    "copies": 2,
+}
+
+
+def write_spots(file: Path, *, count: int = 500) -> None:
+    """A data set in which every second scan has a bright square on an uneven background."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(count) % 2
+    coarse = torch.tensor(generator.uniform(60, 150, (count, 1, 4, 4)), dtype=torch.float32)
+    scans = torch.nn.functional.interpolate(coarse, size=SIZE, mode="bilinear")[:, 0].numpy()
+    for number in labels.nonzero()[0]:
+        row, column = generator.integers(1, 10, 2)
+        scans[number, row : row + 5, column : column + 5] += 60
+    scans = (scans + generator.normal(0, 2, scans.shape)).clip(0, 255).round().astype(np.uint8)
+    first, second = int(0.7 * count), int(0.8 * count)
+    parts = {"train": slice(first), "val": slice(first, second), "test": slice(second, None)}
+    pictures = {f"{name}_images": scans[part] for name, part in parts.items()}
+    np.savez(file, **pictures, **{f"{name}_labels": labels[part] for name, part in parts.items()})
