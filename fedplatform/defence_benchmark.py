@@ -81,7 +81,7 @@ def fill(
         folder,
         {
             **benchmark.experiment("plain", 0).settings(),
-            **benchmark.defence_settings("plain").model_dump(mode="python"),
+            **benchmark.defence_settings("plain").settings(),
         },
         what="benchmark",
     )

@@ -100,7 +100,7 @@ class _Stages:
 
     def claim(self) -> None:
         """Make the folder, or find it begun with the same settings."""
-        wanted = yaml.safe_dump(self._settings.model_dump(mode="python"), sort_keys=False)
+        wanted = yaml.safe_dump(self._settings.settings(), sort_keys=False)
         file = self.folder / SETTINGS
         if file.is_file() and file.read_text() != wanted:
             raise ExperimentError(f"{self.folder} was begun with other settings; remove it to train anew")

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import numpy as np
 import torch
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -41,7 +41,7 @@ from fedplatform.engine import local_training
 from fedplatform.experiment import Experiment, ExperimentError, load_settings
 from fedplatform.models import MODELS, Classifier, ModelBuilder
 from fedplatform.models.noise_predictor import NoiseUnet
-from fedplatform.specification import build, describe, nearest
+from fedplatform.settings import Settings, parsed_by, written_by
 from fedplatform.training import Trainer, to_images
 
 DEFENCE, SETTINGS, TUNED = "defence", "defence.yaml", "tuned"
@@ -55,35 +55,25 @@ FULL_DEPTH = 4.0  # robust deviations above the threshold at which a scan is pur
 KEY = b"fedplatform evaluation"  # of the noise in an evaluation, which must be repeatable; a server draws its own
 
 
-def _parser(table: Mapping[str, Any], what: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: build(value, table, what=what, given={}) if isinstance(value, str) else value)
-
-
-def _writer(table: Mapping[str, Any]) -> PlainSerializer:
-    return PlainSerializer(lambda value: describe(value, table))
-
-
-class DefenceSettings(BaseModel):
+class DefenceSettings(Settings):
     """How the defence of a run is trained and used; depths are noise steps of 1000."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=True)
-
-    autoencoder: Annotated[ModelBuilder, _parser(MODELS, "model"), _writer(MODELS)] = Field(
+    autoencoder: Annotated[ModelBuilder, parsed_by(MODELS, "model"), written_by(MODELS)] = Field(
         "masked_autoencoder",  # type: ignore[assignment]
         description="masked autoencoder of the detector",
     )
     autoencoder_rounds: int = Field(16, ge=1, description="rounds in which the masked autoencoder is trained")
-    sensor: Annotated[ModelBuilder, _parser(MODELS, "model"), _writer(MODELS)] = Field(
+    sensor: Annotated[ModelBuilder, parsed_by(MODELS, "model"), written_by(MODELS)] = Field(
         "small_cnn(width=8)",  # type: ignore[assignment]
         description="network of the detector that is taught to tell attacked scans",
     )
     sensor_rounds: int = Field(12, ge=1, description="rounds in which the sensor is trained")
-    purifier: Annotated[ModelBuilder, _parser(MODELS, "model"), _writer(MODELS)] = Field(
+    purifier: Annotated[ModelBuilder, parsed_by(MODELS, "model"), written_by(MODELS)] = Field(
         "noise_predictor(t_max=260)",  # type: ignore[assignment]
         description="noise predictor of the purifier",
     )
     purifier_rounds: int = Field(12, ge=1, description="rounds in which the purifier is trained")
-    sampler: Annotated[Sampler, _parser(SAMPLERS, "sampler"), _writer(SAMPLERS)] = Field(
+    sampler: Annotated[Sampler, parsed_by(SAMPLERS, "sampler"), written_by(SAMPLERS)] = Field(
         "one_shot",  # type: ignore[assignment]
         description=f"the purifier's way back: {', '.join(SAMPLERS)}",
     )
@@ -111,21 +101,6 @@ class DefenceSettings(BaseModel):
         if self.least_depth > self.most_depth:
             raise ValueError(f"the least depth is at most the most, got {self.least_depth} and {self.most_depth}")
         return self
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, object]) -> Self:
-        """Build from plain values; raises :class:`ExperimentError` in one line."""
-        for key in settings:
-            if key not in cls.model_fields:
-                raise ExperimentError(f"unknown setting {key!r}{nearest(key, cls.model_fields)}")
-        try:
-            return cls.model_validate(dict(settings))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = f"{first['loc'][0]}: " if first["loc"] else ""
-            raise ExperimentError(f"{where}{first['msg'].removeprefix('Value error, ')}") from error
-        except ValueError as error:
-            raise ExperimentError(str(error)) from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -10,15 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from fedplatform.aggregation import MIXERS, RULES, Aggregator, Mixed
 from fedplatform.attacks import ATTACKS
@@ -31,6 +22,8 @@ from fedplatform.messages import Evidence
 from fedplatform.models import MODELS, ModelBuilder, TimmModel
 from fedplatform.models.torchvision_ops import import_timm
 from fedplatform.seeding import numpy_generator
+from fedplatform.settings import ExperimentError as ExperimentError
+from fedplatform.settings import Settings, parsed_by, written_by
 from fedplatform.specification import SpecificationError, build, describe, nearest, slug_of
 from fedplatform.training import (
     ALGORITHMS,
@@ -42,11 +35,6 @@ from fedplatform.training import (
     Objective,
 )
 from fedplatform.trust import SCORERS, OptiGradTrust, RobustScores
-
-
-class ExperimentError(ValueError):
-    """An experiment that cannot be run as written; the message is one line for the person who wrote it."""
-
 
 ALL_RULES: dict[str, type[Aggregator]] = {**RULES, "trust": OptiGradTrust}
 
@@ -125,18 +113,8 @@ def _describe_augmentation(augmentation: Augmentation | None) -> str:
     return "none" if augmentation is None else describe(augmentation, AUGMENTATIONS)
 
 
-def _parser(table: Mapping[str, Any], what: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: build(value, table, what=what, given={}) if isinstance(value, str) else value)
-
-
-def _writer(table: Mapping[str, Any]) -> PlainSerializer:
-    return PlainSerializer(lambda value: describe(value, table))
-
-
-class Experiment(BaseModel):
+class Experiment(Settings):
     """Everything that a federated training run depends on; equal experiments give equal weights, bit for bit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=True)
 
     data: Annotated[
         str | Source, PlainSerializer(lambda value: value if isinstance(value, str) else describe(value, {}))
@@ -156,7 +134,7 @@ class Experiment(BaseModel):
         "group_safe",
         description="how test scans are set apart: group_safe never cuts a patient; random does, and lies",
     )
-    partition: Annotated[Partition, _parser(PARTITIONS, "partition"), _writer(PARTITIONS)] = Field(
+    partition: Annotated[Partition, parsed_by(PARTITIONS, "partition"), written_by(PARTITIONS)] = Field(
         "iid",  # type: ignore[assignment]
         description="how scans fall to hospitals: iid, dirichlet(concentration=0.5), label_skew(share=0.7), "
         "quantity_skew(sigma=1.0), site",
@@ -177,11 +155,11 @@ class Experiment(BaseModel):
         "small_cnn",  # type: ignore[assignment]
         description=f"classifier: {', '.join(MODELS)}, any timm model by its name (resnet18), or FILE.py:CLASS",
     )
-    algorithm: Annotated[Algorithm, _parser(ALGORITHMS, "algorithm"), _writer(ALGORITHMS)] = Field(
+    algorithm: Annotated[Algorithm, parsed_by(ALGORITHMS, "algorithm"), written_by(ALGORITHMS)] = Field(
         "fedbn_p",  # type: ignore[assignment]
         description=f"local training: {', '.join(ALGORITHMS)}",
     )
-    objective: Annotated[Objective, _parser(OBJECTIVES, "objective"), _writer(OBJECTIVES)] = Field(
+    objective: Annotated[Objective, parsed_by(OBJECTIVES, "objective"), written_by(OBJECTIVES)] = Field(
         "cross_entropy",  # type: ignore[assignment]
         description="what local training makes small: cross_entropy(label_smoothing=0.0), "
         "adversarial(epsilon=0.015, steps=1), trades(epsilon=0.015, beta=6.0), or generative (the network's own loss)",
@@ -241,31 +219,6 @@ class Experiment(BaseModel):
             raise ValueError(f"the quorum is at most the number of hospitals, got {self.quorum} of {self.hospitals}")
         try_rule(self.rule, hospitals=self.hospitals, has_root=self.root_size > 0)
         return self
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, object]) -> Self:
-        """Build an experiment from plain values, e.g. those of a YAML file.
-
-        Raises :class:`ExperimentError` in one line for an unknown key (naming the nearest), a wrong type, an infeasible
-        combination.
-        """
-        for key in settings:
-            if key not in cls.model_fields:
-                raise ExperimentError(f"unknown setting {key!r}{nearest(key, cls.model_fields)}")
-        try:
-            return cls.model_validate(dict(settings))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = f"{first['loc'][0]}: " if first["loc"] else ""
-            message = first["msg"].removeprefix("Value error, ")
-            got = f", got {first['input']!r}" if first["loc"] and first["type"] != "value_error" else ""
-            raise ExperimentError(f"{where}{message}{got}") from error
-        except ValueError as error:
-            raise ExperimentError(str(error)) from error
-
-    def settings(self) -> dict[str, object]:
-        """The experiment as plain values, every default resolved: what ``experiment.yaml`` holds."""
-        return self.model_dump(mode="python")
 
     def replace(self, **changes: object) -> Self:
         """The same experiment with some settings changed and everything derived from them derived again."""
