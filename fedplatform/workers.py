@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +27,7 @@ def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     except BrokenProcessPool as error:
+        time.sleep(0.2)  # Ctrl-C reaches the workers, too, and their end may be noticed before it: let it come first
         raise ExperimentError(
             "a worker process died, perhaps for want of memory; the same command, with fewer --jobs, goes on from here"
         ) from error

@@ -536,7 +536,7 @@ def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(digits: Path, tm
     assert started.stdout.readline().startswith("1/5  iid, nearest_neighbour against none, seed 0: accuracy")
     os.killpg(started.pid, signal.SIGINT)  # as a terminal does: to the command and its workers
     _, complaint = started.communicate(timeout=120)
-    assert (started.returncode, complaint.count("\n")) == (130, 1)
+    assert (started.returncode, complaint.count("\n")) == (130, 1), complaint
     assert complaint.startswith("fedplatform: stopped")
     kept = pd.read_parquet(tmp_path / "t" / "trust.parquet")
     assert "nearest_neighbour" in set(kept["rule"])
