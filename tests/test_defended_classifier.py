@@ -170,3 +170,15 @@ def test_a_weak_defence_is_the_same_object_with_another_purifier(defended: Defen
     none = torch.zeros(3, dtype=torch.int64)
     expected = defended.classifier(GaussianBlur(1.0)(batch, none, batch)).log_softmax(dim=1)
     torch.testing.assert_close(blurred.logits(batch), expected)
+
+
+def test_examined_here_and_treated_elsewhere_a_scan_gets_the_same_answer(defended: DefendedClassifier) -> None:
+    scans = images(16)
+    whole = defended.passage(scans)
+    examination = defended.examine(scans)
+    assert whole.flagged.any()
+    assert not whole.flagged.all()
+    halves = defended.treat(scans, examination)
+    assert torch.equal(halves.logits, whole.logits)
+    assert torch.equal(halves.votes, whole.votes)
+    assert defended.conclude(halves) == defended.diagnose(scans)

@@ -10,7 +10,7 @@ from fedplatform.defence.calibration import (
     fit_temperature,
 )
 from fedplatform.defence.certificate import Certificate, certified_accuracy, certify, step_of
-from fedplatform.defence.defended_classifier import DefendedClassifier, Passage
+from fedplatform.defence.defended_classifier import DefendedClassifier, Examination, Passage
 from fedplatform.defence.detector import Detector
 from fedplatform.defence.diagnosis import Diagnosis
 from fedplatform.defence.gate import Gate
@@ -32,6 +32,7 @@ __all__ = [
     "Diagnosis",
     "DiffusionPurifier",
     "DpmSolver",
+    "Examination",
     "FreshNoise",
     "Fusion",
     "Gate",

@@ -16,6 +16,20 @@ from fedplatform.defence.purifier import DiffusionPurifier, Purifier
 
 
 @dataclass(frozen=True, eq=False)
+class Examination:
+    """What is known of n scans before they are cleaned: all that the gate needs, and the answer to the bare scan.
+
+    ``answers`` (n, k) are calibrated logits, ``parts`` the scores (n,) that ``scores`` (n,) are fused of.
+    """
+
+    answers: torch.Tensor
+    scores: torch.Tensor
+    parts: dict[str, torch.Tensor]
+    flagged: torch.Tensor
+    depth: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Passage:
     """All that happened to a batch of n scans on its way through the defence.
 
@@ -63,22 +77,7 @@ class DefendedClassifier:
     def diagnose(self, images: torch.Tensor, *, noise: Noise | None = None) -> list[Diagnosis]:
         """A diagnosis of each of the images (n, c, h, w) in [0, 1]."""
         with torch.no_grad():
-            passage = self.passage(images, noise=noise)
-        probabilities = passage.logits.softmax(dim=1)
-        return [
-            Diagnosis(
-                label=int(row.argmax()),
-                referred=bool(row.max() < self.least_confidence),
-                confidence=float(row.max()),
-                probabilities=tuple(row.tolist()),
-                anomaly_score=float(passage.scores[number]),
-                threshold=self.gate.threshold,
-                flagged=bool(passage.flagged[number]),
-                depth=int(passage.depth[number]),
-                votes=tuple(vote for vote in passage.votes[number].tolist() if vote >= 0),
-            )
-            for number, row in enumerate(probabilities)
-        ]
+            return self.conclude(self.passage(images, noise=noise))
 
     def certify(
         self, image: torch.Tensor, *, sigma: float, samples: int, generator: torch.Generator, confidence: float = 0.999
@@ -113,10 +112,37 @@ class DefendedClassifier:
     def passage(self, images: torch.Tensor, *, noise: Noise | None = None) -> Passage:
         """Send images (n, c, h, w) through the whole defence."""
         drawn = (noise or self.noise).draw(images, self.copies)
-        before = self._answer(images)
-        scores, parts = self._examine(images, before, drawn[:, 0])
-        flagged, depth = self.gate.flags(scores), self.gate.depth(scores)
-        usual, purified, votes = self._purify(images, depth.where(~flagged, 0), drawn[:, :1], before)
+        return self._treat(images, self._examine(images, drawn[:, 0]), drawn)
+
+    def examine(self, images: torch.Tensor) -> Examination:
+        """The first half of :meth:`passage`: what the detector and the gate make of images (n, c, h, w)."""
+        return self._examine(images, self.noise.draw(images, 1)[:, 0])
+
+    def treat(self, images: torch.Tensor, examination: Examination) -> Passage:
+        """The second half: clean what the gate sends to the purifier, and answer. Together they are :meth:`passage`."""
+        return self._treat(images, examination, self.noise.draw(images, self.copies))
+
+    def conclude(self, passage: Passage) -> list[Diagnosis]:
+        """A passage in words, a diagnosis a scan."""
+        probabilities = passage.logits.softmax(dim=1)
+        return [
+            Diagnosis(
+                label=int(row.argmax()),
+                referred=bool(row.max() < self.least_confidence),
+                confidence=float(row.max()),
+                probabilities=tuple(row.tolist()),
+                anomaly_score=float(passage.scores[number]),
+                threshold=self.gate.threshold,
+                flagged=bool(passage.flagged[number]),
+                depth=int(passage.depth[number]),
+                votes=tuple(vote for vote in passage.votes[number].tolist() if vote >= 0),
+            )
+            for number, row in enumerate(probabilities)
+        ]
+
+    def _treat(self, images: torch.Tensor, examination: Examination, drawn: torch.Tensor) -> Passage:
+        before, scores, flagged = examination.answers, examination.scores, examination.flagged
+        usual, purified, votes = self._purify(images, examination.depth.where(~flagged, 0), drawn[:, :1], before)
         # Where gradients are asked for, every scan is purified as if it were flagged, too: the step between the two
         # branches has a slope there that an attacker may climb. The values are the same.
         open_to = torch.ones_like(flagged) if torch.is_grad_enabled() else flagged
@@ -129,9 +155,9 @@ class DefendedClassifier:
         return Passage(
             logits=usual + opening * (deep - usual),
             scores=scores,
-            parts=parts,
+            parts=examination.parts,
             flagged=flagged,
-            depth=depth,
+            depth=examination.depth,
             purified=deep_purified.where(flagged[:, None, None, None], purified),
             votes=deep_votes.where(flagged[:, None], all_votes),
         )
@@ -140,18 +166,19 @@ class DefendedClassifier:
         logits: torch.Tensor = self.classifier(images) / self.temperature
         return logits
 
-    def _examine(
-        self, images: torch.Tensor, before: torch.Tensor, drawn: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The anomaly score of each scan, and its parts; zeros where there is no detector."""
-        if self.detector is None:
-            return images.new_zeros(len(images)), {}
-        after = before
-        if self.detector.compares:
-            probe = torch.full((len(images),), self.probe_depth)
-            after = self._answer(self.purifier(images, probe, drawn))
-        parts = self.detector.parts(images, before, after)
-        return self.detector(parts), parts
+    def _examine(self, images: torch.Tensor, drawn: torch.Tensor) -> Examination:
+        """``drawn`` (n, c, h, w) is the noise of the probe; without a detector every score is 0."""
+        before = self._answer(images)
+        parts: dict[str, torch.Tensor] = {}
+        scores = images.new_zeros(len(images))
+        if self.detector is not None:
+            after = before
+            if self.detector.compares:
+                probe = torch.full((len(images),), self.probe_depth)
+                after = self._answer(self.purifier(images, probe, drawn))
+            parts = self.detector.parts(images, before, after)
+            scores = self.detector(parts)
+        return Examination(before, scores, parts, self.gate.flags(scores), self.gate.depth(scores))
 
     def _purify(
         self, images: torch.Tensor, depth: torch.Tensor, drawn: torch.Tensor, before: torch.Tensor
