@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 from safetensors.numpy import load_file
 
-from fedplatform.cli import main, words
+from fedplatform.cli import main
+from fedplatform.cli.options import words
 
 QUICK = [
     "--size", "32", "--hospitals", "5", "--liars", "1", "--rounds", "2", "--model", "small_cnn(width=4)",

@@ -1,0 +1,173 @@
+"""Commands of the defence of a scan: defend, evaluate, certify."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from fedplatform.cli.options import attack_options, attack_plan, defence_options, given, numbers
+from fedplatform.cli.progress import attack_bar
+from fedplatform.cli.terminal import console, one_line_errors, opened
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@defence_options
+@click.option(
+    "--engine",
+    type=click.Choice(["ray", "local"]),
+    default="ray",
+    show_default=True,
+    help="hospitals as Ray actors, or all in this process (the same weights, bit for bit)",
+)
+@click.option(
+    "--address",
+    default="local",
+    show_default=True,
+    metavar="ADDRESS",
+    help="a running Ray cluster ('auto' finds it), or 'local' to start one here",
+)
+@click.option(
+    "--hosts", type=click.IntRange(min=1), metavar="N", help="actors that the hospitals share [default: one a CPU]"
+)
+def defend(
+    run_folder: Path, *, engine: str, address: str, hosts: int | None, **changes: object
+) -> None:  # fmt: skip
+    """Train the defence of a finished run, in its own federation.
+
+    RUN is a folder that 'fedplatform run' left. The hospitals that trained its classifier train, in this order: a
+    masked autoencoder and a purifier on clean scans; the classifier again, on purified scans; a sensor, on scans
+    attacked through that classifier. Thresholds are not trained: every hospital fits them on its own held-out clean
+    scans when the defence is used. RUN/defence/ holds the networks. A stage that is finished is not trained again, so a
+    call that was stopped goes on with the stage it was in.
+
+    \b
+    Examples:
+      fedplatform run br35h_robust --name br35h
+      fedplatform defend runs/br35h
+      fedplatform evaluate runs/br35h
+    """
+    with one_line_errors():
+        from fedplatform.defend import defend as train_defence
+        from fedplatform.defended_run import DefenceSettings
+        from fedplatform.live import StageTable
+
+        settings = DefenceSettings.from_settings(given(changes))
+        with opened(engine, address, hosts) as runner, StageTable(console) as table:
+            train_defence(run_folder, settings, engine=runner, observer=table)
+        console.print(f"defence: {run_folder / 'defence'}", soft_wrap=True)
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@attack_options
+def evaluate(
+    run_folder: Path,
+    *,
+    defences: str | None,
+    tiers: str | None,
+    epsilons: tuple[float, ...],
+    scans: int,
+    hard_scans: int,
+    steps: int,
+    eot: int,
+    queries: int,
+    jobs: int | None,
+) -> None:
+    """Attack a finished run whose defence is trained, and print the table.
+
+    Every row (defence) meets attackers who know more and more: T0 nobody attacks; T1 another hospital attacks through
+    its own model; T2 the gradient of the classifier is known (T2_paper: with the budget of MedFedPure's paper); T3 the
+    whole defence is known and its purifier taken for the identity; T4 the exact gradient of the whole; T4_unnoticed the
+    same, staying below the detector's threshold; T5 only answers are seen. The headline of a row is its lowest figure
+    from T1 to T5. nearest_neighbour and no_defence stand beside the others.
+
+    Written after every task: RUN/scans.parquet (a row a scan), RUN/evaluation.parquet (a row a cell), and at the end
+    RUN/evaluation.html. The same command goes on where it stopped.
+
+    \b
+    Examples:
+      fedplatform evaluate runs/br35h --tiers T0,T2 --epsilons 2/255,4/255
+      fedplatform evaluate runs/br35h --defences no_defence,whole --tiers T4 --steps 50 --eot 10
+    """
+    with one_line_errors():
+        from rich.markdown import Markdown
+
+        from fedplatform.exhibits import write_exhibits
+        from fedplatform.report import defence_markdown, write_report
+        from fedplatform.robustness import evaluate as attack
+
+        plan = attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries)
+        with attack_bar() as progress:
+            cells = attack(run_folder, plan, jobs=jobs or os.cpu_count() or 1, observer=progress)
+        shown = "T2" if "T2" in plan.tiers else plan.tiers[-1]
+        if "whole" in plan.defences and shown != "T0":
+            write_exhibits(run_folder, defence="whole", tier=shown, epsilon=max(epsilons), budget=plan.budget)
+        console.print(Markdown(defence_markdown(cells)))
+        page = write_report(run_folder).with_name("evaluation.html")
+        console.print(f"report: {page}", soft_wrap=True)
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--sigmas",
+    default="0.25,0.5",
+    show_default=True,
+    metavar="X,...",
+    callback=numbers,
+    help="noise under which the answer is certified, in pixels of [0, 1]",
+)
+@click.option(
+    "--scans",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="test scans, of all hospitals together",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="noisy copies a scan; the radius cannot exceed sigma times what so many copies can prove",
+)
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="worker processes [default: one a CPU]")
+def certify(
+    run_folder: Path, *, sigmas: tuple[float, ...], scans: int, samples: int, jobs: int | None
+) -> None:  # fmt: skip
+    """Prove, for test scans, that no perturbation within a radius can change the answer.
+
+    Denoised smoothing with the run's own purifier and classifiers: a statement about every perturbation of that L2
+    length, and not about the attacks that somebody thought of. RUN/certificates.parquet holds a row a scan; the share
+    of scans whose right class is certified to each radius is printed.
+
+    \b
+    Example:
+      fedplatform certify runs/br35h --sigmas 0.25 --scans 20 --samples 500
+    """
+    with one_line_errors():
+        from rich.progress import Progress
+        from rich.table import Table
+
+        from fedplatform.robustness import certified_accuracy, certify_scans
+
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task("certifying", total=None)
+            found = certify_scans(
+                run_folder,
+                sigmas=sigmas,
+                scans=scans,
+                samples=samples,
+                jobs=jobs or os.cpu_count() or 1,
+                observer=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        shares = certified_accuracy(found, [0, 0.25, 0.5, 0.75, 1.0])
+        table = Table(*shares.columns, title="share of scans certified with the right class to an L2 radius of")
+        for row in shares.itertuples(index=False):
+            table.add_row(*(f"{value:g}" for value in row))
+        console.print(table)

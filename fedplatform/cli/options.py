@@ -1,0 +1,161 @@
+"""Options that several commands share, and how their words are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from fedplatform.specification import nearest
+
+
+def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for every field of an experiment, explained by the field itself."""
+    from fedplatform.experiment import Experiment
+
+    for name, field in reversed(Experiment.model_fields.items()):
+        choices = get_args(field.annotation)
+        kind: click.ParamType[Any] = click.STRING
+        if field.annotation is int:
+            kind = click.INT
+        elif field.annotation is float:
+            kind = click.FLOAT
+        elif choices and all(isinstance(choice, str) for choice in choices):
+            kind = click.Choice(choices)
+        command = click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            type=kind,
+            metavar={click.INT: "N", click.FLOAT: "X", click.STRING: "SPEC"}.get(kind),
+            help=field.description
+            if "(default" in str(field.description)
+            else f"{field.description} [default: {field.default}]",
+        )(command)
+    return command
+
+
+def where_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say where to run and where to write."""
+    for option in reversed(
+        [
+            click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
+                         metavar="FOLDER", help="folder that holds all runs"),
+            click.option("--data-folder", type=click.Path(path_type=Path), metavar="FOLDER",
+                         help="where named data sets are looked for first"),
+            click.option("--engine", type=click.Choice(["ray", "local"]), default="ray", show_default=True,
+                         help="hospitals as Ray actors, or all in this process (the same weights, bit for bit)"),
+            click.option("--address", default="local", show_default=True, metavar="ADDRESS",
+                         help="a running Ray cluster ('auto' finds it), or 'local' to start one here"),
+            click.option("--hosts", type=click.IntRange(min=1), metavar="N",
+                         help="actors that the hospitals share [default: one a CPU]"),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def defence_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for every setting of a defence, explained by the setting itself."""
+    from fedplatform.defended_run import DefenceSettings
+
+    for name, setting in reversed(DefenceSettings.model_fields.items()):
+        kind = {int: click.INT, float: click.FLOAT}.get(setting.annotation, click.STRING)  # type: ignore[arg-type]
+        command = click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            type=kind,
+            metavar={click.INT: "N", click.FLOAT: "X"}.get(kind, "SPEC"),
+            help=f"{setting.description} [default: {setting.default}]",
+        )(command)
+    return command
+
+
+def attack_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say what is attacked, and how hard."""
+    for option in reversed(
+        [
+            click.option("--defences", metavar="NAME,...", help="rows of the table [default: all]"),
+            click.option("--tiers", "--tier", "tiers", metavar="TIER,...",
+                         help="threat tiers, T0 to T5 [default: all]"),
+            click.option("--epsilons", "--epsilon", "epsilons", default="0.015,8/255", show_default=True,
+                         metavar="X,...", callback=numbers, help="perturbation of every pixel, of [0, 1]"),
+            click.option("--scans", type=click.IntRange(min=1), default=300, show_default=True, metavar="N",
+                         help="test scans, of all hospitals together, for the tiers T0 to T2"),
+            click.option("--hard-scans", type=click.IntRange(min=1), default=100, show_default=True, metavar="N",
+                         help="test scans for the tiers T3 to T5"),
+            click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, metavar="N",
+                         help="PGD steps"),
+            click.option("--eot", type=click.IntRange(min=1), default=4, show_default=True, metavar="N",
+                         help="gradients averaged in each step of T3 and T4"),
+            click.option("--queries", type=click.IntRange(min=1), default=500, show_default=True, metavar="N",
+                         help="questions a scan in T5"),
+            click.option("--jobs", type=click.IntRange(min=1), metavar="N",
+                         help="worker processes [default: one a CPU]"),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def attack_plan(
+    defences: str | None,
+    tiers: str | None,
+    epsilons: tuple[float, ...],
+    scans: int,
+    hard_scans: int,
+    steps: int,
+    eot: int,
+    queries: int,
+) -> Any:
+    """What :func:`attack_options` asks for; an unknown word is an error that names the nearest."""
+    from fedplatform.experiment import ExperimentError
+    from fedplatform.robustness import Plan
+    from fedplatform.threats import Budget
+
+    budget = Budget(steps=steps, eot=eot, queries=queries)
+    everything = Plan()
+    chosen = {"defences": words(defences or "") or everything.defences, "tiers": words(tiers or "") or everything.tiers}
+    for what, names in chosen.items():
+        known = getattr(everything, what)
+        for name in names:
+            if name not in known:
+                raise ExperimentError(
+                    f"no {what.rstrip('s')} is called {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+                )
+    return Plan(**chosen, epsilons=epsilons, scans=scans, hard_scans=hard_scans, budget=budget)
+
+
+def whole_numbers(_: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+    """A comma-separated list of seeds."""
+    try:
+        return tuple(int(word) for word in words(text))
+    except ValueError:
+        raise click.BadParameter(f"seeds are whole numbers, got {text!r}", param=option) from None
+
+
+def numbers(_: click.Context, option: click.Parameter, text: str) -> tuple[float, ...]:
+    """A comma-separated list of numbers, fractions such as 8/255 among them."""
+    try:
+        return tuple(float(Fraction(word)) for word in words(text))
+    except (ValueError, ZeroDivisionError):
+        raise click.BadParameter(f"numbers such as 0.015 or 8/255, got {text!r}", param=option) from None
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated list; commas inside brackets do not cut."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def given(options: dict[str, object]) -> dict[str, object]:
+    """The settings that were really given on the command line."""
+    return {key: value for key, value in options.items() if value is not None}

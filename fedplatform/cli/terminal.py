@@ -1,0 +1,75 @@
+"""What all commands share: the console, the group that names the nearest word, one-line errors, the engine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+
+from fedplatform.specification import nearest
+
+console = Console(highlight=False)
+
+
+class SuggestingGroup(click.Group):
+    """A group of commands that names the nearest one for a mistyped word, and keeps them in the order of use."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which one may have been meant."""
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            raise click.UsageError(f"no command {args[0]!r}{nearest(args[0], self.commands)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Commands in the order in which they are written below."""
+        return list(self.commands)
+
+
+@contextmanager
+def opened(engine: str, address: str, hosts: int | None) -> Iterator[Any]:
+    """The engine that was asked for, closed at the end."""
+    from actors.engine import RayEngine
+    from fedplatform.engine import InProcessEngine
+
+    if engine == "local":
+        yield InProcessEngine()
+        return
+    ray_engine = RayEngine(address=address, num_hosts=hosts)
+    try:
+        yield ray_engine
+    finally:
+        ray_engine.close()
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Show what went wrong in one line and leave with status 1; ``FEDPLATFORM_TRACEBACK=1`` shows where, too."""
+    from actors.cohort import CohortError
+    from fedplatform.data.error import DataError
+    from fedplatform.experiment import ExperimentError
+    from fedplatform.report import ReportError
+    from fedplatform.specification import SpecificationError
+
+    try:
+        yield
+    except (CohortError, DataError, ExperimentError, ReportError, SpecificationError, OSError) as error:
+        if os.environ.get("FEDPLATFORM_TRACEBACK"):
+            raise
+        click.echo(f"fedplatform: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("fedplatform: stopped; finished rounds are kept", err=True)
+        sys.exit(130)
+
+
+def complain(message: str, context: click.Context | None) -> NoReturn:
+    """One line to standard error, with the command whose --help says more."""
+    click.echo(f"fedplatform: {message} (see '{context.command_path if context else 'fedplatform'} --help')", err=True)
+    sys.exit(2)

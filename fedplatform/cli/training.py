@@ -1,0 +1,153 @@
+"""Commands that train: run, compare, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fedplatform.cli.options import experiment_options, given, where_options, whole_numbers, words
+from fedplatform.cli.terminal import console, one_line_errors, opened
+
+
+@click.command()
+@click.argument("recipe", metavar="RECIPE|FILE.yaml")
+@experiment_options
+@where_options
+@click.option("--name", metavar="NAME", help="name of the run [default: data-rule-attack-seed]")
+def run(
+    recipe: str,
+    *,
+    runs: Path,
+    data_folder: Path | None,
+    engine: str,
+    address: str,
+    hosts: int | None,
+    name: str | None,
+    **changes: object,
+) -> None:
+    """Run one experiment, from partition to report.
+
+    RECIPE is one that comes with the package (lesions, br35h, br35h_robust, alzheimer,
+    lc25000, mnist, cifar10); FILE.yaml is your
+    own, or the experiment.yaml that an earlier run left. Every setting in it can be changed by the option of its name;
+    the defaults below hold where neither says anything.
+
+    The run leaves runs/NAME/: experiment.yaml (resolved; runs the same again), rounds.parquet, hospitals.parquet,
+    global.safetensors, hospitals/*.safetensors (each hospital's own part) and report.html. The same figures go to
+    MLflow, in runs/mlflow.db unless MLFLOW_TRACKING_URI says otherwise.
+
+    \b
+    Examples:
+      fedplatform run lesions --rounds 3
+      fedplatform run br35h --attack min_max --rule "multi_krum(m=5)"
+      fedplatform run lesions --data my_scans/ --partition "dirichlet(concentration=0.5)"
+      fedplatform run lesions --rule my_rules.py:MyRule
+      fedplatform run runs/lesions-mean-none-seed0/experiment.yaml
+
+    \b
+    Exit status: 0 done, 1 could not be done (one line says why), 2 mistyped.
+    """
+    with one_line_errors():
+        from fedplatform.experiment import Experiment, load_settings
+        from fedplatform.live import RoundTable
+        from fedplatform.run import run as run_experiment
+
+        experiment = Experiment.from_settings({**load_settings(recipe), **given(changes)})
+        title = (
+            f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.liars} liars, "
+            f"attack {experiment.attack_slug}, rule {experiment.rule_slug}"
+        )
+        with (
+            opened(engine, address, hosts) as runner,
+            RoundTable(title, rounds=experiment.rounds, console=console) as table,
+        ):
+            folder, reports = run_experiment(
+                experiment,
+                engine=runner,
+                runs=runs,
+                name=name,
+                data_folder=data_folder,
+                partitioning=table.partitioning,
+                observer=table,
+            )
+        last = reports[-1]
+        console.print(f"accuracy {last.accuracy:.3f}, macro-F1 {last.macro_f1:.3f}, AUC {last.auc:.3f}")
+        console.print(f"report: {folder.path / 'report.html'}", soft_wrap=True)
+
+
+@click.command()
+@click.argument("recipe", metavar="RECIPE|FILE.yaml")
+@click.option("--rules", required=True, metavar="RULE,RULE...", help="aggregation rules, one a row")
+@click.option("--attacks", default="none", show_default=True, metavar="ATTACK,...", help="attacks, one a column")
+@click.option(
+    "--seeds",
+    default="0",
+    show_default=True,
+    metavar="N,N...",
+    callback=whole_numbers,
+    help="seeds; cells show mean and spread",
+)
+@experiment_options
+@where_options
+@click.option("--name", metavar="NAME", help="name of the comparison [default: compare-RECIPE]")
+def compare(
+    recipe: str,
+    *,
+    rules: str,
+    attacks: str,
+    seeds: tuple[int, ...],
+    runs: Path,
+    data_folder: Path | None,
+    engine: str,
+    address: str,
+    hosts: int | None,
+    name: str | None,
+    **changes: object,
+) -> None:
+    """Compare aggregation rules against attacks, and print the table.
+
+    Every rule meets every attack for every seed, on the same split, the same liars and the same initial weights. Two
+    rows are added to keep the table honest: nearest_neighbour (what memorising the training pictures is worth) and
+    central (the same network and budget with all scans in one place).
+
+    Results are written after every cell to runs/NAME/results.csv; a comparison that was stopped goes on from there
+    when the same command is given again. runs/NAME/comparison.html shows the table.
+
+    \b
+    Example:
+      fedplatform compare lesions --rules mean,median,nnm+trimmed_mean --attacks none,sign_flip,alie --seeds 0,1,2
+    """
+    with one_line_errors():
+        from rich.markdown import Markdown
+
+        from fedplatform.comparison import Grid
+        from fedplatform.comparison import compare as fill
+        from fedplatform.experiment import Experiment, load_settings
+        from fedplatform.live import RoundTable
+        from fedplatform.report import comparison_markdown
+
+        base = Experiment.from_settings({**load_settings(recipe), **given(changes)})
+        grid = Grid(base, words(rules), words(attacks), seeds)
+        folder = runs / (name or f"compare-{Path(recipe).stem}")
+
+        def announce(cell: str, number: int, total: int) -> RoundTable:
+            return RoundTable(f"{number} of {total}: {cell}", rounds=base.rounds, console=console)
+
+        with opened(engine, address, hosts) as runner:
+            table = fill(grid, engine=runner, folder=folder, data_folder=data_folder, announce=announce)
+        console.print(Markdown(comparison_markdown(table)))
+        console.print(f"table: {folder / 'comparison.html'}", soft_wrap=True)
+
+
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """Write report.html of a run anew, from what the run left.
+
+    RUN is the run's folder, e.g. runs/lesions-mean-none-seed0. The page is one file without outside assets.
+    """
+    with one_line_errors():
+        from fedplatform.report import write_report
+
+        console.print(f"report: {write_report(folder)}", soft_wrap=True)
