@@ -64,7 +64,7 @@ class DefenceSettings(Settings):
     )
     autoencoder_rounds: int = Field(16, ge=1, description="rounds in which the masked autoencoder is trained")
     sensor: Annotated[ModelBuilder, parsed_by(MODELS, "model"), written_by(MODELS)] = Field(
-        "small_cnn(width=8)",  # type: ignore[assignment]
+        "residual_sensor",  # type: ignore[assignment]
         description="network of the detector that is taught to tell attacked scans",
     )
     sensor_rounds: int = Field(12, ge=1, description="rounds in which the sensor is trained")

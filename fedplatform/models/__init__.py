@@ -7,6 +7,7 @@ from fedplatform.models.experts import Experts
 from fedplatform.models.masked_autoencoder import MaskedAutoencoder
 from fedplatform.models.noise_predictor import NoisePredictor
 from fedplatform.models.residual import SmallResNet
+from fedplatform.models.residual_sensor import ResidualSensor
 
 MODELS: dict[str, Callable[..., ModelBuilder]] = {
     "small_cnn": SmallCnn,
@@ -14,6 +15,7 @@ MODELS: dict[str, Callable[..., ModelBuilder]] = {
     "experts": Experts,
     "masked_autoencoder": MaskedAutoencoder,
     "noise_predictor": NoisePredictor,
+    "residual_sensor": ResidualSensor,
 }
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "MaskedAutoencoder",
     "ModelBuilder",
     "NoisePredictor",
+    "ResidualSensor",
     "SmallCnn",
     "SmallResNet",
     "TimmModel",

@@ -12,8 +12,9 @@ from fedplatform.training.algorithms import (
     FedPer,
     FedProx,
     FedRep,
+    SiloBN,
 )
-from fedplatform.training.augmentation import AUGMENTATIONS, Anatomy, Augmentation
+from fedplatform.training.augmentation import AUGMENTATIONS, Anatomy, Augmentation, Orientation, Scanner
 from fedplatform.training.objectives import (
     OBJECTIVES,
     AdversarialTraining,
@@ -46,8 +47,11 @@ __all__ = [
     "Generative",
     "LocalTraining",
     "Objective",
+    "Orientation",
     "PersonalState",
     "Purified",
+    "Scanner",
+    "SiloBN",
     "Stopped",
     "Tampering",
     "Trades",

@@ -96,6 +96,20 @@ class FedBNP:
 
 
 @dataclass(frozen=True)
+class SiloBN:
+    """Batch normalisation's statistics stay in the hospital, its affine part is shared (Andreux et al., DCL 2020).
+
+    Where hospitals hold few scans, an affine part of their own learns from too few; the statistics need none to learn.
+    """
+
+    mu: ClassVar[float] = 0.0
+
+    def personal(self, model: nn.Module) -> frozenset[str]:
+        """The running mean and variance, and the counter beside them."""
+        return batch_norm_names(model) - {name for name, _ in model.named_parameters()}
+
+
+@dataclass(frozen=True)
 class FedPer:
     """The last layer stays in the hospital and is trained with the rest (Arivazhagan et al., 2019)."""
 
@@ -171,6 +185,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedprox": FedProx,
     "fedbn": FedBN,
     "fedbn_p": FedBNP,
+    "silo_bn": SiloBN,
     "fedper": FedPer,
     "fedrep": FedRep,
     "ditto": Ditto,
