@@ -42,10 +42,14 @@ PUBLISHED = [
 
 @dataclass(frozen=True)
 class DefenceBenchmark:
-    """What to train and attack; ``changes`` are settings of the experiment, ``defence`` those of its defence."""
+    """What to train and attack; ``changes`` are settings of the experiment, ``defence`` those of its defence.
+
+    ``kinds`` of training are ``plain`` and ``adversarial``.
+    """
 
     dataset: str
     seeds: tuple[int, ...] = (0, 1, 2)
+    kinds: tuple[str, ...] = tuple(KINDS)
     changes: Mapping[str, object] = field(default_factory=dict)
     defence: Mapping[str, object] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
@@ -53,6 +57,11 @@ class DefenceBenchmark:
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
             raise ExperimentError(f"no settings for data set {self.dataset!r}{nearest(self.dataset, DATASETS)}")
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise ExperimentError(
+                    f"no training is called {kind!r}{nearest(kind, KINDS)}; known: {', '.join(KINDS)}"
+                )
 
     def experiment(self, kind: str, seed: int) -> Experiment:
         """The classifier's training, ``plain`` or ``adversarial``."""
@@ -95,7 +104,7 @@ def fill(
                 announce(future.result())
     tables = []
     for seed in benchmark.seeds:
-        for kind in KINDS:
+        for kind in benchmark.kinds:
             path = folder / f"{kind}-seed{seed}"
             announce(f"attacking {path.name}")
             evaluate(path, benchmark.plan, jobs=jobs, shards=folder / f"shards-seed{seed}", observer=observer)
@@ -106,18 +115,19 @@ def fill(
 
 
 def train(benchmark: DefenceBenchmark, seed: int, folder: Path, data_folder: Path | None) -> str:
-    """Train both kinds of one seed with all that belongs to them, in this process; says what was done."""
+    """Train all kinds of one seed with what belongs to them, in this process; says what was done."""
     shards = folder / f"shards-seed{seed}"
     if not shards.exists():
         partition_data(benchmark.experiment("plain", seed), shards, data_folder=data_folder)
-    for kind in KINDS:
+    for kind in benchmark.kinds:
         path = folder / f"{kind}-seed{seed}"
         if not (path / "report.html").is_file():
             shutil.rmtree(path, ignore_errors=True)  # a run that was cut off begins anew
             run(benchmark.experiment(kind, seed), engine=InProcessEngine(), runs=folder, name=path.name, shards=shards)
         if not (path / "shards").exists():  # so that evaluate and certify find them there
             (path / "shards").symlink_to(Path("..") / shards.name)
-        _share(folder / f"plain-seed{seed}", path)
+        for other in KINDS:
+            _share(folder / f"{other}-seed{seed}", path)
         defend(path, benchmark.defence_settings(kind), engine=InProcessEngine(), shards=shards)
     return f"seed {seed} is trained"
 

@@ -117,8 +117,10 @@ class _Stages:
     def purifier(self) -> None:
         """The noise predictor of the purifier."""
         setting = self._settings
-        experiment = self._generator(setting.purifier, setting.purifier_rounds, Generative())
-        self._keep("purifier", experiment.replace(learning_rate=PURIFIER_RATE))
+        experiment = self._generator(
+            setting.purifier, setting.purifier_rounds, Generative(), learning_rate=PURIFIER_RATE
+        )
+        self._keep("purifier", experiment)
 
     def tuned(self) -> None:
         """The classifier, from where the run left it, on purified scans."""
@@ -150,17 +152,21 @@ class _Stages:
     def sensor(self) -> None:
         """The sensor of the detector, on scans attacked through the tuned classifier."""
         setting = self._settings
-        experiment = self._generator(setting.sensor, setting.sensor_rounds, Tampering(self._reference()))
+        experiment = self._generator(
+            setting.sensor, setting.sensor_rounds, Tampering(self._reference()), learning_rate=SENSOR_RATE
+        )
         # To move a scan between pixels would smooth the very noise that the sensor is to know.
-        self._keep("sensor", experiment.replace(augmentation=Orientation(), learning_rate=SENSOR_RATE))
+        self._keep("sensor", experiment.model_copy(update={"augmentation": Orientation()}))
 
-    def _generator(self, model: object, rounds: int, objective: object) -> Experiment:
+    def _generator(
+        self, model: object, rounds: int, objective: object, *, learning_rate: float = GENERATIVE_RATE
+    ) -> Experiment:
         return self._experiment.replace(
             model=model,
             algorithm="fedavg",
             objective=objective,
             optimiser="adamw",
-            learning_rate=GENERATIVE_RATE,
+            learning_rate=learning_rate,
             rounds=rounds,
             local_epochs=EPOCHS,
         )

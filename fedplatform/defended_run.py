@@ -41,6 +41,7 @@ from fedplatform.engine import local_training
 from fedplatform.experiment import Experiment, ExperimentError, load_settings
 from fedplatform.models import MODELS, Classifier, ModelBuilder
 from fedplatform.models.noise_predictor import NoiseUnet
+from fedplatform.models.symmetries import SYMMETRIES
 from fedplatform.settings import Settings, parsed_by, written_by
 from fedplatform.training import Trainer, to_images
 
@@ -127,13 +128,21 @@ class HospitalParts:
         """A row of the table by its name, fitted on this hospital's validation scans alone."""
         return DEFENCES[defence](self)
 
-    def through(self, purifier: Purifier, *, depth: int, classifier: nn.Module, copies: int = 1) -> DefendedClassifier:
+    def through(
+        self,
+        purifier: Purifier,
+        *,
+        depth: int,
+        classifier: nn.Module,
+        copies: int = 1,
+        symmetries: tuple[int, ...] = (0,),
+    ) -> DefendedClassifier:
         """A defence that sends every scan through a purifier at one depth."""
         threshold = -1.0 if depth else float("inf")  # without a detector every score is 0
         gate = Gate(threshold, usual_depth=0, flagged_depth=DepthMap(depth, depth, 0.0, 0.0))
-        return self._referring(
-            self._calibrated(DefendedClassifier(classifier, purifier, gate, KeyedNoise(KEY), copies=copies))
-        )
+        noise = KeyedNoise(KEY)
+        defended = DefendedClassifier(classifier, purifier, gate, noise, copies=copies, symmetries=symmetries)
+        return self._referring(self._calibrated(defended))
 
     def gated(self, parts: tuple[str, ...], *, classifier: nn.Module, deepest: int) -> DefendedClassifier:
         """A defence behind a detector made of ``parts``, the depth growing to ``deepest`` with the score."""
@@ -151,6 +160,7 @@ class HospitalParts:
                 detector=detector,
                 probe_depth=setting.probe_depth,
                 copies=1 if fixed else setting.copies,
+                symmetries=(0,) if fixed else SYMMETRIES,
             )
         )
         images, _ = self.validation
@@ -194,7 +204,11 @@ def _everything(parts: HospitalParts) -> DefendedClassifier:
 def _tuned_everything(parts: HospitalParts) -> DefendedClassifier:
     purifier = DiffusionPurifier(parts.network, parts.settings.sampler)
     return parts.through(
-        purifier, depth=parts.settings.least_depth, classifier=parts.tuned, copies=parts.settings.copies
+        purifier,
+        depth=parts.settings.least_depth,
+        classifier=parts.tuned,
+        copies=parts.settings.copies,
+        symmetries=SYMMETRIES,
     )
 
 
@@ -203,6 +217,9 @@ DEFENCES: Mapping[str, Callable[[HospitalParts], DefendedClassifier]] = MappingP
     {
         "no_defence": lambda parts: parts.through(
             DiffusionPurifier(parts.network, OneShot()), depth=0, classifier=parts.classifier
+        ),
+        "all_sides": lambda parts: parts.through(
+            DiffusionPurifier(parts.network, OneShot()), depth=0, classifier=parts.classifier, symmetries=SYMMETRIES
         ),
         "blur": lambda parts: parts.through(GaussianBlur(), depth=1, classifier=parts.classifier),
         "jpeg": lambda parts: parts.through(Jpeg(), depth=1, classifier=parts.classifier),

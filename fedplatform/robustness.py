@@ -354,7 +354,7 @@ def _attacked(path: Path, shards: Path, task: Task, budget: Budget, places: tupl
     neighbour = _parts(path, shards, run.tested[after])
     defended = _defended(path, shards, task.hospital_id, task.defence)
     victim = Victim(defended, neighbour.tuned if defended.classifier is parts.tuned else neighbour.classifier)
-    if not isinstance(defended.purifier, DiffusionPurifier) or task.defence == "no_defence":
+    if not isinstance(defended.purifier, DiffusionPurifier) or defended.gate.closed:
         budget = replace(budget, eot=1)  # nothing is drawn that one could average over
     generator = torch_generator(run.experiment.seed, "evasion", task.tier, task.hospital_id, places[0])
     attacker = Attacker(task.epsilon, budget, generator)

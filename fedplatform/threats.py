@@ -142,22 +142,29 @@ class StraightThrough:
 class _Seen:
     """The whole defence as an attacker's gradient sees it: one copy a call, under noise of the attacker's own.
 
-    The attacker does not know the key of the served noise, and averaging over calls takes the place of copies.
+    The attacker does not know the key of the served noise, and averaging over calls takes the place of copies, each
+    call seeing its copy from another side.
     """
 
     def __init__(self, defended: DefendedClassifier, generator: torch.Generator) -> None:
+        self._generator = generator
         self._defended = replace(defended, copies=1, noise=FreshNoise(generator))
         self._images: torch.Tensor | None = None
         self._passage: Passage | None = None
 
     def scores(self, images: torch.Tensor) -> torch.Tensor:
         """The anomaly scores (n,); the passage is kept for :meth:`logits` of the very same images."""
-        self._images, self._passage = images, self._defended.passage(images)
+        self._images, self._passage = images, self._pass(images)
         return self._passage.scores
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """The logits (n, k)."""
         passage, self._passage = self._passage, None
         if passage is None or images is not self._images:
-            passage = self._defended.passage(images)
+            passage = self._pass(images)
         return passage.logits
+
+    def _pass(self, images: torch.Tensor) -> Passage:
+        sides = self._defended.symmetries
+        first = int(torch.randint(len(sides), (1,), generator=self._generator))
+        return replace(self._defended, symmetries=sides[first:] + sides[:first]).passage(images)

@@ -23,6 +23,7 @@ from fedplatform.defence.detector import PARTS
 from fedplatform.models import Classifier, SmallCnn
 from fedplatform.models.masked_autoencoder import MaskedAutoencoder
 from fedplatform.models.noise_predictor import NoisePredictor
+from fedplatform.models.symmetries import SYMMETRIES, seen_from
 
 SIZE = 16
 
@@ -78,7 +79,7 @@ def test_only_flagged_scans_are_purified(defended: DefendedClassifier) -> None:
     assert 0 < passage.flagged.sum() < 16
     still = ~passage.flagged
     assert torch.equal(passage.purified[still], batch[still])
-    torch.testing.assert_close(passage.logits[still], bare[still])
+    torch.testing.assert_close(passage.logits[still].softmax(dim=1), bare[still].softmax(dim=1))
     assert (passage.depth[still] == 0).all()
     assert (passage.votes[still] == -1).all()
     assert (passage.depth[passage.flagged] >= 20).all()
@@ -140,14 +141,12 @@ def test_a_certificate_needs_a_purifier_that_knows_the_noise(defended: DefendedC
         defended.certify(images(1)[0], sigma=0.9, samples=10, generator=generator)
 
 
-def test_a_usual_depth_purifies_every_scan_once_and_flagged_ones_as_often_as_asked(
-    defended: DefendedClassifier,
-) -> None:
+def test_a_usual_depth_purifies_every_scan_and_all_copies_vote(defended: DefendedClassifier) -> None:
     light = replace(defended, gate=replace(defended.gate, usual_depth=10))
     passage = light.passage(images(16))
-    counts = (passage.votes >= 0).sum(dim=1)
-    assert (counts[passage.flagged] == 3).all()
-    assert (counts[~passage.flagged] == 1).all()
+    assert passage.flagged.any()
+    assert not passage.flagged.all()
+    assert (passage.votes >= 0).all()
     assert (passage.depth[~passage.flagged] == 10).all()
 
 
@@ -182,3 +181,28 @@ def test_examined_here_and_treated_elsewhere_a_scan_gets_the_same_answer(defende
     assert torch.equal(halves.logits, whole.logits)
     assert torch.equal(halves.votes, whole.votes)
     assert defended.conclude(halves) == defended.diagnose(scans)
+
+
+def test_a_scan_that_is_not_purified_gets_one_answer_from_whatever_side(defended: DefendedClassifier) -> None:
+    unpurified = replace(
+        defended,
+        gate=Gate(threshold=float("inf"), usual_depth=0, flagged_depth=DepthMap(1, 1, 0.0, 0.0)),
+        symmetries=SYMMETRIES,
+    )
+    assert unpurified.gate.closed
+    assert not defended.gate.closed
+    torch.testing.assert_close(unpurified.logits(images(4).flip(3)), unpurified.logits(images(4)))
+    assert not torch.allclose(defended.classifier(images(4).flip(3)), defended.classifier(images(4)))
+
+
+def test_the_copies_of_a_purified_scan_are_seen_from_one_side_each(defended: DefendedClassifier) -> None:
+    everything = replace(defended.gate, threshold=-float("inf"), flagged_depth=DepthMap(30, 30, 0.0, 1.0))
+    turned = replace(defended, gate=everything, symmetries=(0, 6), copies=3)
+    scans = images(5)
+    noise = turned.noise.draw(scans, 3)
+    depth = torch.full((5,), 30)
+    answers = [
+        turned.classifier(seen_from(turned.purifier(scans, depth, noise[:, copy]), side)).softmax(dim=1)
+        for copy, side in enumerate((0, 6, 0))
+    ]
+    torch.testing.assert_close(turned.logits(scans).softmax(dim=1), sum(answers) / 3)

@@ -40,6 +40,13 @@ def bench() -> None:
     help="how test scans are set apart; random cuts patients, and lies",
 )
 @click.option("--size", type=click.INT, metavar="N", help="pixels a side [default: 64]")
+@click.option(
+    "--kinds",
+    default="plain,adversarial",
+    show_default=True,
+    metavar="KIND,...",
+    help="trainings of the classifier, each with a defence of its own",
+)
 @attack_options
 @click.option(
     "--runs",
@@ -62,6 +69,7 @@ def defence(
     seeds: tuple[int, ...],
     split: str,
     size: int | None,
+    kinds: str,
     defences: str | None,
     tiers: str | None,
     epsilons: tuple[float, ...],
@@ -95,6 +103,7 @@ def defence(
         benchmark = DefenceBenchmark(
             dataset,
             seeds=seeds,
+            kinds=words(kinds),
             changes=given({"split": split, "size": size}),
             plan=attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries),
         )

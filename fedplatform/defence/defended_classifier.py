@@ -13,6 +13,7 @@ from fedplatform.defence.diagnosis import Diagnosis
 from fedplatform.defence.gate import Gate
 from fedplatform.defence.noise import Noise
 from fedplatform.defence.purifier import DiffusionPurifier, Purifier
+from fedplatform.models.symmetries import SeenFrom, seen_from
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,9 @@ class DefendedClassifier:
     in here knows a label or another scan of the batch. ``logits`` is differentiable through gate, purifier and
     classifier; ``diagnose`` reports the same passage in words.
 
+    A scan as it is gets the mean answer over ``symmetries``, the sides from which it is seen (see
+    :func:`fedplatform.models.symmetries.seen_from`); purified copies are seen from one of them each, in turn.
+
     ``noise`` is the default source of randomness, ``temperature`` and ``least_confidence`` come from the hospital's own
     validation scans.
     """
@@ -67,6 +71,7 @@ class DefendedClassifier:
     detector: Detector | None = None
     probe_depth: int = 0
     copies: int = 1
+    symmetries: tuple[int, ...] = (0,)
     temperature: float = 1.0
     least_confidence: float = 0.0
 
@@ -142,16 +147,13 @@ class DefendedClassifier:
 
     def _treat(self, images: torch.Tensor, examination: Examination, drawn: torch.Tensor) -> Passage:
         before, scores, flagged = examination.answers, examination.scores, examination.flagged
-        usual, purified, votes = self._purify(images, examination.depth.where(~flagged, 0), drawn[:, :1], before)
+        usual, purified, votes = self._purify(images, examination.depth.where(~flagged, 0), drawn, before)
         # Where gradients are asked for, every scan is purified as if it were flagged, too: the step between the two
         # branches has a slope there that an attacker may climb. The values are the same.
         open_to = torch.ones_like(flagged) if torch.is_grad_enabled() else flagged
         deep_depth = self.gate.flagged_depth(scores)
         deep, deep_purified, deep_votes = self._purify(images, deep_depth.where(open_to, 0), drawn, before)
         opening = self.gate.opening(scores)[:, None]
-        width = votes.shape[1]
-        all_votes = torch.full((len(images), self.copies), -1)
-        all_votes[:, :width] = votes
         return Passage(
             logits=usual + opening * (deep - usual),
             scores=scores,
@@ -159,16 +161,18 @@ class DefendedClassifier:
             flagged=flagged,
             depth=examination.depth,
             purified=deep_purified.where(flagged[:, None, None, None], purified),
-            votes=deep_votes.where(flagged[:, None], all_votes),
+            votes=deep_votes.where(flagged[:, None], votes),
         )
 
     def _answer(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.classifier(images) / self.temperature
-        return logits
+        return self._calibrated(self.classifier(images))
+
+    def _calibrated(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits / self.temperature
 
     def _examine(self, images: torch.Tensor, drawn: torch.Tensor) -> Examination:
         """``drawn`` (n, c, h, w) is the noise of the probe; without a detector every score is 0."""
-        before = self._answer(images)
+        before = self._calibrated(SeenFrom(self.classifier, self.symmetries)(images))
         parts: dict[str, torch.Tensor] = {}
         scores = images.new_zeros(len(images))
         if self.detector is not None:
@@ -197,8 +201,11 @@ class DefendedClassifier:
             depth[rows].repeat_interleave(copies),
             drawn[rows].flatten(0, 1),
         )
-        answers = self._answer(cleaned).log_softmax(dim=1).unflatten(0, (len(rows), copies))
+        shown = cleaned.unflatten(0, (len(rows), copies))
+        sides = [seen_from(shown[:, copy], self.symmetries[copy % len(self.symmetries)]) for copy in range(copies)]
+        views = torch.stack(sides, dim=1).flatten(0, 1)
+        answers = self._answer(views).log_softmax(dim=1).unflatten(0, (len(rows), copies))
         votes[rows] = answers.argmax(dim=2)
         logits = before.index_copy(0, rows, answers.logsumexp(dim=1))
-        purified = images.index_copy(0, rows, cleaned.unflatten(0, (len(rows), copies))[:, 0])
+        purified = images.index_copy(0, rows, shown[:, 0])
         return logits, purified, votes

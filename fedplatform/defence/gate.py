@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,11 @@ class Gate:
     threshold: float
     usual_depth: int
     flagged_depth: DepthMap
+
+    @property
+    def closed(self) -> bool:
+        """Whether no scan is ever purified."""
+        return self.threshold == math.inf and not self.usual_depth
 
     def flags(self, scores: torch.Tensor) -> torch.Tensor:
         """Scores (n,) to flags (n,) bool."""

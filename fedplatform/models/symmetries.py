@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-SYMMETRIES = 8
+SYMMETRIES = tuple(range(8))
 
 
 def seen_from(images: torch.Tensor, symmetry: int) -> torch.Tensor:
@@ -16,19 +17,22 @@ def seen_from(images: torch.Tensor, symmetry: int) -> torch.Tensor:
     return torch.rot90(flipped, symmetry % 4, (2, 3))
 
 
-class AllSides(nn.Module):
-    """The mean probability that a classifier gives to a scan seen from its eight sides, as log-probabilities.
+class SeenFrom(nn.Module):
+    """The mean probability that a classifier gives to a scan seen from several sides, as log-probabilities.
 
     A diagnosis does not depend on how the picture lies, a perturbation made for one view does. Differentiable, and
     fully known to whoever attacks it.
     """
 
-    def __init__(self, classifier: nn.Module) -> None:
+    def __init__(self, classifier: nn.Module, symmetries: Sequence[int]) -> None:
         super().__init__()
         self.classifier = classifier
+        self.symmetries = tuple(symmetries)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Log-probabilities (n, num_classes) of images (n, c, h, h) in [0, 1]."""
-        views = torch.cat([seen_from(images, symmetry) for symmetry in range(SYMMETRIES)])
-        answers: torch.Tensor = self.classifier(views).log_softmax(dim=1).unflatten(0, (SYMMETRIES, len(images)))
-        return answers.logsumexp(dim=0) - math.log(SYMMETRIES)
+        views = torch.cat([seen_from(images, symmetry) for symmetry in self.symmetries])
+        answers: torch.Tensor = self.classifier(views).log_softmax(dim=1)
+        each = answers.unflatten(0, (len(self.symmetries), len(images)))
+        mean: torch.Tensor = each.logsumexp(dim=0) - math.log(len(self.symmetries))
+        return mean

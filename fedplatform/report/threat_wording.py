@@ -27,6 +27,7 @@ DEFENCES: Mapping[str, str] = MappingProxyType(  # a later one's curve is drawn 
         "jpeg": "JPEG",
         "bit_depth": "bit depth",
         "no_defence": "no defence",
+        "all_sides": "seen from all sides, not purified",
         "purify_all": "purify everything",
         "purify_all_tuned": "purify everything, tuned classifier",
         "mae_gate": "MAE gate, fixed depth",
