@@ -63,12 +63,12 @@ class DefenceSettings(Settings):
         "masked_autoencoder",  # type: ignore[assignment]
         description="masked autoencoder of the detector",
     )
-    autoencoder_rounds: int = Field(16, ge=1, description="rounds in which the masked autoencoder is trained")
+    autoencoder_rounds: int = Field(10, ge=1, description="rounds in which the masked autoencoder is trained")
     sensor: Annotated[ModelBuilder, parsed_by(MODELS, "model"), written_by(MODELS)] = Field(
         "residual_sensor",  # type: ignore[assignment]
         description="network of the detector that is taught to tell attacked scans",
     )
-    sensor_rounds: int = Field(12, ge=1, description="rounds in which the sensor is trained")
+    sensor_rounds: int = Field(6, ge=1, description="rounds in which the sensor is trained")
     purifier: Annotated[ModelBuilder, parsed_by(MODELS, "model"), written_by(MODELS)] = Field(
         "noise_predictor(t_max=260)",  # type: ignore[assignment]
         description="noise predictor of the purifier",
