@@ -26,11 +26,14 @@ from fedplatform.seeding import numpy_generator, torch_generator
 from fedplatform.training import (
     AdversarialTraining,
     Anatomy,
+    Augmentation,
     CrossEntropy,
     FedAvg,
     Generative,
     LocalTraining,
     Objective,
+    Orientation,
+    Scanner,
     Trades,
     Trainer,
     to_images,
@@ -295,11 +298,18 @@ def test_of_answers_that_name_no_class_only_the_loss_is_judged() -> None:
     assert figures.confusion.tolist() == [[0, 0], [0, 0]]
 
 
-@settings(max_examples=15, deadline=None)
-@given(channels=st.sampled_from([1, 3]), size=st.integers(8, 20), seed=st.integers(0, 99))
-def test_augmentation_keeps_shape_and_range_and_is_seeded(channels: int, size: int, seed: int) -> None:
-    images = torch.rand(4, channels, size, size, generator=torch_generator(seed, "images"))
-    first, again, other = (Anatomy()(images, torch_generator(draw)) for draw in (seed, seed, seed + 1))
+@settings(max_examples=25, deadline=None)
+@given(
+    augmentation=st.sampled_from([Anatomy(), Scanner(), Orientation()]),
+    channels=st.sampled_from([1, 3]),
+    size=st.integers(8, 20),
+    seed=st.integers(0, 99),
+)
+def test_augmentation_keeps_shape_and_range_and_is_seeded(
+    augmentation: Augmentation, channels: int, size: int, seed: int
+) -> None:
+    images = torch.rand(32, channels, size, size, generator=torch_generator(seed, "images"))
+    first, again, other = (augmentation(images, torch_generator(draw)) for draw in (seed, seed, seed + 1))
     assert first.shape == images.shape
     assert first.dtype == torch.float32
     assert first.min() >= 0
@@ -308,10 +318,30 @@ def test_augmentation_keeps_shape_and_range_and_is_seeded(channels: int, size: i
     assert not torch.equal(first, other)
 
 
-def test_every_scan_of_a_batch_is_changed_by_draws_of_its_own() -> None:
+@pytest.mark.parametrize("augmentation", [Anatomy(), Scanner()])
+def test_every_scan_of_a_batch_is_changed_by_draws_of_its_own(augmentation: Augmentation) -> None:
     same = torch.rand(1, 1, SIZE, SIZE, generator=torch_generator(0)).expand(8, 1, SIZE, SIZE)
-    changed = Anatomy()(same, torch_generator(0))
+    changed = augmentation(same, torch_generator(0))
     assert len({scan.numpy().tobytes() for scan in changed}) == 8
+
+
+def test_orientation_touches_no_pixel_value() -> None:
+    same = torch.rand(1, 1, SIZE, SIZE, generator=torch_generator(0)).expand(64, 1, SIZE, SIZE)
+    changed = Orientation()(same, torch_generator(0))
+    assert torch.equal(changed.flatten(1).sort().values, same.flatten(1).sort().values)
+    assert len({scan.numpy().tobytes() for scan in changed}) == 8
+
+
+def test_scans_have_a_hidden_part_of_one_grey_only_where_asked() -> None:
+    hidden = Scanner(field=0.0, sharpness=0.0, hidden=1.0)(torch.rand(64, 1, 32, 32), torch_generator(0))
+    never = Scanner(field=0.0, sharpness=0.0, hidden=0.0)(torch.rand(64, 1, 32, 32), torch_generator(0))
+
+    def largest_alike(scan: torch.Tensor) -> int:
+        inside = scan[(scan > 0.02) & (scan < 1)]  # where the scan was moved away, all is black
+        return int(inside.unique(return_counts=True)[1].max())
+
+    assert sum(largest_alike(scan) > 8 for scan in hidden) > 50
+    assert max(largest_alike(scan) for scan in never) <= 8
 
 
 def test_without_small_changes_a_scan_is_one_of_its_eight_flips_and_quarter_turns() -> None:
@@ -356,6 +386,7 @@ def test_training_sees_augmented_scans_and_prediction_does_not() -> None:
         {"objective": "cross_entropy(label_smoothing=0.1)", "augmentation": "anatomy"},
         {"objective": "generative", "optimiser": "adamw"},
         {"augmentation": "anatomy(rotation=5.0)"},
+        {"augmentation": "scanner(hidden=0.2)"},
         {"model": "experts(k=2)", "algorithm": "ditto(lam=1.0)"},
         {"model": "small_resnet(width=8)", "algorithm": "apfl(alpha=0.25)"},
     ],

@@ -19,7 +19,18 @@ from fedplatform.hospital import Hospital
 from fedplatform.models import Classifier, Experts, SmallCnn, SmallResNet, TimmModel
 from fedplatform.parameters import ParameterLayout
 from fedplatform.seeding import numpy_generator, torch_generator
-from fedplatform.training import APFL, Algorithm, Ditto, FedAvg, FedPer, FedRep, LocalTraining, Trainer, to_images
+from fedplatform.training import (
+    APFL,
+    Algorithm,
+    Ditto,
+    FedAvg,
+    FedPer,
+    FedRep,
+    LocalTraining,
+    SiloBN,
+    Trainer,
+    to_images,
+)
 
 EXPERTS = Experts(width=4, hidden=8)
 
@@ -70,8 +81,14 @@ def batches(seed: int = 0, round_number: int = 1):
 
 @pytest.mark.parametrize(
     ("algorithm", "model"),
-    [(FedPer(), SmallCnn(width=4)), (FedRep(), SmallResNet(width=4)), (FedPer(), EXPERTS), (FedAvg(), EXPERTS)],
-    ids=["fedper", "fedrep", "fedper-experts", "fedavg-experts"],
+    [
+        (FedPer(), SmallCnn(width=4)),
+        (FedRep(), SmallResNet(width=4)),
+        (SiloBN(), SmallCnn(width=4)),
+        (FedPer(), EXPERTS),
+        (FedAvg(), EXPERTS),
+    ],
+    ids=["fedper", "fedrep", "silo_bn", "fedper-experts", "fedavg-experts"],
 )
 def test_the_personal_part_never_travels_and_differs_between_hospitals(algorithm: Algorithm, model: object) -> None:
     trainer = trainer_for(algorithm, model=model)
@@ -225,6 +242,18 @@ def test_apfl_with_no_share_of_its_own_answers_as_the_shared_model_and_with_all_
         own = plain.initial_weights + plain.fit(plain.initial_weights, {}, **work())[0]
         expected = plain.predict(own if alpha else sent, {}, images)
         np.testing.assert_allclose(trainer.predict(sent, personal, images), expected, atol=1e-6)
+
+
+def test_silo_bn_keeps_the_statistics_and_shares_the_affine_part_and_settles_what_it_keeps() -> None:
+    trainer = trainer_for(SiloBN())
+    assert all(name.rpartition(".")[2].startswith(("running", "num_batches")) for name in trainer.layout.personal)
+    affine = [name for name, module in trainer.model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {f"{name}.{part}" for name in affine for part in ("weight", "bias")} <= set(trainer.layout.names)
+    images, _ = scans()
+    settled = trainer.settle(trainer.initial_weights, trainer.initial_personal, images)
+    assert settled.keys() == trainer.initial_personal.keys()
+    (first,) = (name for name in settled if name.endswith("body.1.running_mean"))
+    assert not torch.equal(settled[first], trainer.initial_personal[first])
 
 
 def test_settling_measures_the_statistics_of_the_mixture_and_leaves_the_shared_ones_alone() -> None:
