@@ -7,11 +7,14 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from filelock import FileLock
 
 from fedplatform.messages import HospitalRecord, HospitalState, RoundReport
 
@@ -43,6 +46,7 @@ HOSPITAL_METRICS = (
 # A commit to SQLite costs tens of milliseconds, so hospitals wait for company; few enough rounds that little is lost
 # with a killed process, and far below the 1,000 metrics that MLflow takes in one call.
 ROUNDS_IN_A_BATCH = 10
+LONGEST_START_S = 120.0  # that a process waits for another to make the tables of a new database
 
 log = logging.getLogger(__name__)
 
@@ -110,14 +114,18 @@ class MlflowTracker:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         runs = self.folder.resolve()
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs / 'mlflow.db'}"
-        client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name(experiment_name)
-        if experiment is None:
-            # MLflow would put the files of a local database under the working directory.
-            place = (runs / "mlflow-artifacts").as_uri() if uri.startswith("sqlite:") else None
-            self._experiment_id = client.create_experiment(experiment_name, artifact_location=place)
-        else:
-            self._experiment_id = experiment.experiment_id
+        local = uri.startswith("sqlite:")
+        # Who comes first makes the tables or the experiment; two who come first at once would both fail.
+        place_of_lock = Path(uri.removeprefix("sqlite:///") + ".lock")
+        with FileLock(place_of_lock, timeout=LONGEST_START_S) if local else nullcontext():
+            client = MlflowClient(uri)
+            experiment = client.get_experiment_by_name(experiment_name)
+            if experiment is None:
+                # MLflow would put the files of a local database under the working directory.
+                place = (runs / "mlflow-artifacts").as_uri() if local else None
+                self._experiment_id = client.create_experiment(experiment_name, artifact_location=place)
+            else:
+                self._experiment_id = experiment.experiment_id
         self._run_id = client.create_run(self._experiment_id, run_name=run_name).info.run_id
         client.log_batch(self._run_id, params=[Param(key, value) for key, value in settings.items()])
         self._client = client

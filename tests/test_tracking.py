@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from fedplatform.messages import HospitalRecord, HospitalState, RoundReport
 from fedplatform.tracking import ROUNDS_IN_A_BATCH, MlflowTracker
@@ -198,3 +202,21 @@ def test_a_database_lost_in_mid_run_costs_one_warning_and_no_training(folder, ca
 
     (message,) = [record.getMessage() for record in caplog.records if record.name == "fedplatform.tracking"]
     assert message.startswith("MLflow could not log a round, the run goes on untracked")
+
+
+def test_processes_that_start_at_once_in_one_new_folder_are_all_tracked(tmp_path):
+    start = (
+        "import sys, pathlib; from fedplatform.tracking import MlflowTracker; "
+        "tracker = MlflowTracker.start(experiment_name='x', run_name=sys.argv[1], settings={}, "
+        "folder=pathlib.Path(sys.argv[2])); "
+        "tracker.__exit__(None, None, None); sys.exit(tracker._has_failed)"
+    )
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
+    begun = [
+        subprocess.Popen([sys.executable, "-c", start, f"run-{number}", str(tmp_path)], env=environment)
+        for number in range(3)
+    ]
+    assert [process.wait(300) for process in begun] == [0, 0, 0]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("x")
+    assert {run.info.run_name for run in client.search_runs([experiment.experiment_id])} == {"run-0", "run-1", "run-2"}
