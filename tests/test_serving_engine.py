@@ -32,7 +32,8 @@ def whole(parts: HospitalParts, scans: torch.Tensor) -> DefendedClassifier:
     """The whole defence with a threshold that stops half of the scans, so that both sides of the gate are compared."""
     fitted = parts.defended("whole")
     with torch.no_grad():
-        middle = float(fitted.examine(scans).scores.median())
+        lower, upper = fitted.examine(scans).scores.sort().values[len(scans) // 2 - 1 : len(scans) // 2 + 1]
+    middle = float(lower + upper) / 2
     depths = replace(fitted.gate.flagged_depth, low=middle, high=middle + 1)
     return replace(fitted, gate=replace(fitted.gate, threshold=middle, flagged_depth=depths))
 

@@ -121,7 +121,7 @@ class MaskedAutoencoderVit(nn.Module):
         return ratio
 
     def _predict(self, patches: torch.Tensor, shown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and scale (n, patches, pixels) of patches of that shape; ``shown`` (n, k) are the numbers of those to see."""
+        """Mean and scale (n, patches, pixels) of such patches; ``shown`` (n, k) are the numbers of those to see."""
         visible = patches.gather(1, shown[:, :, None].expand(-1, -1, patches.shape[2]))
         tokens = self.embed(visible) + self.positions[shown]
         narrow = self.narrow(self.encoder(tokens))

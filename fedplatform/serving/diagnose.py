@@ -19,6 +19,7 @@ from fedplatform.serving.intake import Limits, Refused, read_scans
 from fedplatform.training import to_images
 
 BATCH = 16
+WORDS = ("file", "class_name", "votes", "reason", "input_sha256", "hospital_id", "model_version")  # never missing
 Row = dict[str, object]
 
 
@@ -100,7 +101,7 @@ class FolderDiagnosis:
     def _row(self, name: str, scan: int, sha256: str) -> Row:
         blank: Row = dict.fromkeys(self.columns)
         where = {"hospital_id": self.hospital_id, "model_version": self.model_version}
-        return {**blank, "file": name, "scan": scan, "input_sha256": sha256, "reason": "", **where}
+        return {**blank, **dict.fromkeys(WORDS, ""), "file": name, "scan": scan, "input_sha256": sha256, **where}
 
     def _said(self, diagnosis: Diagnosis) -> Row:
         chances = zip(self.classes, diagnosis.probabilities, strict=True)
@@ -175,27 +176,28 @@ class _Journal:
 
 def _table(path: Path, columns: list[str]) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, keep_default_na=True) if path.suffix == ".csv" else pd.read_parquet(path)
+        # In words nothing means "missing", whatever pandas thinks: a class may be called NA, or 1.
+        words, numbers = dict.fromkeys(WORDS, str), {name: [""] for name in columns if name not in WORDS}
+        if path.suffix == ".csv":
+            table = pd.read_csv(path, dtype=words, na_values=numbers, keep_default_na=False)
+        else:
+            table = pd.read_parquet(path)
     except (ValueError, OSError) as error:  # pandas and pyarrow raise their own kinds of both
         raise DataError(f"{path} is there and is no table; choose another file") from error
     if list(table.columns) != columns:
         raise DataError(f"{path} is there and holds another table; choose another file")
-    return table.assign(
-        model_version=table["model_version"].astype(str),
-        reason=table["reason"].fillna(""),
-        votes=table["votes"].fillna("").where(table["reason"].fillna("") == "", None),
-    )
+    return table
 
 
 def _write_whole(table: pd.DataFrame, out: Path) -> None:
-    partial = out.with_name(f".{out.name}.writing")
+    unfinished = out.with_name(f".{out.name}.writing")
     typed = table.astype({"referred": "boolean", "flagged": "boolean", "depth": "Int64", "scan": "int64"})
     try:
         if out.suffix == ".csv":
-            typed.to_csv(partial, index=False)
+            typed.to_csv(unfinished, index=False)
         else:
-            pq.write_table(pa.Table.from_pandas(typed, preserve_index=False), partial)
-        partial.replace(out)
+            pq.write_table(pa.Table.from_pandas(typed, preserve_index=False), unfinished)
+        unfinished.replace(out)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise DataError(f"{out} cannot be written: {error.strerror or error}") from error
