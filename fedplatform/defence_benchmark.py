@@ -81,10 +81,11 @@ def fill(
     data_folder: Path | None = None,
     announce: Callable[[str], None] = lambda _: None,
     observer: Observer = lambda _: None,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train what is not trained yet, a seed a process, then attack; a second call goes on where the first stopped.
 
-    Leaves ``plain-seed0/``, ``adversarial-seed0/``... as run folders, and ``defence.csv``. Returns one row a cell.
+    Leaves ``plain-seed0/``, ``adversarial-seed0/``... as run folders, and ``defence.csv``. Returns one row a cell, and
+    one row a scan.
     """
     claim(
         folder,
@@ -102,16 +103,17 @@ def fill(
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 del pending[future]
                 announce(future.result())
-    tables = []
+    tables, scans = [], []
     for seed in benchmark.seeds:
         for kind in benchmark.kinds:
             path = folder / f"{kind}-seed{seed}"
             announce(f"attacking {path.name}")
             evaluate(path, benchmark.plan, jobs=jobs, shards=folder / f"shards-seed{seed}", observer=observer)
             tables.append(pd.read_parquet(path / "evaluation.parquet"))
+            scans.append(pd.read_parquet(path / "scans.parquet"))
             table = pd.concat(tables, ignore_index=True)
             table[PUBLISHED].round(4).to_csv(folder / "defence.csv", index=False)
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True), pd.concat(scans, ignore_index=True)
 
 
 def train(benchmark: DefenceBenchmark, seed: int, folder: Path, data_folder: Path | None) -> str:

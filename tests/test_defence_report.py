@@ -24,6 +24,7 @@ from fedplatform.report import ReportError, write_report
 from fedplatform.report.defence_charts import draw_accuracy, draw_detector
 from fedplatform.report.defence_grid import defence_grids
 from fedplatform.report.defence_page import write_defence_report
+from fedplatform.report.defence_pairs import defence_pairs, paired_markdown
 from fedplatform.report.defence_pictures import magnification
 from fedplatform.report.interval import wilson
 from fedplatform.report.markdown_table import defence_markdown
@@ -455,3 +456,28 @@ def test_a_table_that_would_mislead_is_refused(tmp_path):
     pd.concat([table, table.assign(split="random")]).to_parquet(folder / "evaluation.parquet")
     with pytest.raises(ReportError, match="one data set at one size and split"):
         write_defence_report(folder)
+
+
+def test_a_pair_of_defences_is_compared_on_the_scans_that_both_were_tried_on() -> None:
+    keys = {"adversarial_training": True, "tier": "T4", "epsilon": 8 / 255, "label": 1}
+    answers = {  # seed, row: whole, other
+        (0, 1): (1, 1),
+        (0, 2): (1, 0),
+        (0, 3): (1, 0),
+        (1, 1): (0, 1),
+        (1, 2): (0, 0),
+        (1, 3): (1, 0),
+    }
+    rows = [
+        {**keys, "seed": seed, "row": row, "defence": defence, "answer": answer}
+        for (seed, row), pair in answers.items()
+        for defence, answer in zip(("whole", "no_defence"), pair, strict=True)
+    ]
+    rows.append({**keys, "seed": 2, "row": 9, "defence": "no_defence", "answer": 1})  # the whole never saw it
+    (found,) = defence_pairs(pd.DataFrame(rows)).to_dict("records")
+    assert (found["n"], found["gained"], found["lost"]) == (6, 3, 1)
+    assert (found["seeds"], found["seeds_better"]) == (2, 1)
+    assert found["p"] == pytest.approx(2 * (1 + 4) / 2**4)
+    (line,) = paired_markdown(pd.DataFrame(rows)).splitlines()[4:]
+    assert line == "| no defence | yes | 8/255 | T4 | +33.3 | 6 | 1 of 2 | 0.625 |"
+    assert paired_markdown(pd.DataFrame(rows)[lambda frame: frame["defence"] == "whole"]) == ""

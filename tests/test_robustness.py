@@ -307,7 +307,8 @@ def test_the_benchmark_trains_both_kinds_once_and_attacks_them(spots: Path, tmp_
         plan=Plan(("no_defence", "whole"), ("T0", "T2"), (8 / 255,), 4, 2, PLAN.budget),
     )
     told: list[str] = []
-    table = fill(benchmark, folder=tmp_path, jobs=1, announce=told.append)
+    table, scans = fill(benchmark, folder=tmp_path, jobs=1, announce=told.append)
+    assert len(scans) == 8 * 4
     assert told == ["seed 0 is trained", "attacking plain-seed0", "attacking adversarial-seed0"]
     published = pd.read_csv(tmp_path / "defence.csv")
     assert list(published) == PUBLISHED
@@ -321,5 +322,7 @@ def test_the_benchmark_trains_both_kinds_once_and_attacks_them(spots: Path, tmp_
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
     train(benchmark, 0, tmp_path, None)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")} == before
+    with pytest.raises(ExperimentError, match="no training is called 'plane'; did you mean 'plain'"):
+        replace(benchmark, kinds=("plane",))
     with pytest.raises(ExperimentError, match="rounds=1, got 2"):
         fill(replace(benchmark, changes={**benchmark.changes, "rounds": 2}), folder=tmp_path, jobs=1)

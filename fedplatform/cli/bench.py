@@ -98,7 +98,7 @@ def defence(
     with one_line_errors():
         from fedplatform.defence_benchmark import DefenceBenchmark
         from fedplatform.defence_benchmark import fill as fill_table
-        from fedplatform.report import defence_markdown
+        from fedplatform.report import defence_markdown, paired_markdown
 
         benchmark = DefenceBenchmark(
             dataset,
@@ -109,7 +109,7 @@ def defence(
         )
         folder = runs / (name or f"defence-{dataset}")
         with attack_bar() as progress:
-            table = fill_table(
+            table, scans_seen = fill_table(
                 benchmark,
                 folder=folder,
                 jobs=jobs or os.cpu_count() or 1,
@@ -118,6 +118,7 @@ def defence(
                 observer=progress,
             )
         click.echo(defence_markdown(table))
+        click.echo(paired_markdown(scans_seen))
         console.print(f"table: {folder / 'defence.csv'}", soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 from fedplatform.report.comparison_page import comparison_markdown, write_comparison
 from fedplatform.report.defence_page import write_defence_report
+from fedplatform.report.defence_pairs import paired_markdown
 from fedplatform.report.error import ReportError
 from fedplatform.report.finished_run import FinishedRun, read_run
 from fedplatform.report.markdown_table import defence_markdown
@@ -12,6 +13,7 @@ __all__ = [
     "ReportError",
     "comparison_markdown",
     "defence_markdown",
+    "paired_markdown",
     "read_run",
     "write_comparison",
     "write_defence_report",
