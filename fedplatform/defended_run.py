@@ -68,7 +68,7 @@ class DefenceSettings(Settings):
         "residual_sensor",  # type: ignore[assignment]
         description="network of the detector that is taught to tell attacked scans",
     )
-    sensor_rounds: int = Field(24, ge=1, description="rounds in which the sensor is trained")
+    sensor_rounds: int = Field(8, ge=1, description="rounds in which the sensor is trained")
     purifier: Annotated[ModelBuilder, parsed_by(MODELS, "model"), written_by(MODELS)] = Field(
         "noise_predictor(t_max=260)",  # type: ignore[assignment]
         description="noise predictor of the purifier",

@@ -62,7 +62,10 @@ class Tampering(CarriesNetworks):
             return fooled + functional.cross_entropy(network(moved), tampered) if knows < 1 / 3 else fooled
 
         steps = 1 + int(effort * self.steps)
+        # Batch normalisation must not count what is tried on the way: those are attacked scans without their twins.
+        network.eval()
         twins = ascend(harm, images, epsilon=epsilon, steps=steps, generator=generator)
+        network.train()
         return self._told_apart(network, images, _between_grey_levels(twins, generator))
 
     def plain_loss(
