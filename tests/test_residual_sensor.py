@@ -84,3 +84,14 @@ def test_it_learns_to_tell_scans_attacked_by_four_grey_levels_from_others_it_nev
     with torch.no_grad():
         scores = torch.cat([sensor(fresh), sensor(saved)]).diff(dim=1).flatten()
     assert roc_auc_score([0] * 64 + [1] * 64, scores.numpy()) > 0.9
+
+
+def test_batch_normalisation_counts_scans_and_twins_once_and_no_attack_in_the_making(victim: Classifier) -> None:
+    objective = Tampering(victim, steps=5)
+    sensor = objective.network(ResidualSensor(width=4), channels=1, num_classes=2, size=SIZE).train()
+    images, labels = scans(8, 5), torch.arange(8) % 2
+    for number in range(6):  # among them attackers who know the sensor
+        objective.loss(sensor, images, labels, generator=torch_generator(number), progress=0.5)
+        counted = {int(value) for name, value in sensor.state_dict().items() if name.endswith("num_batches_tracked")}
+        assert counted == {number + 1}
+        assert sensor.training
