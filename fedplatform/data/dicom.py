@@ -39,13 +39,17 @@ def read_dicom(path: Path) -> list[Pixels]:
     where there is neither, the file's own range is shown. MONOCHROME1 is inverted, so that white is always the high
     signal. Raises DataError with the file's name where it is broken.
     """
-    data = _read(path, pixels=True)
+    return shown_frames(_read(path, pixels=True), name=str(path))
+
+
+def shown_frames(data: Any, *, name: str) -> list[Pixels]:
+    """The frames of a pydicom data set as :func:`read_dicom` gives them; ``name`` stands in the error."""
     try:
         values = data.pixel_array
         colour = int(data.get("SamplesPerPixel") or 1) == 3
         shown = _colour(values) if colour else _grey(values, data)
     except Exception as error:  # as many types as there are ways to break a file or to lack a codec
-        raise DataError(f"{path}: not a readable DICOM picture ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{name}: not a readable DICOM picture ({str(error).splitlines()[0]})") from error
     several = int(data.get("NumberOfFrames") or 1) > 1
     return list(shown) if several else [shown]
 
