@@ -19,7 +19,7 @@ from fedplatform.defended_run import DefendedRun
 from fedplatform.serving.bundle import CARD, Bundle, Networks, save
 from fedplatform.settings import ExperimentError
 
-SERVING, VERSIONS, ALIASES, EXAMPLES = "serving", "versions", "aliases.json", "examples"
+SERVING, VERSIONS, ALIASES = "serving", "versions", "aliases.json"
 CHAMPION = "champion"
 REGISTRY = "models:/"  # in front of a name in MLflow's registry
 
