@@ -34,7 +34,9 @@ MEANINGS = {
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": meaning} for status, meaning in MEANINGS.items()
 }
-OPEN = {status: ERRORS[status] for status in (404, 405, 413, 422, 503)}  # of what needs no key
+OPEN: dict[int | str, dict[str, Any]] = {
+    status: ERRORS[status] for status in (404, 405, 413, 422, 503)
+}  # of what needs no key
 LOCKED = [
     Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
     Security(HTTPBearer(auto_error=False)),
@@ -60,9 +62,17 @@ UPLOAD = {
         },
     }
 }
-PAGES_OWN = "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-POLICY = (
-    PAGES_OWN + "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self' 'unsafe-inline'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src data: blob:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
 )
 
 api = FastAPI(

@@ -2,6 +2,8 @@
 
 # No "from __future__ import annotations" here: Serve reads the type of the builder's argument, not its name.
 
+from typing import Any
+
 from ray.serve import Application
 
 from actors.endpoint.arguments import EndpointArguments
@@ -13,4 +15,7 @@ from actors.endpoint.purifying import Purifying
 
 def app(arguments: EndpointArguments) -> Application:
     """Build the application; ``serve deploy`` calls this with the ``args`` of its config file."""
-    return Ingress.bind(arguments, Diagnostician.bind(arguments), Purifying.bind(arguments), Auditor.bind(arguments))
+    deployments: list[Any] = [Ingress, Diagnostician, Purifying, Auditor]  # the decorators' types hide what they make
+    ingress, *behind = deployments
+    application: Application = ingress.bind(arguments, *(deployment.bind(arguments) for deployment in behind))
+    return application

@@ -68,7 +68,7 @@ class Catalogue:
         return found
 
     async def configure(self, configuration: UserConfiguration) -> None:
-        """Serve what the configuration says from now on; raises :class:`ExperimentError` where nothing is served yet."""
+        """Serve what the configuration says from now on; raises :class:`ExperimentError` at first."""
         self._wanted = configuration.version
         await self._look()
         if self._edition is None:

@@ -9,6 +9,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from actors.endpoint.arguments import EndpointArguments, UserConfiguration
 from actors.endpoint.gateway import IMPORT_PATH, VARIABLE
+from fedplatform.serving.versions import CHAMPION
 
 NAME = "fedplatform"
 APPLICATION = "actors.endpoint:app"
@@ -18,7 +19,7 @@ HEADING = f"""\
 # The nodes need a file system in common for the folders below, and this variable where Ray is started on them, or a
 # request whose replica dies gets a bare 500 and no 503:
 #   {VARIABLE}={IMPORT_PATH}
-# A version is rolled out, or back, by 'fedplatform publish', or by its number under user_config and a new 'serve deploy'.
+# A version is rolled out, or back, by 'fedplatform publish'; or by its number under user_config and 'serve deploy'.
 # For a GPU: ray_actor_options: {{num_gpus: 1}} under Diagnostician or Purifying.
 """
 
@@ -41,7 +42,7 @@ def config_of(
                 "import_path": APPLICATION,
                 "args": arguments.settings(),
                 "deployments": [
-                    {"name": "Ingress", "user_config": UserConfiguration().settings()},
+                    {"name": "Ingress", "user_config": UserConfiguration(version=CHAMPION).settings()},
                     {"name": "Diagnostician", "num_replicas": replicas},
                     {"name": "Purifying", "num_replicas": 1},
                 ],

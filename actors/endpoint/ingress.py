@@ -46,6 +46,7 @@ from fedplatform.serving.audit import AuditEntry, CertificateEntry
 from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.examples import FOLDER, read_examples
 from fedplatform.serving.intake import Limits, Refused, read_scans
+from fedplatform.serving.versions import CHAMPION
 
 LIMITS = Limits()
 Hospital = Annotated[
@@ -69,7 +70,7 @@ class Upload:
     max_queued_requests=256,
     health_check_period_s=2,
     health_check_timeout_s=30,
-    user_config=UserConfiguration().settings(),  # type: ignore[call-arg]
+    user_config=UserConfiguration(version=CHAMPION).settings(),
     ray_actor_options={"num_cpus": 0},  # it reads files and waits
 )
 @serve.ingress(api)
@@ -79,9 +80,9 @@ class Ingress:
     def __init__(
         self,
         arguments: EndpointArguments,
-        diagnostician: DeploymentHandle,
-        purifying: DeploymentHandle,
-        auditor: DeploymentHandle,
+        diagnostician: DeploymentHandle[Any],
+        purifying: DeploymentHandle[Any],
+        auditor: DeploymentHandle[Any],
     ) -> None:
         # A patient's scan does not go to a temporary file: an upload stays in memory, bounded by the gateway.
         MultiPartParser.spool_max_size = BODY_BYTES

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray.serve import metrics
 
 from fedplatform.serving.answer import Answer
 
-MILLISECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
+MILLISECONDS: list[float] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
 
 
 class EndpointMetrics:
     """The counters of one ingress replica."""
 
     def __init__(self) -> None:
+        def keys(*names: str) -> Any:  # Ray's annotation says one, and means any number
+            return names
+
         self._requests = metrics.Counter(
-            "fedplatform_requests", description="Requests answered.", tag_keys=("route_name", "status")
+            "fedplatform_requests", description="Requests answered.", tag_keys=keys("route_name", "status")
         )
         self._scans = metrics.Counter(
             "fedplatform_scans",
             description="Scans diagnosed.",
-            tag_keys=("hospital", "flagged", "purified", "referred"),
+            tag_keys=keys("hospital", "flagged", "purified", "referred"),
         )
         self._stages = metrics.Histogram(
             "fedplatform_stage_milliseconds",
             description="How long each stage of a request took.",
             boundaries=MILLISECONDS,
-            tag_keys=("stage",),
+            tag_keys=keys("stage"),
         )
         self._under_way = metrics.Gauge(
-            "fedplatform_under_way", description="Requests under way, by the stage they are in.", tag_keys=("stage",)
+            "fedplatform_under_way",
+            description="Requests under way, by the stage they are in.",
+            tag_keys=keys("stage"),
         )
 
     def answered(self, route: str, status: int) -> None:

@@ -1,4 +1,4 @@
-"""One diagnosis through the deployments: examine, purify what is flagged, write down; each of them may be busy or gone."""
+"""One diagnosis through the deployments, each of which may be busy or gone: examine, purify, write down."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle
 
 from actors.endpoint.auditor import Entries
 from actors.endpoint.diagnostician import SCANS_A_CALL, Question
@@ -67,9 +67,9 @@ class Pipeline:
 
     def __init__(
         self,
-        diagnostician: DeploymentHandle,
-        purifying: DeploymentHandle,
-        auditor: DeploymentHandle,
+        diagnostician: DeploymentHandle[Any],
+        purifying: DeploymentHandle[Any],
+        auditor: DeploymentHandle[Any],
         metrics: EndpointMetrics,
     ) -> None:
         self._diagnostician = diagnostician
@@ -155,7 +155,7 @@ class Pipeline:
         return outcomes
 
 
-async def _asked(ask: Callable[[], DeploymentResponse], *, tries: int = TRIES) -> Any:
+async def _asked(ask: Callable[[], Any], *, tries: int = TRIES) -> Any:
     """The response of a deployment, from another replica where the first one died; raises :class:`Unavailable`."""
     for left in reversed(range(tries)):
         response = ask()

@@ -38,7 +38,7 @@ class Purifying:
         torch.set_num_threads(1)
         self._shelf = Shelf(arguments)
 
-    @serve.multiplexed(max_num_models_per_replica=MODELS_AT_HAND)
+    @serve.multiplexed(max_num_models_per_replica=MODELS_AT_HAND)  # type: ignore[untyped-decorator]
     async def model(self, name: str) -> Model:
         """The model of a name, from memory or from the shelf."""
         return await asyncio.to_thread(self._shelf.take, ModelName.parse(name))

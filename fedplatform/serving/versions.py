@@ -160,7 +160,7 @@ class RegistryVersions:
 
 
 def versions_at(place: str, *, registry: str, cache: Path) -> Versions:
-    """The versions of a run folder, or of ``models:/NAME`` in MLflow's ``registry``, whose files are kept in ``cache``."""
+    """The versions of a run folder, or of ``models:/NAME`` in a ``registry``, whose files are kept in ``cache``."""
     if place.startswith(REGISTRY):
         return RegistryVersions(place.removeprefix(REGISTRY), registry, cache)
     return RunVersions(Path(place))
