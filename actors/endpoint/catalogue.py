@@ -16,7 +16,7 @@ from fedplatform.settings import ExperimentError
 
 LOOK_EVERY_S = 2.0  # at the alias
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ray.serve")  # of which Serve keeps the files
 
 
 @dataclass(frozen=True)

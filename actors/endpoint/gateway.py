@@ -35,7 +35,7 @@ SERVES_OWN = frozenset(
 )
 OURS = ("application/json", "text/html", "text/css", "text/javascript", "image/png")
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ray.serve")  # of which Serve keeps the files
 
 
 def middlewares() -> list[Middleware]:
@@ -100,7 +100,9 @@ class Gateway:
                 if exchange.is_replaced:
                     return
                 exchange.has_started = True
-                MutableHeaders(scope=message).setdefault("x-request-id", exchange.request_id)
+                # Serve adds an id of its own; the application's is the one that stands in the audit log.
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = headers.get("x-request-id", exchange.request_id)
             await send(message)
 
         try:

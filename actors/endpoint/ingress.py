@@ -1,15 +1,14 @@
 """The deployment that speaks HTTP: who asks, what is sent, what is answered."""
 
-# No "from __future__ import annotations" here: under serve.ingress FastAPI would not find what the names mean.
+# No "from __future__ import annotations" here: under serve.ingress FastAPI would not find what the names mean. And no
+# function below the class: the decorator packs the class, and with it what this module holds at that moment.
 
 import asyncio
-import base64
 import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Annotated, Any
 
@@ -26,23 +25,20 @@ from actors.endpoint.arguments import EndpointArguments, UserConfiguration
 from actors.endpoint.catalogue import Catalogue
 from actors.endpoint.door import Door, Visitor
 from actors.endpoint.gateway import BODY_BYTES
+from actors.endpoint.matter import Matter, model_answer, png_text, recent_answer
 from actors.endpoint.metrics import EndpointMetrics
 from actors.endpoint.page import page
-from actors.endpoint.pipeline import Outcome, Pipeline, Stopwatch, Unavailable
-from actors.endpoint.shelf import COUNTER, ModelName
+from actors.endpoint.pipeline import Pipeline, Stopwatch, Unavailable
+from actors.endpoint.shelf import ModelName
 from actors.endpoint.wire import (
     CertifyAnswer,
     DiagnoseAnswer,
     ExampleAnswer,
     ExamplesAnswer,
-    ModelAnswer,
     ModelsAnswer,
-    RecentAnswer,
     RecentsAnswer,
     StateAnswer,
 )
-from fedplatform.serving.answer import Answer, answer_of, certificate_answer_of, heat_map, picture
-from fedplatform.serving.audit import AuditEntry, CertificateEntry
 from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.examples import FOLDER, read_examples
 from fedplatform.serving.intake import Limits, Refused, read_scans
@@ -120,7 +116,7 @@ class Ingress:
         """The models that the key opens."""
         visitor = self._door.visitor(request)
         edition = self._catalogue.edition
-        return ModelsAnswer(models=[_model_answer(*edition.model(name)) for name in visitor.opens(edition.hospitals)])
+        return ModelsAnswer(models=[model_answer(*edition.model(name)) for name in visitor.opens(edition.hospitals)])
 
     @api.post("/v1/diagnose", responses=ERRORS, dependencies=LOCKED, openapi_extra=UPLOAD)
     async def diagnose(
@@ -136,21 +132,18 @@ class Ingress:
         async with self._admitted("diagnose", request) as visitor:
             with watch.stage("total"):
                 name, bundle = self._model(visitor, hospital)
+                matter = Matter(request_id, visitor, name, bundle, slice_number)
                 with watch.stage("read"):
-                    uploads = await self._uploads(request, visitor, bundle, slice_number)
+                    uploads = await self._uploads(request, matter)
                 scans = np.concatenate([upload.scans for upload in uploads])
                 outcomes = await self._pipeline.diagnose(name, scans, watch, wants_pictures=pictures)
-                places = [(upload, scan) for upload in uploads for scan in range(len(upload.scans))]
-                heading = _heading(request_id, visitor, name, bundle, slice_number)
+                places = [(upload.digest, scan) for upload in uploads for scan in range(len(upload.scans))]
                 with watch.stage("record"):
                     await self._pipeline.write_down(
-                        tuple(
-                            _entry(heading, upload.digest, scan, outcome, bundle)
-                            for (upload, scan), outcome in zip(places, outcomes, strict=True)
-                        )
+                        tuple(matter.entry(*place, outcome) for place, outcome in zip(places, outcomes, strict=True))
                     )
         answers = [
-            _answer(request_id, name, bundle, scan, outcome, watch.milliseconds)
+            matter.answer(scan, outcome, watch.milliseconds)
             for (_, scan), outcome in zip(places, outcomes, strict=True)
         ]
         for answer in answers:
@@ -159,7 +152,7 @@ class Ingress:
             request_id=request_id,
             answers=answers,
             scans_by_file=[len(upload.scans) for upload in uploads],
-            seen=[_base64(picture(scan.astype(np.float32) / 255)) for scan in scans] if pictures else None,
+            seen=[png_text(scan) for scan in scans] if pictures else None,
         )
 
     @api.post("/v1/certify", responses=ERRORS, dependencies=LOCKED, openapi_extra=UPLOAD)
@@ -177,8 +170,9 @@ class Ingress:
         async with self._admitted("certify", request) as visitor:
             with watch.stage("total"):
                 name, bundle = self._model(visitor, hospital)
+                matter = Matter(request_id, visitor, name, bundle, slice_number)
                 with watch.stage("read"):
-                    uploads = await self._uploads(request, visitor, bundle, slice_number)
+                    uploads = await self._uploads(request, matter)
                 if [len(upload.scans) for upload in uploads] != [1]:
                     raise Refused(422, "One scan at a time is certified.")
                 (upload,) = uploads
@@ -190,39 +184,19 @@ class Ingress:
                         )
                     except ValueError as error:
                         raise Refused(422, "The purifier has not learned noise of this sigma.") from error
-                heading = _heading(request_id, visitor, name, bundle, slice_number)
                 with watch.stage("record"):
-                    entry = CertificateEntry(
-                        **heading,
-                        input_sha256=upload.digest,
-                        scan=0,
-                        sigma=sigma,
-                        samples=samples,
-                        label=certificate.label,
-                        radius=certificate.radius,
-                        confidence=certificate.confidence,
-                        seed=seed,
-                    )
+                    entry = matter.certificate_entry(upload.digest, certificate, seed=seed)
                     await self._pipeline.write_down((entry,))
-        answer = certificate_answer_of(
-            certificate,
-            classes=bundle.card.classes,
-            scan=0,
-            request_id=request_id,
-            hospital_id=name.hospital_id,
-            model_version=name.version,
-            milliseconds=watch.milliseconds,
+        return CertifyAnswer(
+            request_id=request_id, certificate=matter.certificate_answer(certificate, watch.milliseconds)
         )
-        return CertifyAnswer(request_id=request_id, certificate=answer)
 
     @api.get("/v1/requests", responses=ERRORS, dependencies=LOCKED)
     async def requests(self, request: Request) -> RecentsAnswer:
         """The latest diagnoses for the hospitals that the key opens, newest first."""
         edition = self._catalogue.edition
         entries = await self._pipeline.recent(self._door.visitor(request).opens(edition.hospitals))
-        return RecentsAnswer(
-            requests=[_recent(entry, edition.bundles[entry.hospital_id].card.classes) for entry in entries]
-        )
+        return RecentsAnswer(requests=[recent_answer(entry, edition.bundles[entry.hospital_id]) for entry in entries])
 
     @api.get("/v1/examples", responses=ERRORS, dependencies=LOCKED)
     async def examples(self, request: Request, hospital: Hospital = None) -> ExamplesAnswer:
@@ -275,9 +249,7 @@ class Ingress:
     def _model(self, visitor: Visitor, hospital: str | None) -> tuple[ModelName, Bundle]:
         return self._catalogue.model(visitor.chosen(hospital, self._catalogue.edition.hospitals))
 
-    async def _uploads(
-        self, request: Request, visitor: Visitor, bundle: Bundle, slice_number: int | None
-    ) -> list[Upload]:
+    async def _uploads(self, request: Request, matter: Matter) -> list[Upload]:
         """The files of a request, read; raises :class:`Refused`, or :class:`TooFast`."""
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise Refused(415, "Scans are sent as files called scan in multipart/form-data.")
@@ -286,118 +258,23 @@ class Ingress:
             if not files or len(files) != len(form.multi_items()):
                 raise Refused(422, "A request holds files called scan, at least one, and nothing else.")
             datas = [await file.read() for file in files if isinstance(file, UploadFile)]
-        self._door.count(visitor, len(datas))
+        self._door.count(matter.visitor, len(datas))
+        card = matter.bundle.card
         uploads = []
         for data in datas:
             async with self._readers:
-                scans = await asyncio.to_thread(_scans, data, bundle, slice_number)
+                scans = await asyncio.to_thread(
+                    read_scans,
+                    data,
+                    size=card.size,
+                    channels=card.channels,
+                    limits=LIMITS,
+                    slice_number=matter.slice_number,
+                )
             uploads.append(Upload(sha256(data).hexdigest(), scans))
         total = sum(len(upload.scans) for upload in uploads)
         if total > LIMITS.scans:
             raise Refused(413, f"A request may hold {LIMITS.scans} scans at most.")
         if total > len(uploads):
-            self._door.count(visitor, total - len(uploads))
+            self._door.count(matter.visitor, total - len(uploads))
         return uploads
-
-
-def _scans(data: bytes, bundle: Bundle, slice_number: int | None) -> np.ndarray:
-    card = bundle.card
-    return read_scans(data, size=card.size, channels=card.channels, limits=LIMITS, slice_number=slice_number)
-
-
-def _heading(
-    request_id: str, visitor: Visitor, name: ModelName, bundle: Bundle, slice_number: int | None
-) -> dict[str, Any]:
-    """What all lines of the audit log have in common."""
-    return {
-        "request_id": request_id,
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "key_id": visitor.key_id,
-        "hospital_id": name.hospital_id,
-        "slice_number": slice_number,
-        "model_version": name.version,
-        "model_digest": bundle.digest,
-        "purifier_digest": bundle.purifier_digest,
-    }
-
-
-def _entry(heading: dict[str, Any], digest: str, scan: int, outcome: Outcome, bundle: Bundle) -> AuditEntry:
-    said = outcome.diagnosis
-    return AuditEntry(
-        **heading,
-        input_sha256=digest,
-        scan=scan,
-        threshold=bundle.card.gate.threshold,
-        anomaly_score=said.anomaly_score,
-        parts=outcome.parts,
-        flagged=said.flagged,
-        depth=said.depth,
-        votes=said.votes,
-        label=said.label,
-        referred=said.referred,
-        confidence=said.confidence,
-        counter=COUNTER,
-    )
-
-
-def _answer(
-    request_id: str, name: ModelName, bundle: Bundle, scan: int, outcome: Outcome, milliseconds: dict[str, float]
-) -> Answer:
-    card = bundle.card
-    heat = None
-    if outcome.errors is not None and card.fusion is not None and "reconstruction" in card.fusion.location:
-        heat = heat_map(
-            outcome.errors,
-            location=card.fusion.location["reconstruction"],
-            scale=card.fusion.scale["reconstruction"],
-            size=card.size,
-        )
-    return answer_of(
-        outcome.diagnosis,
-        classes=card.classes,
-        parts=outcome.parts,
-        scan=scan,
-        request_id=request_id,
-        hospital_id=name.hospital_id,
-        model_version=name.version,
-        milliseconds=milliseconds,
-        anomaly_map=heat,
-        purified_scan=None if outcome.purified is None else picture(outcome.purified),
-    )
-
-
-def _model_answer(name: ModelName, bundle: Bundle) -> ModelAnswer:
-    card = bundle.card
-    threshold = card.gate.threshold
-    return ModelAnswer(
-        hospital_id=name.hospital_id,
-        model_version=name.version,
-        defence=card.defence,
-        classes=list(card.classes),
-        size=card.size,
-        channels=card.channels,
-        threshold=threshold if np.isfinite(threshold) else None,
-        least_confidence=card.least_confidence,
-        copies=card.copies,
-        model_digest=bundle.digest,
-        purifier_digest=bundle.purifier_digest,
-    )
-
-
-def _recent(entry: AuditEntry, classes: tuple[str, ...]) -> RecentAnswer:
-    return RecentAnswer(
-        request_id=entry.request_id,
-        time=entry.time,
-        hospital_id=entry.hospital_id,
-        model_version=entry.model_version,
-        class_name=classes[entry.label],
-        referred=entry.referred,
-        confidence=entry.confidence,
-        anomaly_score=entry.anomaly_score if np.isfinite(entry.anomaly_score) else None,
-        flagged=entry.flagged,
-        depth=entry.depth,
-    )
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()

@@ -30,6 +30,7 @@ def served(arguments: EndpointArguments, *, host: str, port: int, tls: tuple[str
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ[VARIABLE] = IMPORT_PATH
+    # Ray's own ports are open to the network; unless RAY_AUTH_MODE says otherwise, a Ray of one's own asks for a token.
     ray.init(
         address="local",
         num_cpus=max(LEAST_CPUS, os.cpu_count() or 1),
@@ -37,6 +38,7 @@ def served(arguments: EndpointArguments, *, host: str, port: int, tls: tuple[str
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         certificate, key = tls or (None, None)
         options = HTTPOptions(
