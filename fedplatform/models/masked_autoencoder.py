@@ -57,6 +57,7 @@ class MaskedAutoencoderVit(nn.Module):
     """
 
     masks: torch.Tensor
+    shown: torch.Tensor
     positions: torch.Tensor
     decoder_positions: torch.Tensor
 
@@ -81,12 +82,13 @@ class MaskedAutoencoderVit(nn.Module):
         self.register_buffer("positions", sine_positions(grid, setting.width), persistent=False)
         self.register_buffer("decoder_positions", sine_positions(grid, setting.decoder_width), persistent=False)
         self.register_buffer("masks", draw_masks(1, grid, torch.Generator().manual_seed(0))[0], persistent=False)
+        self.register_buffer("shown", _shown(self.masks), persistent=False)  # what they show, (4, patches / 4)
 
     def loss(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Mean negative Laplace log-likelihood (nats a pixel) of the hidden pixels, one random mask a scan."""
         visible = draw_masks(len(images), self.grid, generator)[:, 0].to(images.device)
         patches = self._patches(images)
-        mean, scale = self._predict(patches, visible)
+        mean, scale = self._predict(patches, _shown(visible))
         return (functional.l1_loss(patches, mean, reduction="none") / scale + torch.log(2 * scale))[~visible].mean()
 
     def reconstruct(self, images: torch.Tensor, visible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,7 +96,7 @@ class MaskedAutoencoderVit(nn.Module):
 
         Only in the hidden patches do they mean anything. Raises ValueError unless all scans show equally many.
         """
-        mean, scale = self._predict(self._patches(images), visible)
+        mean, scale = self._predict(self._patches(images), _shown(visible))
         return self._images(mean), self._images(scale)
 
     def complementary_masks(self) -> torch.Tensor:
@@ -110,23 +112,19 @@ class MaskedAutoencoderVit(nn.Module):
         plain error in units of the scale weighs all pixels alike. Differentiable in the images.
         """
         patches = self._patches(images).repeat_interleave(MASKS, dim=0)
-        mean, scale = self._predict(patches, self.masks.repeat(len(images), 1))
+        mean, scale = self._predict(patches, self.shown.repeat(len(images), 1))
         wider = (scale.square() + GREY_LEVEL**2).sqrt()
         ratios = (patches - mean).abs() * (1 / scale - 1 / wider) + torch.log(scale / wider)
         hidden = (~self.masks).to(ratios)
         ratio: torch.Tensor = (ratios.sum(dim=2).unflatten(0, (-1, MASKS)) * hidden).sum(dim=1) / hidden.sum(dim=0)
         return ratio
 
-    def _predict(self, patches: torch.Tensor, visible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and scale (n, patches, pixels) of patches of that shape from the ``visible`` ones."""
-        counts = visible.sum(dim=1)
-        if (counts != counts[0]).any():
-            raise ValueError(f"every scan must show equally many patches, got {sorted(set(counts.tolist()))}")
-        shown = visible.nonzero()[:, 1].view(len(patches), -1, 1)
-        tokens = self.embed(patches.take_along_dim(shown, dim=1)) + self.positions[shown[:, :, 0]]
+    def _predict(self, patches: torch.Tensor, shown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and scale (n, patches, pixels) of patches of that shape from those whose numbers are ``shown`` (n, k)."""
+        tokens = self.embed(patches.take_along_dim(shown[:, :, None], dim=1)) + self.positions[shown]
         narrow = self.narrow(self.encoder(tokens))
-        everywhere = self.hidden_token.expand(*visible.shape, -1)
-        seen = everywhere.scatter(1, shown.expand_as(narrow), narrow)
+        everywhere = self.hidden_token.expand(*patches.shape[:2], -1)
+        seen = everywhere.scatter(1, shown[:, :, None].expand_as(narrow), narrow)
         mean, raw = self.head(self.decoder(seen + self.decoder_positions)).chunk(2, dim=2)
         return mean, GREY_LEVEL + functional.softplus(raw - 2)  # about 1/8 before it has learned anything
 
@@ -139,6 +137,14 @@ class MaskedAutoencoderVit(nn.Module):
         folded = patches.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         images: torch.Tensor = functional.pixel_shuffle(folded, self.patch)
         return images
+
+
+def _shown(visible: torch.Tensor) -> torch.Tensor:
+    """The numbers (n, k) of the patches that masks (n, patches) show; raises ValueError where k differs."""
+    counts = visible.sum(dim=1)
+    if (counts != counts[0]).any():
+        raise ValueError(f"every scan must show equally many patches, got {sorted(set(counts.tolist()))}")
+    return visible.nonzero()[:, 1].view(len(visible), -1)
 
 
 def draw_masks(n: int, grid: int, generator: torch.Generator) -> torch.Tensor:

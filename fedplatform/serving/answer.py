@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedplatform.defence import Certificate, Diagnosis
+
+BRIGHTEST = 8.0  # robust deviations
+COLOURS = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))  # of matplotlib's magma
 
 
 class _Wire(BaseModel):
@@ -76,7 +83,27 @@ def answer_of(
     purified_scan: bytes | None = None,
 ) -> Answer:
     """A diagnosis as it is answered; the pictures are PNG files (:func:`heat_map`, :func:`picture`)."""
-    raise NotImplementedError
+    return Answer(
+        request_id=request_id,
+        model_version=model_version,
+        hospital_id=hospital_id,
+        scan=scan,
+        label=diagnosis.label,
+        class_name=classes[diagnosis.label],
+        referred=diagnosis.referred,
+        confidence=diagnosis.confidence,
+        probabilities=dict(zip(classes, diagnosis.probabilities, strict=True)),
+        anomaly_score=_finite(diagnosis.anomaly_score),
+        threshold=_finite(diagnosis.threshold),
+        parts={name: _finite(value) for name, value in parts.items()},
+        flagged=diagnosis.flagged,
+        purified=diagnosis.depth > 0,
+        depth=diagnosis.depth,
+        votes=[classes[vote] for vote in diagnosis.votes],
+        milliseconds=dict(milliseconds),
+        anomaly_map=_base64(anomaly_map),
+        purified_scan=_base64(purified_scan),
+    )
 
 
 def certificate_answer_of(
@@ -90,18 +117,56 @@ def certificate_answer_of(
     milliseconds: Mapping[str, float],
 ) -> CertificateAnswer:
     """A certificate as it is answered."""
-    raise NotImplementedError
+    return CertificateAnswer(
+        request_id=request_id,
+        model_version=model_version,
+        hospital_id=hospital_id,
+        scan=scan,
+        label=certificate.label,
+        class_name=None if certificate.label is None else classes[certificate.label],
+        radius=certificate.radius,
+        lower_bound=certificate.lower_bound,
+        sigma=certificate.sigma,
+        samples=certificate.samples,
+        confidence=certificate.confidence,
+        milliseconds=dict(milliseconds),
+    )
 
 
 def heat_map(patch_errors: np.ndarray, *, location: float, scale: float, size: int) -> bytes:
-    """Errors of one scan's patches (patches,), row by row of a square, as a PNG of size x size.
+    """Errors of one scan's patches (patches,), row by row of a square, as a PNG of size x size: dark is as expected.
 
-    ``location`` and ``scale`` are those of the score "reconstruction" in the detector's fusion: the colours mean the
-    same for every scan of a hospital.
+    ``location`` and ``scale`` are those of the score "reconstruction" in the detector's fusion, so the colours mean the
+    same for every scan of a hospital. The score is the mean of all patches, so one of them deviates by sqrt(patches)
+    times as much; from ``BRIGHTEST`` such deviations on the colour is the brightest, and where an error is no number.
     """
-    raise NotImplementedError
+    side = math.isqrt(len(patch_errors))
+    if side**2 != len(patch_errors):
+        raise ValueError(f"a heat map needs the patches of a square, got {len(patch_errors)} of them")
+    deviations = (patch_errors.astype(np.float64) - location) / scale / math.sqrt(len(patch_errors))
+    shares = np.nan_to_num(deviations / BRIGHTEST, nan=1.0, posinf=1.0, neginf=0.0).clip(0, 1)
+    small = Image.fromarray(shares.reshape(side, side).astype(np.float32))
+    smooth = np.asarray(small.resize((size, size), Image.Resampling.BILINEAR))
+    stops = np.linspace(0, 1, len(COLOURS))
+    colours = [np.interp(smooth, stops, [colour[channel] for colour in COLOURS]) for channel in range(3)]
+    return _png(np.stack(colours, axis=2))
 
 
 def picture(image: np.ndarray) -> bytes:
     """An image (c, h, w) in [0, 1], c = 1 or 3, as a PNG."""
-    raise NotImplementedError
+    pixels = image.clip(0, 1) * 255
+    return _png(pixels[0] if len(image) == 1 else np.moveaxis(pixels, 0, 2))
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels.round().astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _base64(data: bytes | None) -> str | None:
+    return None if data is None else base64.b64encode(data).decode()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
+from fedplatform.serving.owned import OwnedFileError, make_owned, read_owned
 
-class SecretError(ValueError):
-    """The file of a secret cannot be used as it is; the message is one line for the person who keeps it."""
+LENGTH = 32  # bytes
 
 
 def secret_path(run: Path, hospital_id: str) -> Path:
@@ -15,10 +16,23 @@ def secret_path(run: Path, hospital_id: str) -> Path:
 
 
 def read_secret(path: Path) -> bytes:
-    """The 32 bytes of the secret in ``path``. Raises :class:`SecretError` where it is missing, open to others or broken."""
-    raise NotImplementedError
+    """The secret in ``path``, hexadecimal digits there.
+
+    Raises :class:`OwnedFileError` where it is missing, may be read by others or is no secret.
+    """
+    try:
+        secret = bytes.fromhex(read_owned(path).decode("ascii"))
+    except (UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, OwnedFileError):
+            raise
+        raise OwnedFileError(f"{path} holds no secret: {2 * LENGTH} hexadecimal digits") from error
+    if len(secret) != LENGTH:
+        raise OwnedFileError(f"{path} holds no secret: {2 * LENGTH} hexadecimal digits")
+    return secret
 
 
 def open_secret(path: Path) -> bytes:
-    """The same, made at the first call: 32 random bytes as hexadecimal text, mode 600."""
-    raise NotImplementedError
+    """The same, drawn and written at the first call; of two first calls at once, both get the one that is kept."""
+    if not path.exists():
+        make_owned(path, f"{secrets.token_hex(LENGTH)}\n".encode())
+    return read_secret(path)
