@@ -7,11 +7,12 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
@@ -50,7 +51,8 @@ def served(arguments: EndpointArguments, *, host: str, port: int, tls: tuple[str
         (node,) = ray.nodes()
         yield f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     finally:
-        serve.shutdown()
+        with suppress(RayError):  # it goes down either way
+            serve.delete(NAME)  # waits for the requests under way
         ray.shutdown()
 
 
