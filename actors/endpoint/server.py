@@ -6,9 +6,9 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
 
 import ray
 from ray import serve
@@ -26,7 +26,7 @@ LEAST_CPUS = 2  # diagnostician and purifying ask for one each, whatever the mac
 
 @contextmanager
 def served(arguments: EndpointArguments, *, host: str, port: int, tls: tuple[str, str] | None = None) -> Iterator[str]:
-    """Serve while the block runs; gives the address of Ray's metrics. Raises OSError where the port is taken."""
+    """Serve while the block runs, which ends by :func:`wait_for_the_end`; gives the address of Ray's metrics. Raises OSError where the port is taken."""
     _check_free(host, port)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -58,13 +58,10 @@ def served(arguments: EndpointArguments, *, host: str, port: int, tls: tuple[str
 
 def wait_for_the_end() -> None:
     """Until Ctrl-C, or the signal by which a service is stopped."""
-    signal.signal(signal.SIGTERM, _stop)
-    while True:
-        signal.pause()
-
-
-def _stop(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
 
 
 def _check_free(host: str, port: int) -> None:

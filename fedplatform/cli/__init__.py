@@ -9,6 +9,7 @@ import click
 from fedplatform.cli.bench import bench
 from fedplatform.cli.data import data
 from fedplatform.cli.defence import certify, defend, evaluate
+from fedplatform.cli.serving import publish, serve
 from fedplatform.cli.terminal import SuggestingGroup, complain
 from fedplatform.cli.training import compare, report, run
 from fedplatform.specification import nearest
@@ -38,7 +39,7 @@ def fedplatform() -> None:
     """
 
 
-for command in (run, defend, evaluate, certify, compare, data, bench, report):
+for command in (run, defend, evaluate, certify, publish, serve, compare, data, bench, report):
     fedplatform.add_command(command)
 
 

@@ -74,15 +74,16 @@ async function showExamples() {
     button.append(image, name);
     button.setAttribute("aria-label", `Example: ${words(example.truth)}, ${name.textContent}`);
     button.title = `truth: ${words(example.truth)}`;
-    button.addEventListener("click", () => diagnose([new File([scan], example.name)]));
+    button.addEventListener("click", () => diagnose([new File([scan], example.name)], example));
     const item = document.createElement("li");
     item.append(button);
     return item;
   })));
 }
 
-async function diagnose(files) {
+async function diagnose(files, example = null) {
   text("status", files.length === 1 ? `Diagnosing ${files[0].name} …` : `Diagnosing ${files.length} files …`);
+  at("verdict").setAttribute("aria-busy", "true");
   const body = new FormData();
   for (const file of files) body.append("scan", file);
   try {
@@ -95,17 +96,19 @@ async function diagnose(files) {
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = `${number + 1}: ${answer.referred ? "refer" : words(answer.class_name)}`;
-      button.addEventListener("click", () => show(result, number));
+      button.addEventListener("click", () => show(result, number, null));
       return button;
     }) : []));
-    show(result, 0);
+    show(result, 0, example);
     await showRecent();
   } catch (error) {
     fail(error);
+  } finally {
+    at("verdict").setAttribute("aria-busy", "false");
   }
 }
 
-function show(result, number) {
+function show(result, number, example) {
   const answer = result.answers[number];
   [...at("more").children].forEach((button, place) => button.setAttribute("aria-pressed", String(place === number)));
   const verdict = at("verdict");
@@ -119,6 +122,7 @@ function show(result, number) {
   if (answer.flagged) sentences.push("The scan looks tampered with; it was purified and the purified copies voted.");
   else if (answer.purified) sentences.push("Nothing suspicious; it was purified lightly, as every scan here.");
   else sentences.push("Nothing suspicious; it was taken as it is.");
+  if (example) sentences.push(`In truth this example is ${words(example.truth)}${example.attacked ? ", and it was attacked" : ""}.`);
   text("said", sentences.join(" "));
   const png = data => `data:image/png;base64,${data}`;
   at("seen").src = png(result.seen[number]);
