@@ -22,6 +22,23 @@ def partitioning_bar() -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def folder_bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar of files with the time left on a terminal; on anything else, a plain line a hundred files."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("diagnosing", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            if not console.is_terminal and (done % 100 == 0 or done == total):
+                click.echo(f"{done}/{total} files")
+
+        yield show
+
+
+@contextmanager
 def benchmark_bar() -> Iterator[Callable[[Any], None]]:
     """A bar of cells on a terminal; on anything else, one plain line a finished cell."""
     from datetime import timedelta

@@ -55,11 +55,19 @@ def one_line_errors() -> Iterator[None]:
     from fedplatform.data.error import DataError
     from fedplatform.experiment import ExperimentError
     from fedplatform.report import ReportError
+    from fedplatform.serving.audit import AuditError
+    from fedplatform.serving.owned import OwnedFileError
+    from fedplatform.serving.refused import Refused
     from fedplatform.specification import SpecificationError
 
+    expected = (
+        *(CohortError, DataError, ExperimentError, ReportError, SpecificationError),
+        *(AuditError, OwnedFileError, Refused),
+        OSError,
+    )
     try:
         yield
-    except (CohortError, DataError, ExperimentError, ReportError, SpecificationError, OSError) as error:
+    except expected as error:
         if os.environ.get("FEDPLATFORM_TRACEBACK"):
             raise
         click.echo(f"fedplatform: {' '.join(str(error).split())}", err=True)

@@ -112,7 +112,8 @@ class MaskedAutoencoderVit(nn.Module):
         plain error in units of the scale weighs all pixels alike. Differentiable in the images.
         """
         patches = self._patches(images).repeat_interleave(MASKS, dim=0)
-        mean, scale = self._predict(patches, self.shown.repeat(len(images), 1))
+        # Not len(images): that is a number, and an exported graph would take batches of that one size.
+        mean, scale = self._predict(patches, self.shown.repeat(images.shape[0], 1))
         wider = (scale.square() + GREY_LEVEL**2).sqrt()
         ratios = (patches - mean).abs() * (1 / scale - 1 / wider) + torch.log(scale / wider)
         hidden = (~self.masks).to(ratios)
@@ -120,8 +121,9 @@ class MaskedAutoencoderVit(nn.Module):
         return ratio
 
     def _predict(self, patches: torch.Tensor, shown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and scale (n, patches, pixels) of patches of that shape from those whose numbers are ``shown`` (n, k)."""
-        tokens = self.embed(patches.take_along_dim(shown[:, :, None], dim=1)) + self.positions[shown]
+        """Mean and scale (n, patches, pixels) of such patches; ``shown`` (n, k) are the numbers of those to see."""
+        visible = patches.gather(1, shown[:, :, None].expand(-1, -1, patches.shape[2]))
+        tokens = self.embed(visible) + self.positions[shown]
         narrow = self.narrow(self.encoder(tokens))
         everywhere = self.hidden_token.expand(*patches.shape[:2], -1)
         seen = everywhere.scatter(1, shown[:, :, None].expand_as(narrow), narrow)
