@@ -47,6 +47,21 @@ def test_a_bundle_answers_as_the_original_does_bit_for_bit(
         assert torch.equal(getattr(passage, name), getattr(expected, name)), name
 
 
+@pytest.mark.parametrize("hospital_id", ["hospital-00", "hospital-01"])
+def test_on_the_faster_engine_a_bundle_answers_to_a_ten_thousandth_the_same(
+    run: DefendedRun, version: Path, hospital_id: str
+) -> None:
+    images = torch.cat([run.hospital(hospital_id).test[0][:8], torch.rand(8, 1, 16, 16)])
+    bundle = bundle_of(version, hospital_id)
+    with torch.no_grad():
+        expected = bundle.defended(KeyedNoise(KEY)).passage(images)
+        passage = bundle.accelerated(KeyedNoise(KEY)).passage(images)
+    torch.testing.assert_close(passage.logits.softmax(dim=1), expected.logits.softmax(dim=1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(passage.scores, expected.scores, atol=1e-3, rtol=1e-4)
+    assert torch.equal(passage.flagged, expected.flagged)
+    assert torch.equal(passage.votes, expected.votes)
+
+
 def test_a_defence_without_a_detector_is_bundled_too(run: DefendedRun, tmp_path: Path) -> None:
     write_bundles(run, tmp_path, defence="no_defence")
     bundle = bundle_of(tmp_path, "hospital-00")
@@ -60,12 +75,13 @@ def test_a_defence_without_a_detector_is_bundled_too(run: DefendedRun, tmp_path:
 
 def test_a_bundle_holds_neither_scans_nor_the_key_of_the_noise(version: Path) -> None:
     files = sorted(str(file.relative_to(version)) for file in version.rglob("*") if file.is_file())
-    names = ("autoencoder.safetensors", "bundle.json", "classifier.safetensors", "purifier.safetensors")
-    assert files == [f"hospital-0{n}/{name}" for n in (0, 1) for name in (*names, "sensor.safetensors")]
+    networks = ("autoencoder", "classifier", "purifier", "sensor")
+    names = sorted(["bundle.json", *(f"{name}.{kind}" for name in networks for kind in ("onnx", "safetensors"))])
+    assert files == [f"hospital-0{n}/{name}" for n in (0, 1) for name in names]
     assert not any(KEY in (version / file).read_bytes() for file in files)
 
 
-@pytest.mark.parametrize("name", ["classifier.safetensors", "sensor.safetensors"])
+@pytest.mark.parametrize("name", ["classifier.safetensors", "sensor.onnx"])
 def test_a_bundle_whose_weights_were_changed_is_refused(version: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(version / "hospital-00", tmp_path / "b")
     file = tmp_path / "b" / name

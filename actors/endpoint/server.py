@@ -26,7 +26,7 @@ LEAST_CPUS = 2  # diagnostician and purifying ask for one each, whatever the mac
 
 @contextmanager
 def served(arguments: EndpointArguments, *, host: str, port: int, tls: tuple[str, str] | None = None) -> Iterator[str]:
-    """Serve while the block runs, which ends by :func:`wait_for_the_end`; gives the address of Ray's metrics. Raises OSError where the port is taken."""
+    """Serve while the block runs; gives the address of Ray's metrics. Raises OSError where the port is taken."""
     _check_free(host, port)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from fedplatform.defended_run import DefendedRun
-from fedplatform.serving.bundle import CARD, Bundle, Networks, save
+from fedplatform.serving.bundle import CARD, Bundle, Exports, Networks, save
 from fedplatform.settings import ExperimentError
 
 SERVING, VERSIONS, ALIASES = "serving", "versions", "aliases.json"
@@ -187,6 +187,7 @@ def write_bundles(run: DefendedRun, folder: Path, *, defence: str, progress: Pro
         sampler=settings.sampler,
     )
     hospitals = run.tested
+    exports: Exports = {}
     for number, hospital_id in enumerate(hospitals):
         progress(hospital_id, number, len(hospitals))
         save(
@@ -198,6 +199,7 @@ def write_bundles(run: DefendedRun, folder: Path, *, defence: str, progress: Pro
             size=stored.size,
             channels=stored.channels,
             networks=networks,
+            exports=exports,
         )
 
 
