@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from fedplatform.serving.secret import secret_path
+from fedplatform.serving.secret import open_secret, secret_path
 from fedplatform.serving.versions import CHAMPION, SERVING, Versions, versions_at
 from fedplatform.settings import Settings
 
@@ -31,9 +31,9 @@ class EndpointArguments(Settings):
         """The log that every answer is written to before it is given."""
         return Path(self.state) / SERVING / "audit.jsonl"
 
-    def secret(self, hospital_id: str) -> Path:
-        """The file of the secret that a hospital's noise follows from."""
-        return secret_path(Path(self.state), hospital_id)
+    def secret(self, hospital_id: str) -> bytes:
+        """The secret that a hospital's noise follows from, made at the first call."""
+        return open_secret(secret_path(Path(self.state), hospital_id))
 
 
 class UserConfiguration(Settings):

@@ -10,7 +10,6 @@ import torch
 from actors.endpoint.arguments import EndpointArguments
 from fedplatform.defence import Certificate, DefendedClassifier, Diagnosis, Examination, KeyedNoise
 from fedplatform.serving.bundle import Bundle
-from fedplatform.serving.secret import open_secret
 from fedplatform.serving.versions import bundle_of
 from fedplatform.training import to_images
 
@@ -108,7 +107,7 @@ class Shelf:
     def take(self, name: ModelName) -> Model:
         """A model, its files checked against their digests, its noise keyed by the hospital's secret."""
         bundle = bundle_of(self.arguments.where().folder(name.version), name.hospital_id)
-        noise = KeyedNoise(open_secret(self.arguments.secret(name.hospital_id)), COUNTER)
+        noise = KeyedNoise(self.arguments.secret(name.hospital_id), COUNTER)
         return Model(bundle, bundle.accelerated(noise))
 
 

@@ -36,12 +36,8 @@ from fedplatform.serving.engine import exported, on_onnx_runtime
 from fedplatform.settings import ExperimentError, Settings, parsed_by, written_by
 
 CARD = "bundle.json"
-PARTS = {
-    "classifier": "classifier",
-    "network": "purifier",
-    "autoencoder": "autoencoder",
-    "sensor": "sensor",
-}  # to files
+# From the engine's names of the networks to those of their files.
+PARTS = {"classifier": "classifier", "network": "purifier", "autoencoder": "autoencoder", "sensor": "sensor"}
 FORMAT = 1  # of the folder; another one is refused
 
 Exports = dict[str, bytes]  # ONNX files by the digest of the weights in them
