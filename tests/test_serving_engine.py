@@ -13,7 +13,6 @@ from fedplatform.models import MODELS, Classifier, TimmModel
 from fedplatform.serving.engine import Exported, accelerated, exported, on_onnx_runtime
 
 TOLERANCE = 1e-4
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's exporter uses what is deprecated
 
 
 @pytest.fixture(scope="module")
