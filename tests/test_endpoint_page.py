@@ -44,7 +44,8 @@ def page(browser: Browser, endpoint: Endpoint) -> Iterator[Page]:
     page = context.new_page()
     said: list[str] = []
     asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
+    # That an upload was refused the browser says by itself.
+    page.on("console", lambda one: said.append(one.text) if "Failed to load resource" not in one.text else None)
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(endpoint.url)
