@@ -66,8 +66,8 @@ SCENARIOS = (
         "10 % attacked, replicas killed",
         "whole",
         0.1,
-        ((45, USERS),),
-        ((5, "Diagnostician"), (15, "Purifying"), (25, "Ingress"), (35, "Auditor")),
+        ((80, USERS),),
+        ((5, "Diagnostician"), (20, "Purifying"), (35, "Ingress"), (50, "Auditor")),
     ),
 )
 
@@ -173,6 +173,7 @@ def _measured(scenario: Scenario, url: str, scans: list[dict[str, object]], fold
         env={**os.environ, "LOAD_PLAN": str(plan)},
         check=True,
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         timeout=300,
     )
     for killer in killers:
@@ -180,7 +181,7 @@ def _measured(scenario: Scenario, url: str, scans: list[dict[str, object]], fold
     frame = pd.DataFrame([json.loads(line) for line in records.read_text().splitlines()])
     answered = frame[frame["status"] == 200]
     refused = frame[frame["status"] == 503]
-    seconds = frame["at"].max() - frame["at"].min()
+    seconds = sum(seconds for seconds, _ in scenario.steps)
     row: dict[str, object] = {
         "scenario": scenario.name,
         "requests": len(frame),
@@ -189,6 +190,8 @@ def _measured(scenario: Scenario, url: str, scans: list[dict[str, object]], fold
         "told_to_come_back": int((refused["retry_after"].notna()).sum()),
         "other": len(frame) - len(answered) - int((refused["retry_after"].notna()).sum()),
         "wrong": int((~answered["right"].astype(bool)).sum()),
+        "longest_wait_s": round(frame["client"].max() / 1000, 1),
+        "longest_silence_s": round(float(np.diff(np.sort(frame["at"])).max()), 1),
         "flagged_percent": round(100 * float(answered["flagged"].mean()), 1),
     }
     for stage in STAGES:

@@ -139,9 +139,9 @@ async def answer_error(send: Send, status: int, sentence: str, request_id: str) 
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"x-request-id", request_id.encode()),
-        # What is still on its way of a refused upload is not read, so the connection is of no use.
-        (b"connection", b"close"),
     ]
+    if status == 413:  # what is still on its way is not read, so the connection is of no use
+        headers.append((b"connection", b"close"))
     if status == 503:
         headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})

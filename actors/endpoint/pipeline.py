@@ -22,7 +22,7 @@ from actors.endpoint.shelf import Examined, ModelName, Treated
 from fedplatform.defence import Certificate, Diagnosis
 from fedplatform.serving.audit import AuditEntry
 
-PATIENCE_S = 30.0  # for one stage
+PATIENCE_S = 10.0  # for one stage; who waits longer is told to come back
 TRIES = 2  # a stage is a pure function of the scan, so where a replica dies another one is asked
 
 

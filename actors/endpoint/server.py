@@ -30,6 +30,7 @@ def served(arguments: EndpointArguments, *, host: str, port: int, tls: tuple[str
     _check_free(host, port)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # a busy machine is slow to start it
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers would give way to whatever else runs here
     os.environ[VARIABLE] = IMPORT_PATH
     # Ray's own ports are open to the network; unless RAY_AUTH_MODE says otherwise, a Ray of one's own asks for a token.
