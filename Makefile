@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo browser lint test clean
+.PHONY: demo load browser lint test clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,11 @@ demo: $(VENV)/.ready
 	$(BIN)/fedplatform defend runs/demo-scan --autoencoder-rounds 3 --purifier-rounds 6 --tuning-rounds 2 --sensor-rounds 8
 	$(BIN)/fedplatform evaluate runs/demo-scan --tiers T0,T2 --epsilons 4/255 --scans 60 \
 		--defences nearest_neighbour,no_defence,purify_all_tuned,whole
+
+# The endpoint of the demo's run under load, on this machine alone; docs/results/load.csv holds the figures.
+load: $(VENV)/.ready
+	test -d runs/demo-scan/defence || $(MAKE) demo
+	$(BIN)/python -m benchmarks.load runs/demo-scan
 
 # A browser looks at the report as a person would; without one those tests say that they were skipped.
 browser:

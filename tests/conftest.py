@@ -15,6 +15,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 import pytest
+from endpoint_process import Endpoint, published_copy, started
 from tiny_defence import DEFENCE, RUN, write_spots
 
 from fedplatform.defend import defend
@@ -119,3 +120,11 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     place.write_text("this is a file")
     yield place
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def endpoint(defended: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """One server for all tests that speak HTTP; who changes what it serves puts it back."""
+    folder = tmp_path_factory.mktemp("endpoint")
+    with started(published_copy(defended, folder), folder, "--rate", "10000") as server:
+        yield server

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from endpoint_process import Endpoint
 
 ROOT = Path(__file__).parents[1]
 QUICK = {
@@ -45,6 +46,9 @@ def quickly(command: str) -> list[str]:
         if "--model" not in words:
             words += ["--model", "small_cnn(width=4)"]
     return words
+
+
+EXAMPLES = [blocks("README.md", language)[0] for language in ("bash", "python")]
 
 
 def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -84,17 +88,30 @@ def is_one_of_a_chain(command: str) -> bool:
 
 def test_a_run_is_defended_attacked_and_certified_as_the_readme_says(tmp_path: Path) -> None:
     chain = [command for command in commands("README.md") if is_one_of_a_chain(command)]
-    assert [shlex.split(command)[1] for command in chain] == ["run", "defend", "evaluate", "certify"]
-    for command in chain:
+    *trained, published, served = chain
+    assert [shlex.split(command)[1] for command in trained] == ["run", "defend", "evaluate", "certify"]
+    # The server of all tests over HTTP was started by that command: tests/endpoint_process.py.
+    assert served == "fedplatform serve runs/scan"
+    for command in (*trained, published):
         done = run(["-m", "fedplatform", *quickly(command)], tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert (tmp_path / "runs" / "scan" / "evaluation.html").is_file()
+    assert (tmp_path / "runs" / "scan" / "serving" / "versions" / "1").is_dir()
 
 
 @pytest.mark.parametrize("command", [c for c in commands("README.md") if " my_" not in c and not is_one_of_a_chain(c)])
 def test_a_command_of_the_readme_works(tmp_path: Path, command: str) -> None:
     done = run(["-m", "fedplatform", *quickly(command)], tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_three_lines_get_a_diagnosis(endpoint: Endpoint, tmp_path: Path) -> None:
+    environment = {**os.environ, "KEY": endpoint.keys["hospital-00"]}
+    curl, python = (block.replace("http://127.0.0.1:8000", endpoint.url) for block in EXAMPLES)
+    for words in (["bash", "-euc", curl], [sys.executable, "-W", "ignore", "-c", python]):
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "anomaly_score" in done.stdout
 
 
 def test_the_readmes_first_command_is_a_comparison_that_the_makefile_knows() -> None:

@@ -10,6 +10,7 @@ from fedplatform.cli.bench import bench
 from fedplatform.cli.data import data
 from fedplatform.cli.defence import certify, defend, evaluate
 from fedplatform.cli.intake import audit, diagnose, keys
+from fedplatform.cli.serving import publish, serve
 from fedplatform.cli.terminal import SuggestingGroup, complain
 from fedplatform.cli.training import compare, report, run
 from fedplatform.specification import nearest
@@ -39,7 +40,12 @@ def fedplatform() -> None:
     """
 
 
-for command in (run, defend, evaluate, certify, diagnose, keys, audit, compare, data, bench, report):
+COMMANDS = (
+    *(run, defend, evaluate, certify),
+    *(publish, serve, keys, diagnose, audit),
+    *(compare, data, bench, report),
+)
+for command in COMMANDS:
     fedplatform.add_command(command)
 
 

@@ -1,0 +1,42 @@
+"""What the endpoint has to be told: the arguments of the application, and its user configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from fedplatform.serving.secret import open_secret, secret_path
+from fedplatform.serving.versions import CHAMPION, SERVING, Versions, versions_at
+from fedplatform.settings import Settings
+
+
+class EndpointArguments(Settings):
+    """Arguments of ``actors.endpoint:app``; an unknown one is refused."""
+
+    versions: str = Field(description="a run folder, or models:/NAME in MLflow's registry")
+    registry: str = Field("", description="MLflow's tracking URI, for models:/NAME")
+    state: str = Field(description="folder of the audit log and of the hospitals' secrets")
+    keys: str = Field("", description="file of API keys; without one, everybody who reaches the port may ask")
+    rate: float = Field(50.0, gt=0, description="scans a second that a key may send in the long run")
+    burst: int = Field(200, ge=64, description="scans that a key may send at once")
+    waiting: int = Field(64, ge=1, description="requests under way at a time; the next one is told to come back")
+
+    def where(self) -> Versions:
+        """The versions that are served."""
+        return versions_at(self.versions, registry=self.registry, cache=Path(self.state) / SERVING / "cache")
+
+    @property
+    def audit_log(self) -> Path:
+        """The log that every answer is written to before it is given."""
+        return Path(self.state) / SERVING / "audit.jsonl"
+
+    def secret(self, hospital_id: str) -> bytes:
+        """The secret that a hospital's noise follows from, made at the first call."""
+        return open_secret(secret_path(Path(self.state), hospital_id))
+
+
+class UserConfiguration(Settings):
+    """What may change while the endpoint runs, without a restart: ``user_config`` of the deployment Ingress."""
+
+    version: str = Field(CHAMPION, description="a version's number, or champion: whatever the alias names")

@@ -1,0 +1,83 @@
+"""The endpoint on this machine: starts Ray and Serve, and takes them down again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from actors.endpoint.application import app
+from actors.endpoint.arguments import EndpointArguments
+from actors.endpoint.config_file import NAME, REQUEST_TIMEOUT_S
+from actors.endpoint.gateway import IMPORT_PATH, VARIABLE
+
+LEAST_CPUS = 2  # diagnostician and purifying ask for one each, whatever the machine has
+
+
+@contextmanager
+def served(arguments: EndpointArguments, *, host: str, port: int, tls: tuple[str, str] | None = None) -> Iterator[str]:
+    """Serve while the block runs; gives the address of Ray's metrics. Raises OSError where the port is taken."""
+    _check_free(host, port)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # a busy machine is slow to start it
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers would give way to whatever else runs here
+    os.environ[VARIABLE] = IMPORT_PATH
+    # Ray's own ports are open to the network; unless RAY_AUTH_MODE says otherwise, a Ray of one's own asks for a token.
+    ray.init(
+        address="local",
+        num_cpus=max(LEAST_CPUS, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    try:
+        certificate, key = tls or (None, None)
+        options = HTTPOptions(
+            host=host, port=port, request_timeout_s=REQUEST_TIMEOUT_S, ssl_certfile=certificate, ssl_keyfile=key
+        )
+        logs = LoggingConfig(enable_access_log=False)
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=logs)
+        serve.run(app(arguments), name=NAME, route_prefix="/", logging_config=logs)
+        (node,) = ray.nodes()
+        yield f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    finally:
+        with suppress(RayError):  # it goes down either way
+            serve.delete(NAME)  # waits for the requests under way
+        ray.shutdown()
+
+
+def wait_for_the_end() -> None:
+    """Until Ctrl-C, or the signal by which a service is stopped."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
+
+
+def _check_free(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def free_port(host: str) -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

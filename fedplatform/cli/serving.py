@@ -1,0 +1,173 @@
+"""Commands of the endpoint: publish, serve."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedplatform.cli.terminal import console, one_line_errors
+
+RUN_OR_REGISTRY = "RUN|models:/NAME"
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--defence",
+    default="whole",
+    show_default=True,
+    metavar="NAME",
+    help="which of the defences of 'fedplatform evaluate' to publish; one without a purifier's network cannot be",
+)
+@click.option("--registry", metavar="NAME", help="register the version in MLflow under this name, too")
+@click.option("--champion", metavar="N", help="publish nothing: make version N the one that is served")
+def publish(run_folder: Path, *, defence: str, registry: str | None, champion: str | None) -> None:
+    """Publish the defence of a finished run as a new version, and make it the champion.
+
+    RUN is a folder whose defence is trained. A version holds the bundle of every hospital: networks as safetensors and
+    all that was fitted on its clean scans, but no scan and no secret. A server of this run that is running goes over to
+    the champion by itself, within seconds and without losing a request; with --champion N it goes back.
+
+    \b
+    Examples:
+      fedplatform publish runs/scan
+      fedplatform publish runs/scan --registry scan
+      fedplatform publish runs/scan --champion 1
+    """
+    with one_line_errors():
+        from fedplatform.defended_run import DEFENCES, DefendedRun
+        from fedplatform.experiment import ExperimentError
+        from fedplatform.serving.publishing import publish_run
+        from fedplatform.serving.versions import RegistryVersions, RunVersions, registry_uri
+        from fedplatform.specification import nearest
+
+        versions = RunVersions(run_folder)
+        in_registry = registry and RegistryVersions(registry, registry_uri(run_folder.parent), run_folder)
+        if champion is not None:
+            chosen = in_registry or versions
+            chosen.crown(champion)
+            console.print(f"champion: version {champion}")
+            return
+        if defence not in DEFENCES:
+            raise ExperimentError(f"no defence is called {defence!r}{nearest(defence, DEFENCES)}")
+        number = publish_run(DefendedRun(run_folder), defence=defence, progress=_say)
+        console.print(f"version {number}: {versions.folder(number)}", soft_wrap=True)
+        if in_registry:
+            registered = in_registry.add(versions.folder(number))
+            in_registry.crown(registered)
+            console.print(f"registered: models:/{registry}, version {registered}")
+
+
+@click.command()
+@click.argument("run_or_registry", metavar=RUN_OR_REGISTRY)
+@click.option("--host", default="127.0.0.1", show_default=True, help="address to listen on")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="port; 0 takes a free one")
+@click.option("--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="certificate, for https")
+@click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="its private key")
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="API keys ('fedplatform keys add'); without, only this machine may ask",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="where the audit log and the hospitals' secrets are kept [default: RUN]",
+)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="X", help="scans a second for each key")
+@click.option("--build", type=click.Path(path_type=Path), metavar="FILE", help="write the config for 'serve deploy'")
+def serve(
+    run_or_registry: str,
+    *,
+    host: str,
+    port: int,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    keys: Path | None,
+    state: Path | None,
+    rate: float | None,
+    build: Path | None,
+) -> None:
+    """Serve a finished run: a page to drop a scan on, and an API behind it.
+
+    RUN is a folder whose defence is trained; where it has no published version yet, the first one is published. Or
+    models:/NAME of MLflow's registry. The alias champion says which version is served.
+
+    \b
+    Examples:
+      fedplatform serve runs/scan
+      fedplatform keys add keys.json hospital-00
+      fedplatform serve runs/scan --host 0.0.0.0 --keys keys.json --tls-cert cert.pem --tls-key key.pem
+      fedplatform serve runs/scan --build serve.yaml
+    """
+    with one_line_errors():
+        from fedplatform.experiment import ExperimentError
+        from fedplatform.serving.versions import REGISTRY, registry_uri
+
+        if (tls_cert is None) != (tls_key is None):
+            raise ExperimentError("TLS needs both --tls-cert and --tls-key")
+        if keys is None and not _is_loopback(host):
+            raise ExperimentError(f"without --keys only this machine may ask: --host 127.0.0.1, got {host}")
+        named = run_or_registry.startswith(REGISTRY)
+        if named and state is None:
+            raise ExperimentError(f"{run_or_registry} says not where the audit log is kept: --state FOLDER")
+        if not named:
+            _publish_first(Path(run_or_registry))
+        arguments: dict[str, Any] = {
+            "versions": run_or_registry if named else str(Path(run_or_registry).resolve()),
+            "registry": registry_uri(Path("runs")) if named else "",
+            "state": str((state or Path(run_or_registry)).resolve()),
+            "keys": str(keys.resolve()) if keys else "",
+        }
+        if rate is not None:
+            arguments |= {"rate": rate, "burst": max(64, int(4 * rate))}
+        tls = (str(tls_cert.resolve()), str(tls_key.resolve())) if tls_cert and tls_key else None
+        _serve(arguments, host=host, port=port, tls=tls, build=build)
+
+
+def _serve(settings: dict[str, Any], *, host: str, port: int, tls: tuple[str, str] | None, build: Path | None) -> None:
+    from actors.endpoint.arguments import EndpointArguments
+    from actors.endpoint.config_file import config_of, text_of
+
+    arguments = EndpointArguments.from_settings(settings)
+    if build is not None:
+        build.write_text(text_of(config_of(arguments, host=host, port=port, tls=tls)))
+        console.print(f"config: {build}, for 'serve deploy {build}'", soft_wrap=True)
+        return
+    from actors.endpoint.server import free_port, served, wait_for_the_end
+
+    port = port or free_port(host)
+    address = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+    with served(arguments, host=host, port=port, tls=tls) as metrics:
+        asked = "an API key is needed" if arguments.keys else "no key is needed: this machine alone may ask"
+        console.print(f"page: {address}/ ({asked})", soft_wrap=True)
+        console.print(f"API: {address}/docs", soft_wrap=True)
+        console.print(f"metrics: {metrics}", soft_wrap=True)
+        console.print(f"audit log: {arguments.audit_log}", soft_wrap=True)
+        console.print("Research software and no medical device. Ctrl-C ends it.")
+        wait_for_the_end()
+
+
+def _publish_first(run_folder: Path) -> None:
+    from fedplatform.defended_run import DefendedRun
+    from fedplatform.serving.publishing import publish_run
+    from fedplatform.serving.versions import RunVersions
+
+    if not RunVersions(run_folder).numbers():
+        publish_run(DefendedRun(run_folder), defence="whole", progress=_say)
+
+
+def _say(hospital_id: str, done: int, total: int) -> None:
+    console.print(f"fitting {hospital_id} ({done + 1} of {total})")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

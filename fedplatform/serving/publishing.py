@@ -1,0 +1,22 @@
+"""From a run whose defence is trained to a version that can be served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedplatform.defended_run import DefendedRun
+from fedplatform.serving.examples import FOLDER, write_examples
+from fedplatform.serving.versions import Progress, RunVersions, write_bundles
+
+
+def publish_run(run: DefendedRun, *, defence: str, progress: Progress = lambda *_: None) -> str:
+    """Write a new version into the run's folder, scans to try it with beside the bundles, and crown it; its number."""
+
+    def write(folder: Path) -> None:
+        write_bundles(run, folder, defence=defence, progress=progress)
+        write_examples(run, folder / FOLDER)
+
+    versions = RunVersions(run.path)
+    number = versions.add(write)
+    versions.crown(number)
+    return number
