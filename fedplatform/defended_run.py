@@ -144,8 +144,13 @@ class HospitalParts:
         defended = DefendedClassifier(classifier, purifier, gate, noise, copies=copies, symmetries=symmetries)
         return self._referring(self._calibrated(defended))
 
-    def gated(self, parts: tuple[str, ...], *, classifier: nn.Module, deepest: int) -> DefendedClassifier:
-        """A defence behind a detector made of ``parts``, the depth growing to ``deepest`` with the score."""
+    def gated(
+        self, parts: tuple[str, ...], *, classifier: nn.Module, deepest: int, silent: tuple[str, ...] = ()
+    ) -> DefendedClassifier:
+        """A defence behind a detector made of ``parts``, the depth growing to ``deepest`` with the score.
+
+        Those in ``silent`` are measured and do not count.
+        """
         setting = self.settings
         fixed = deepest == setting.least_depth
         detector = Detector(self.autoencoder, self.sensor, Fusion(dict.fromkeys(parts, 0.0), dict.fromkeys(parts, 1.0)))
@@ -165,7 +170,7 @@ class HospitalParts:
         )
         images, _ = self.validation
         with torch.no_grad():
-            detector = replace(detector, fusion=Fusion.fit(defended.passage(images).parts))
+            detector = replace(detector, fusion=Fusion.fit(defended.passage(images).parts, silent=silent))
             quantiles = Quantiles.of(replace(defended, detector=detector).passage(images).scores)
         threshold = quantiles.threshold(setting.false_positive_rate)
         depths = DepthMap(setting.least_depth, deepest, threshold, threshold + FULL_DEPTH)
@@ -187,7 +192,8 @@ class HospitalParts:
 
 
 def _whole(parts: HospitalParts) -> DefendedClassifier:
-    return parts.gated(PARTS, classifier=parts.tuned, deepest=parts.settings.most_depth)
+    # The autoencoder draws the anomaly map; beside the sensor its score adds noise alone (decision 6).
+    return parts.gated(PARTS, classifier=parts.tuned, deepest=parts.settings.most_depth, silent=("reconstruction",))
 
 
 def _as_in_the_paper(parts: HospitalParts) -> DefendedClassifier:

@@ -129,19 +129,25 @@ class Fusion:
     The soft maximum, log(mean(exp(z))), sees one score that stands out nearly as well as the maximum does and many
     that are all a little high much better. The sum of squares of the positive z sees both as well, but has no slope
     where all of them are negative: an attacker would be stopped there by nothing but a missing gradient.
+
+    Scores in ``silent`` are measured, for whoever wants to see them, and do not count.
     """
 
     location: Mapping[str, float]
     scale: Mapping[str, float]
+    silent: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "silent", tuple(self.silent))  # a file holds it as a list
+        if not self.location.keys() - set(self.silent):
+            raise ValueError(f"a fusion needs at least one score that counts, got {sorted(self.location)}")
 
     @staticmethod
-    def fit(parts: Mapping[str, torch.Tensor]) -> Fusion:
+    def fit(parts: Mapping[str, torch.Tensor], *, silent: tuple[str, ...] = ()) -> Fusion:
         """From each score of clean validation scans, (n,); raises ValueError where there is none or one is not finite.
 
         A score whose upper half is all the same takes its standard deviation; one that never varies, 1.
         """
-        if not parts:
-            raise ValueError("a fusion needs at least one score")
         location, scale = {}, {}
         for name, values in parts.items():
             if values.ndim != 1 or not len(values) or not values.isfinite().all():
@@ -150,7 +156,7 @@ class Fusion:
             middle, high = np.quantile(known, [0.5, TAIL])
             location[name] = float(middle)
             scale[name] = float((high - middle) / TAIL_DEVIATIONS) or float(known.std()) or 1.0
-        return Fusion(location, scale)
+        return Fusion(location, scale, silent)
 
     def __call__(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The fused score (n,) of scores (n,) each, in deviations of clean scans, 0 where all are usual.
@@ -159,7 +165,8 @@ class Fusion:
         """
         if parts.keys() != self.location.keys():
             raise ValueError(f"this fusion was fitted to {sorted(self.location)}, got {sorted(parts)}")
-        deviations = [(parts[name] - self.location[name]) / self.scale[name] for name in self.location]
+        counting = [name for name in self.location if name not in self.silent]
+        deviations = [(parts[name] - self.location[name]) / self.scale[name] for name in counting]
         return torch.stack(deviations).logsumexp(dim=0) - math.log(len(deviations))
 
 

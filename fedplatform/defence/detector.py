@@ -12,6 +12,7 @@ from torch.nn import functional
 from fedplatform.defence.calibration import Fusion
 
 PARTS = ("reconstruction", "disagreement", "tampering")
+AGREED = 1e-6  # nats of divergence at which two answers are the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,8 @@ class Detector:
             if part == "reconstruction":
                 scores[part] = self.patch_errors(images).mean(dim=1)
             elif part == "disagreement":
-                scores[part] = disagreement(before, after)
+                # In logarithms, or a few clean scans that divide the classifier would set the threshold of all.
+                scores[part] = disagreement(before, after).clamp_min(AGREED).log()
             else:
                 untouched, tampered = self.sensor(images).unbind(dim=1)
                 scores[part] = tampered - untouched
