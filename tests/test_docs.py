@@ -106,8 +106,11 @@ def test_a_command_of_the_readme_works(tmp_path: Path, command: str) -> None:
 
 
 def test_the_readmes_three_lines_get_a_diagnosis(endpoint: Endpoint, tmp_path: Path) -> None:
-    environment = {**os.environ, "KEY": endpoint.keys["hospital-00"]}
-    curl, python = (block.replace("http://127.0.0.1:8000", endpoint.url) for block in EXAMPLES)
+    key = endpoint.keys["hospital-00"]
+    environment = {**os.environ, "KEY": key}
+    curl, python = (
+        block.replace("http://127.0.0.1:8000", endpoint.url).replace('"KEY"', f'"{key}"') for block in EXAMPLES
+    )
     for words in (["bash", "-euc", curl], [sys.executable, "-W", "ignore", "-c", python]):
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from ray.serve.schema import ServeDeploySchema
 from starlette.requests import Request
 
@@ -15,6 +16,7 @@ from actors.endpoint.catalogue import Catalogue
 from actors.endpoint.config_file import config_of, text_of
 from actors.endpoint.door import Door, TooFast, Visitor
 from actors.endpoint.shelf import ModelName
+from fedplatform.cli import fedplatform
 from fedplatform.defended_run import DefendedRun
 from fedplatform.serving.intake import Refused
 from fedplatform.serving.keys import Keys
@@ -122,6 +124,42 @@ def test_the_config_file_is_one_that_serve_deploy_takes(tmp_path: Path) -> None:
     assert set(application) <= set(type(schema.applications[0]).model_fields)
     for deployment in application["deployments"]:
         assert set(deployment) <= set(type(schema.applications[0].deployments[0]).model_fields)
+
+
+def said_by(*words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(fedplatform, words)
+    return done.exit_code, " ".join(done.output.split())
+
+
+def test_without_keys_nobody_but_this_machine_may_ask(tmp_path: Path) -> None:
+    code, said = said_by("serve", str(tmp_path), "--host", "0.0.0.0")
+    assert (code, said) == (
+        1,
+        "fedplatform: without --keys only this machine may ask: --host 127.0.0.1, got 0.0.0.0",
+    )
+
+
+def test_a_certificate_without_its_key_is_refused(tmp_path: Path) -> None:
+    assert said_by("serve", str(tmp_path), "--tls-cert", "cert.pem")[1].endswith("needs both --tls-cert and --tls-key")
+
+
+def test_a_registry_says_not_where_the_log_is_kept() -> None:
+    assert said_by("serve", "models:/spots")[1].endswith("the audit log is kept: --state FOLDER")
+
+
+def test_build_writes_a_file_that_listens_on_this_machine_alone(arguments: EndpointArguments, tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    code, said = said_by("serve", arguments.versions, "--build", str(file), "--port", "8123")
+    assert code == 0, said
+    config = yaml.safe_load(file.read_text())
+    assert (config["http_options"]["host"], config["http_options"]["port"]) == ("127.0.0.1", 8123)
+    assert "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" in file.read_text()
+
+
+def test_an_earlier_version_is_made_the_champion_by_a_command(arguments: EndpointArguments) -> None:
+    assert said_by("publish", arguments.versions, "--champion", "2") == (0, "champion: version 2")
+    assert arguments.where().champion() == "2"
+    assert said_by("publish", arguments.versions, "--champion", "9")[0] == 1
 
 
 def test_an_argument_that_nobody_knows_is_refused() -> None:
