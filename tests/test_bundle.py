@@ -33,16 +33,15 @@ def version(run: DefendedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("hospital_id", "flags"), [("hospital-00", False), ("hospital-01", True)])
-def test_a_bundle_answers_as_the_original_does_bit_for_bit(
-    run: DefendedRun, version: Path, hospital_id: str, flags: bool
-) -> None:
+@pytest.mark.parametrize("hospital_id", ["hospital-00", "hospital-01"])
+def test_a_bundle_answers_as_the_original_does_bit_for_bit(run: DefendedRun, version: Path, hospital_id: str) -> None:
     parts = run.hospital(hospital_id)
     images = torch.cat([parts.test[0][:8], torch.rand(8, 1, 16, 16)])  # noise, so that the purifier is asked, too
     with torch.no_grad():
         expected = parts.defended("whole").passage(images)
         passage = bundle_of(version, hospital_id).defended(KeyedNoise(KEY)).passage(images)
-    assert bool(expected.flagged.any()) is flags
+    assert expected.flagged.any()
+    assert not expected.flagged.all()
     for name in ("logits", "scores", "flagged", "depth", "purified", "votes"):
         assert torch.equal(getattr(passage, name), getattr(expected, name)), name
 
