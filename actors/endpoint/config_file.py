@@ -20,7 +20,6 @@ HEADING = f"""\
 # request whose replica dies gets a bare 500 and no 503:
 #   {VARIABLE}={IMPORT_PATH}
 # A version is rolled out, or back, by 'fedplatform publish'; or by its number under user_config and 'serve deploy'.
-# For a GPU: ray_actor_options: {{num_gpus: 1}} under Diagnostician or Purifying.
 """
 
 
