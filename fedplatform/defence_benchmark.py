@@ -31,7 +31,6 @@ KINDS: Mapping[str, Mapping[str, object]] = {
     "plain": {"objective": "cross_entropy"},
     "adversarial": {},
 }
-TUNING_EPSILON = {"plain": 0.0, "adversarial": 0.02}
 SHARED_STAGES = ("autoencoder", "purifier")  # they know no classifier, so both kinds have the same
 PUBLISHED = [
     "dataset", "pixels", "split", "defence", "adversarial_training", "tier", "epsilon", "seed", "n", "accuracy",
@@ -68,9 +67,10 @@ class DefenceBenchmark:
         settings = {**load_settings(RECIPE), "data": self.dataset, **DATASETS[self.dataset], **self.changes}
         return Experiment.from_settings({**settings, **KINDS[kind], "seed": seed})
 
-    def defence_settings(self, kind: str) -> DefenceSettings:
+    @property
+    def defence_settings(self) -> DefenceSettings:
         """The defence's training."""
-        return DefenceSettings.from_settings({"tuning_epsilon": TUNING_EPSILON[kind], **self.defence})
+        return DefenceSettings.from_settings(self.defence)
 
 
 def fill(
@@ -91,7 +91,7 @@ def fill(
         folder,
         {
             **benchmark.experiment("plain", 0).settings(),
-            **benchmark.defence_settings("plain").settings(),
+            **benchmark.defence_settings.settings(),
         },
         what="benchmark",
     )
@@ -130,7 +130,7 @@ def train(benchmark: DefenceBenchmark, seed: int, folder: Path, data_folder: Pat
             (path / "shards").symlink_to(Path("..") / shards.name)
         for other in KINDS:
             _share(folder / f"{other}-seed{seed}", path)
-        defend(path, benchmark.defence_settings(kind), engine=InProcessEngine(), shards=shards)
+        defend(path, benchmark.defence_settings, engine=InProcessEngine(), shards=shards)
     return f"seed {seed} is trained"
 
 

@@ -79,18 +79,19 @@ class DefenceSettings(Settings):
         description=f"the purifier's way back: {', '.join(SAMPLERS)}",
     )
     tuning_rounds: int = Field(6, ge=1, description="rounds in which the classifier is tuned on purified scans")
-    tuning_epsilon: float = Field(
-        0.0,
+    tuning_epsilon: float | None = Field(
+        None,
         ge=0,
         le=1,
-        description="attack through the purifier while the classifier is tuned, in pixel units (0: none)",
+        description="attack through the purifier while the classifier is tuned, in pixel units, 0 is none (default: "
+        "1.5 times what the classifier met in training)",
     )
     probe_depth: int = Field(100, ge=1, description="depth at which every scan is purified once, to see what changes")
     usual_depth: int = Field(
         0, ge=0, description="depth for scans that are not flagged (0: they are taken as they are)"
     )
-    least_depth: int = Field(100, ge=1, description="depth for the least suspicious of the flagged scans")
-    most_depth: int = Field(200, ge=1, description="depth for the most suspicious scans")
+    least_depth: int = Field(75, ge=1, description="depth for the least suspicious of the flagged scans")
+    most_depth: int = Field(125, ge=1, description="depth for the most suspicious scans")
     copies: int = Field(8, ge=1, description="purified copies of a flagged scan that vote")
     false_positive_rate: float = Field(0.05, gt=0, lt=1, description="share of clean scans that may be flagged")
     referral_rate: float = Field(
@@ -145,11 +146,16 @@ class HospitalParts:
         return self._referring(self._calibrated(defended))
 
     def gated(
-        self, parts: tuple[str, ...], *, classifier: nn.Module, deepest: int, silent: tuple[str, ...] = ()
+        self,
+        parts: tuple[str, ...],
+        *,
+        classifier: nn.Module,
+        deepest: int,
+        silent: tuple[str, ...] = (),
     ) -> DefendedClassifier:
         """A defence behind a detector made of ``parts``, the depth growing to ``deepest`` with the score.
 
-        Those in ``silent`` are measured and do not count.
+        Those in ``silent`` do not count.
         """
         setting = self.settings
         fixed = deepest == setting.least_depth
@@ -192,7 +198,7 @@ class HospitalParts:
 
 
 def _whole(parts: HospitalParts) -> DefendedClassifier:
-    # The autoencoder draws the anomaly map; beside the sensor its score adds noise alone (decision 6).
+    # The autoencoder draws the anomaly map; beside the sensor its score would add noise alone (decision 6).
     return parts.gated(PARTS, classifier=parts.tuned, deepest=parts.settings.most_depth, silent=("reconstruction",))
 
 
@@ -226,6 +232,9 @@ DEFENCES: Mapping[str, Callable[[HospitalParts], DefendedClassifier]] = MappingP
         ),
         "all_sides": lambda parts: parts.through(
             DiffusionPurifier(parts.network, OneShot()), depth=0, classifier=parts.classifier, symmetries=SYMMETRIES
+        ),
+        "all_sides_tuned": lambda parts: parts.through(
+            DiffusionPurifier(parts.network, OneShot()), depth=0, classifier=parts.tuned, symmetries=SYMMETRIES
         ),
         "blur": lambda parts: parts.through(GaussianBlur(), depth=1, classifier=parts.classifier),
         "jpeg": lambda parts: parts.through(Jpeg(), depth=1, classifier=parts.classifier),

@@ -208,6 +208,18 @@ def test_scores_that_are_no_measure_are_refused(values: list[float]) -> None:
         Fusion.fit({"reconstruction": torch.tensor(values)})
 
 
+def test_a_silent_score_is_not_asked_for_and_what_is_usual_of_it_is_known() -> None:
+    clean = {"loud": normal(50, seed=0), "quiet": normal(50, seed=1) + 7}
+    fusion = Fusion.fit(clean, silent=("quiet",))
+    assert fusion.counting == ("loud",)
+    assert fusion.location["quiet"] == pytest.approx(float(clean["quiet"].median()), abs=0.2)
+    assert torch.equal(fusion({"loud": clean["loud"]}), Fusion.fit({"loud": clean["loud"]})({"loud": clean["loud"]}))
+    with pytest.raises(ValueError, match=r"takes .'loud'., got .'loud', 'quiet'."):
+        fusion(clean)
+    with pytest.raises(ValueError, match="at least one score"):
+        Fusion.fit(clean, silent=("loud", "quiet"))
+
+
 def parts_of(columns: torch.Tensor) -> dict[str, torch.Tensor]:
     return {f"part {number}": column for number, column in enumerate(columns.T)}
 
@@ -305,7 +317,7 @@ def test_a_score_that_never_varies_on_clean_scans_is_still_heard() -> None:
 def test_a_fusion_takes_the_scores_it_was_fitted_to_and_survives_json() -> None:
     fusion = Fusion.fit(parts_of(normal(50, 2, seed=0)))
     assert Fusion(**json.loads(json.dumps(asdict(fusion)))) == fusion
-    with pytest.raises(ValueError, match=r"fitted to \['part 0', 'part 1'\], got \['part 0'\]"):
+    with pytest.raises(ValueError, match=r"takes \['part 0', 'part 1'\], got \['part 0'\]"):
         fusion({"part 0": torch.zeros(3)})
     with pytest.raises(ValueError, match="at least one"):
         Fusion.fit({})

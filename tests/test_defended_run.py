@@ -46,10 +46,10 @@ def networks(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*.safetensors"))}
 
 
-def trained_stages(folder: Path, *, engine: Engine | None = None) -> list[str]:
+def trained_stages(folder: Path, *, engine: Engine | None = None, settings: DefenceSettings = SETTINGS) -> list[str]:
     """Go on with the defence; the stages that were trained."""
     seen: dict[str, None] = {}
-    defend(folder, SETTINGS, engine=engine or InProcessEngine(), observer=lambda stage, *_: seen.update({stage: None}))
+    defend(folder, settings, engine=engine or InProcessEngine(), observer=lambda stage, *_: seen.update({stage: None}))
     return list(seen)
 
 
@@ -96,6 +96,21 @@ def test_gate_and_batch_normalisation_of_the_tuned_classifier_stay_in_each_hospi
         (name, *_) = [key for key in first if key.endswith(part)]
         assert not torch.equal(first[name], second[name])
         assert not torch.equal(first[name], before[name])
+
+
+def test_a_run_that_met_attacks_is_tuned_against_half_as_much_again(copied: Path) -> None:
+    place = copied / "experiment.yaml"
+    experiment = yaml.safe_load(place.read_text())
+    tuned = {}
+    for objective, epsilon in (("cross_entropy", None), ("adversarial(epsilon=0.02)", None), ("cross_entropy", 0.03)):
+        place.write_text(yaml.safe_dump({**experiment, "objective": objective}))
+        shutil.rmtree(copied / "defence" / "tuned")
+        (copied / "defence" / "defence.yaml").unlink()
+        settings = DefenceSettings.from_settings({**SETTINGS.settings(), "tuning_epsilon": epsilon})
+        assert trained_stages(copied, settings=settings) == ["tuned"]
+        tuned[objective, epsilon] = (copied / "defence" / STAGES["tuned"]).read_bytes()
+    assert tuned["adversarial(epsilon=0.02)", None] == tuned["cross_entropy", 0.03]
+    assert tuned["cross_entropy", None] != tuned["cross_entropy", 0.03]
 
 
 def test_tuning_goes_on_from_what_each_hospital_had(defended: Path) -> None:

@@ -24,7 +24,7 @@ from fedplatform.serving.audit import AuditEntry, Verified, read_entry, verify
 from fedplatform.serving.intake import Limits, read_scans
 from fedplatform.serving.replay import replay
 from fedplatform.serving.secret import read_secret, secret_path
-from fedplatform.serving.versions import RunVersions
+from fedplatform.serving.versions import RunVersions, bundle_of
 from fedplatform.training import to_images
 
 MEBIBYTE = 2**20
@@ -152,10 +152,10 @@ def test_an_auditor_repeats_an_answer_from_the_log(endpoint: Endpoint) -> None:
     log = endpoint.run / "serving" / "audit.jsonl"
     entry = read_entry(log, len(log.read_text().splitlines()))
     assert isinstance(entry, AuditEntry)
-    defended = DefendedRun(endpoint.run).hospital("hospital-01").defended("whole")
+    bundle = bundle_of(RunVersions(endpoint.run).folder(entry.model_version), "hospital-01")
     secret = read_secret(secret_path(endpoint.run, "hospital-01"))
     assert entry.flagged
-    assert not replay(entry, NOISE, defended=defended, secret=secret, size=16, channels=1, limits=Limits())
+    assert not replay(entry, NOISE, bundle=bundle, secret=secret, limits=Limits())
 
 
 @pytest.mark.parametrize(

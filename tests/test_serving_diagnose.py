@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from endpoint_process import published_copy
 from hostile_uploads import dicom_bytes, nifti_bytes, picture_bytes, scan_pixels, volume_voxels
 
 from fedplatform.cli import fedplatform
@@ -17,9 +19,11 @@ from fedplatform.data.error import DataError
 from fedplatform.defence import DefendedClassifier, Diagnosis, KeyedNoise
 from fedplatform.defended_run import DefendedRun
 from fedplatform.serving.audit import AuditEntry, AuditError, AuditLog
+from fedplatform.serving.bundle import CARD, Bundle
 from fedplatform.serving.diagnose import FolderDiagnosis
 from fedplatform.serving.intake import Limits, read_scans
 from fedplatform.serving.replay import replay
+from fedplatform.serving.versions import RunVersions, bundle_of
 from fedplatform.training import to_images
 
 SECRET = bytes(range(32))
@@ -38,6 +42,22 @@ def hospital(run: DefendedRun) -> str:
 @pytest.fixture(scope="module")
 def whole(run: DefendedRun, hospital: str) -> DefendedClassifier:
     return replace(run.hospital(hospital).defended("whole"), noise=KeyedNoise(SECRET))
+
+
+@pytest.fixture(scope="module")
+def published(defended: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return published_copy(defended, tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(scope="module")
+def flagging(published: Path, hospital: str, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The hospital's bundle with a threshold below every score."""
+    folder = tmp_path_factory.mktemp("flagging") / hospital
+    shutil.copytree(RunVersions(published).folder("1") / hospital, folder)
+    card = json.loads((folder / CARD).read_text())
+    card["gate"]["threshold"] = -1e9
+    (folder / CARD).write_text(json.dumps(card))
+    return Bundle.open(folder)
 
 
 @pytest.fixture
@@ -176,7 +196,7 @@ def test_a_table_of_something_else_is_not_overwritten(work: FolderDiagnosis, fol
         work.write(tmp_path / "nowhere", tmp_path / "answers.csv", progress=nothing)
 
 
-def entry_of(whole: DefendedClassifier, data: bytes, hospital: str) -> AuditEntry:
+def entry_of(whole: DefendedClassifier, data: bytes, hospital: str, *, model_digest: str) -> AuditEntry:
     import hashlib
 
     images = to_images(read_scans(data, size=16, channels=1, limits=Limits()))
@@ -192,7 +212,7 @@ def entry_of(whole: DefendedClassifier, data: bytes, hospital: str) -> AuditEntr
         scan=0,
         slice_number=None,
         model_version="1",
-        model_digest="m",
+        model_digest=model_digest,
         purifier_digest="p",
         threshold=diagnosis.threshold,
         anomaly_score=diagnosis.anomaly_score,
@@ -208,18 +228,18 @@ def entry_of(whole: DefendedClassifier, data: bytes, hospital: str) -> AuditEntr
 
 
 def test_a_line_is_replayed_and_what_was_written_down_wrongly_is_named(
-    whole: DefendedClassifier, hospital: str, folder: Path
+    flagging: Bundle, hospital: str, folder: Path
 ) -> None:
+    defended = flagging.defended(KeyedNoise(SECRET))
     scans = sorted((folder / "deep").glob("*.png"))
     images = to_images(
         np.concatenate([read_scans(s.read_bytes(), size=16, channels=1, limits=Limits()) for s in scans])
     )
-    unsure = int(np.argmin([diagnosis.confidence for diagnosis in whole.diagnose(images)]))
+    unsure = int(np.argmin([diagnosis.confidence for diagnosis in defended.diagnose(images)]))
     data = scans[unsure].read_bytes()
-    flagging = replace(whole, gate=replace(whole.gate, threshold=-1e9))
-    entry = entry_of(flagging, data, hospital)
+    entry = entry_of(defended, data, hospital, model_digest=flagging.digest)
     assert entry.votes
-    form = {"defended": flagging, "size": 16, "channels": 1, "limits": Limits()}
+    form = {"bundle": flagging, "limits": Limits()}
     assert replay(entry, data, secret=SECRET, **form) == ()
     assert replay(entry, data, secret=bytes(32), **form), "another secret is another noise"
     assert replay(replace(entry, counter=1), data, secret=SECRET, **form), "another counter, too"
@@ -227,8 +247,10 @@ def test_a_line_is_replayed_and_what_was_written_down_wrongly_is_named(
     said = " ".join(replay(wrong, data, secret=SECRET, **form))
     for name in ("label was", "depth was", "part tampering was 99.0"):
         assert name in said
-    with pytest.raises(AuditError, match="another"):
+    with pytest.raises(AuditError, match="not the scan"):
         replay(entry, data + b"x", secret=SECRET, **form)
+    with pytest.raises(AuditError, match="not the model"):
+        replay(replace(entry, model_digest="other"), data, secret=SECRET, **form)
     with pytest.raises(AuditError, match="holds 1 scans"):
         replay(replace(entry, scan=1), data, secret=SECRET, **form)
 
@@ -238,21 +260,24 @@ def command(*words: str | Path) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_a_folder_is_diagnosed_from_the_command_line(defended: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_is_diagnosed_from_the_command_line_by_the_champion(
+    defended: Path, hospital: str, folder: Path, tmp_path: Path
+) -> None:
     place = tmp_path / "run"
     shutil.copytree(defended, place)
-    hospital = DefendedRun(place).tested[0]
     words = ("diagnose", place, folder, "--out", tmp_path / "answers.csv")
     status, said = command(*words, "--hospital", hospital)
     assert status == 0, said
+    assert "fitting hospital-00 (1 of 2)" in said, "nothing was published before"
     assert "26/26 files" in said
+    assert set(read(tmp_path / "answers.csv")["model_version"]) == {"1"}
     assert "25 scans:" in said
     assert "3 files refused" in said or "2 files refused" in said
     assert (place / "secrets" / f"{hospital}.secret").stat().st_mode & 0o777 == 0o600
     assert command(*words, "--hospital", hospital)[0] == 0
     status, said = command(*words, "--hospital", "hopsital_0")
     assert status == 1
-    assert said.startswith("fedplatform: no hospital 'hopsital_0'")
+    assert said.startswith("fedplatform: this version holds no model of 'hopsital_0'")
 
 
 def test_keys_are_given_listed_and_revoked_from_the_command_line(tmp_path: Path) -> None:
@@ -271,20 +296,19 @@ def test_keys_are_given_listed_and_revoked_from_the_command_line(tmp_path: Path)
     assert said == f"fedplatform: no key 'other'; there are: {key_id}\n"
 
 
-def test_a_log_is_verified_and_replayed_from_the_command_line(
-    defended: Path, hospital: str, whole: DefendedClassifier, tmp_path: Path
-) -> None:
+def test_a_log_is_verified_and_replayed_from_the_command_line(published: Path, hospital: str, tmp_path: Path) -> None:
     path, scan, secret = tmp_path / "audit.log", tmp_path / "scan.png", tmp_path / "noise.secret"
     scan.write_bytes(picture_bytes(scan_pixels(), "PNG"))
     secret.write_text(SECRET.hex())
     secret.chmod(0o600)
-    entry = entry_of(whole, scan.read_bytes(), hospital)
+    bundle = bundle_of(RunVersions(published).folder("1"), hospital)
+    entry = entry_of(bundle.defended(KeyedNoise(SECRET)), scan.read_bytes(), hospital, model_digest=bundle.digest)
     log = AuditLog(path)
     log.append(entry)
     anchor = str(log.append(replace(entry, label=1 - entry.label)))
     log.close()
     assert command("audit", "verify", path, "--anchor", anchor) == (0, f"2 lines, all whole\nanchor: {anchor}\n")
-    words = ("audit", "replay", path, defended, "--scan", scan, "--secret", secret)
+    words = ("audit", "replay", path, published, "--scan", scan, "--secret", secret)
     assert command(*words, "--line", "1") == (0, "line 1: the same answer\n")
     status, said = command(*words, "--line", "2")
     assert status == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from fedplatform.cli.progress import folder_bar
+from fedplatform.cli.serving import RUN_OR_REGISTRY, say_fitting
 from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors
 
 FILE = click.Path(path_type=Path)
@@ -27,9 +28,10 @@ keys_option = click.option(
 def diagnose(run_folder: Path, folder: Path, *, hospital: str, out: Path, secret: Path | None) -> None:
     """Diagnose a folder of scans without a server.
 
-    RUN is a finished run with its defence, FOLDER holds PNG, JPEG, DICOM or NIfTI files, in subfolders as well. The
-    table has a row a scan: class, confidence, referral, anomaly score, whether it was flagged, how deep it was purified
-    and how the copies voted. A file that cannot be read is a row with the reason. The same command goes on where it was
+    RUN is a finished run with its defence. Its published champion answers, as behind 'fedplatform serve'; where nothing
+    is published yet, a first version is. FOLDER holds PNG, JPEG, DICOM or NIfTI files, in subfolders as well. The table
+    has a row a scan: class, confidence, referral, anomaly score, whether it was flagged, how deep it was purified and
+    how the copies voted. A file that cannot be read is a row with the reason. The same command goes on where it was
     stopped, and takes up files that were added. This is no medical device.
 
     \b
@@ -37,24 +39,24 @@ def diagnose(run_folder: Path, folder: Path, *, hospital: str, out: Path, secret
       fedplatform diagnose runs/br35h my_scans/ --hospital hospital_0 --out answers.csv
     """
     with one_line_errors():
-        from dataclasses import replace
-
         from fedplatform.defence import KeyedNoise
-        from fedplatform.defended_run import DefendedRun
         from fedplatform.serving.diagnose import FolderDiagnosis
         from fedplatform.serving.intake import Limits
+        from fedplatform.serving.publishing import published
         from fedplatform.serving.secret import open_secret, secret_path
+        from fedplatform.serving.versions import bundle_of
 
-        run = DefendedRun(run_folder)
-        one_of(hospital, run.tested)
+        versions = published(run_folder, progress=say_fitting)
+        version = versions.champion()
+        bundle = bundle_of(versions.folder(version), hospital)
         noise = KeyedNoise(open_secret(secret or secret_path(run_folder, hospital)))
         work = FolderDiagnosis(
-            replace(run.hospital(hospital).defended("whole"), noise=noise),
-            classes=run.manifest.classes,
-            size=run.manifest.settings.size,
-            channels=run.manifest.settings.channels,
+            bundle.accelerated(noise),
+            classes=bundle.card.classes,
+            size=bundle.card.size,
+            channels=bundle.card.channels,
             hospital_id=hospital,
-            model_version=run_folder.resolve().name,
+            model_version=version,
             limits=Limits(),
         )
         with folder_bar() as progress:
@@ -141,31 +143,31 @@ def verify_log(log: Path, *, anchor: str | None) -> None:
 
 @audit.command(name="replay")
 @click.argument("log", metavar="LOG", type=FILE)
-@click.argument("run_folder", metavar="RUN", type=FILE)
+@click.argument("run_or_registry", metavar=RUN_OR_REGISTRY)
 @click.option("--line", type=click.IntRange(min=1), required=True, metavar="N", help="the line of the log")
 @click.option("--scan", type=FILE, required=True, metavar="FILE", help="the upload that it is about")
 @click.option("--secret", type=FILE, required=True, metavar="FILE", help="the secret of the hospital's noise")
-def replay_line(log: Path, run_folder: Path, *, line: int, scan: Path, secret: Path) -> None:
-    """Work out once more what line N of LOG says of a scan, and compare; status 1 where it comes out otherwise."""
+def replay_line(log: Path, run_or_registry: str, *, line: int, scan: Path, secret: Path) -> None:
+    """Work out once more what line N of LOG says of a scan, and compare; status 1 where it comes out otherwise.
+
+    The line names the version of the model that answered; RUN, or models:/NAME of MLflow's registry, holds it.
+    """
     with one_line_errors():
-        from fedplatform.defended_run import DefendedRun
         from fedplatform.serving.audit import AuditEntry, AuditError, read_entry
         from fedplatform.serving.intake import Limits
         from fedplatform.serving.replay import replay
         from fedplatform.serving.secret import read_secret
+        from fedplatform.serving.versions import bundle_of, registry_uri, versions_at
 
         entry = read_entry(log, line)
         if not isinstance(entry, AuditEntry):
             raise AuditError(f"line {line} of {log} is no diagnosis")
-        run = DefendedRun(run_folder)
-        one_of(entry.hospital_id, run.tested)
+        versions = versions_at(run_or_registry, registry=registry_uri(Path("runs")), cache=log.parent / "cache")
         differences = replay(
             entry,
             scan.read_bytes(),
-            defended=run.hospital(entry.hospital_id).defended("whole"),
+            bundle=bundle_of(versions.folder(entry.model_version), entry.hospital_id),
             secret=read_secret(secret),
-            size=run.manifest.settings.size,
-            channels=run.manifest.settings.channels,
             limits=Limits(),
         )
         for difference in differences:
@@ -173,12 +175,3 @@ def replay_line(log: Path, run_folder: Path, *, line: int, scan: Path, secret: P
         if differences:
             sys.exit(1)
         click.echo(f"line {line}: the same answer")
-
-
-def one_of(hospital: str, hospitals: tuple[str, ...]) -> None:
-    """Refuse a hospital that the run does not have, naming the nearest."""
-    from fedplatform.experiment import ExperimentError
-    from fedplatform.specification import nearest
-
-    if hospital not in hospitals:
-        raise ExperimentError(f"no hospital {hospital!r}{nearest(hospital, hospitals)}")

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from fedplatform.specification import nearest
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 
 def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -17,24 +21,28 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
     from fedplatform.experiment import Experiment
 
     for name, field in reversed(Experiment.model_fields.items()):
-        choices = get_args(field.annotation)
-        kind: click.ParamType[Any] = click.STRING
-        if field.annotation is int:
-            kind = click.INT
-        elif field.annotation is float:
-            kind = click.FLOAT
-        elif choices and all(isinstance(choice, str) for choice in choices):
-            kind = click.Choice(choices)
-        command = click.option(
-            f"--{name.replace('_', '-')}",
-            name,
-            type=kind,
-            metavar={click.INT: "N", click.FLOAT: "X", click.STRING: "SPEC"}.get(kind),
-            help=field.description
-            if "(default" in str(field.description)
-            else f"{field.description} [default: {field.default}]",
-        )(command)
+        command = _setting_option(name, field)(command)
     return command
+
+
+def _setting_option(name: str, field: FieldInfo) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option of one setting: its type from the annotation, its help from the description."""
+    choices = [choice for choice in get_args(field.annotation) if choice is not NoneType]
+    kind: click.ParamType[Any] = click.STRING
+    if field.annotation is int:
+        kind = click.INT
+    elif field.annotation is float or choices == [float]:
+        kind = click.FLOAT
+    elif choices and all(isinstance(choice, str) for choice in choices):
+        kind = click.Choice(choices)
+    told = str(field.description)
+    return click.option(
+        f"--{name.replace('_', '-')}",
+        name,
+        type=kind,
+        metavar={click.INT: "N", click.FLOAT: "X", click.STRING: "SPEC"}.get(kind),
+        help=told if "(default" in told else f"{told} [default: {field.default}]",
+    )
 
 
 def where_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -62,14 +70,7 @@ def defence_options(command: Callable[..., None]) -> Callable[..., None]:
     from fedplatform.defended_run import DefenceSettings
 
     for name, setting in reversed(DefenceSettings.model_fields.items()):
-        kind = {int: click.INT, float: click.FLOAT}.get(setting.annotation, click.STRING)  # type: ignore[arg-type]
-        command = click.option(
-            f"--{name.replace('_', '-')}",
-            name,
-            type=kind,
-            metavar={click.INT: "N", click.FLOAT: "X"}.get(kind, "SPEC"),
-            help=f"{setting.description} [default: {setting.default}]",
-        )(command)
+        command = _setting_option(name, setting)(command)
     return command
 
 

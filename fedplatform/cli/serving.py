@@ -53,7 +53,7 @@ def publish(run_folder: Path, *, defence: str, registry: str | None, champion: s
             return
         if defence not in DEFENCES:
             raise ExperimentError(f"no defence is called {defence!r}{nearest(defence, DEFENCES)}")
-        number = publish_run(DefendedRun(run_folder), defence=defence, progress=_say)
+        number = publish_run(DefendedRun(run_folder), defence=defence, progress=say_fitting)
         console.print(f"version {number}: {versions.folder(number)}", soft_wrap=True)
         if in_registry:
             registered = in_registry.add(versions.folder(number))
@@ -107,6 +107,7 @@ def serve(
     """
     with one_line_errors():
         from fedplatform.experiment import ExperimentError
+        from fedplatform.serving.publishing import published
         from fedplatform.serving.versions import REGISTRY, registry_uri
 
         if (tls_cert is None) != (tls_key is None):
@@ -117,7 +118,7 @@ def serve(
         if named and state is None:
             raise ExperimentError(f"{run_or_registry} says not where the audit log is kept: --state FOLDER")
         if not named:
-            _publish_first(Path(run_or_registry))
+            published(Path(run_or_registry), progress=say_fitting)
         arguments: dict[str, Any] = {
             "versions": run_or_registry if named else str(Path(run_or_registry).resolve()),
             "registry": registry_uri(Path("runs")) if named else "",
@@ -153,16 +154,8 @@ def _serve(settings: dict[str, Any], *, host: str, port: int, tls: tuple[str, st
         wait_for_the_end()
 
 
-def _publish_first(run_folder: Path) -> None:
-    from fedplatform.defended_run import DefendedRun
-    from fedplatform.serving.publishing import publish_run
-    from fedplatform.serving.versions import RunVersions
-
-    if not RunVersions(run_folder).numbers():
-        publish_run(DefendedRun(run_folder), defence="whole", progress=_say)
-
-
-def _say(hospital_id: str, done: int, total: int) -> None:
+def say_fitting(hospital_id: str, done: int, total: int) -> None:
+    """Tell how far the fitting of a version is."""
     console.print(f"fitting {hospital_id} ({done + 1} of {total})")
 
 

@@ -130,7 +130,7 @@ class Fusion:
     that are all a little high much better. The sum of squares of the positive z sees both as well, but has no slope
     where all of them are negative: an attacker would be stopped there by nothing but a missing gradient.
 
-    Scores in ``silent`` are measured, for whoever wants to see them, and do not count.
+    Scores in ``silent`` do not count and need not be measured; what is usual of them is known, for whoever draws them.
     """
 
     location: Mapping[str, float]
@@ -139,8 +139,13 @@ class Fusion:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "silent", tuple(self.silent))  # a file holds it as a list
-        if not self.location.keys() - set(self.silent):
+        if not self.counting:
             raise ValueError(f"a fusion needs at least one score that counts, got {sorted(self.location)}")
+
+    @property
+    def counting(self) -> tuple[str, ...]:
+        """The scores that are fused."""
+        return tuple(name for name in self.location if name not in self.silent)
 
     @staticmethod
     def fit(parts: Mapping[str, torch.Tensor], *, silent: tuple[str, ...] = ()) -> Fusion:
@@ -163,10 +168,9 @@ class Fusion:
 
         Differentiable. Raises ValueError where they are not the scores that it was fitted to.
         """
-        if parts.keys() != self.location.keys():
-            raise ValueError(f"this fusion was fitted to {sorted(self.location)}, got {sorted(parts)}")
-        counting = [name for name in self.location if name not in self.silent]
-        deviations = [(parts[name] - self.location[name]) / self.scale[name] for name in counting]
+        if parts.keys() != set(self.counting):
+            raise ValueError(f"this fusion takes {sorted(self.counting)}, got {sorted(parts)}")
+        deviations = [(parts[name] - self.location[name]) / self.scale[name] for name in self.counting]
         return torch.stack(deviations).logsumexp(dim=0) - math.log(len(deviations))
 
 

@@ -99,7 +99,7 @@ class DefendedClassifier:
         depth = step_of(sigma, network.abar[: network.t_max + 1])
 
         def answer(noisy: torch.Tensor) -> torch.Tensor:
-            t = torch.full((len(noisy),), depth)
+            t = torch.full((len(noisy),), depth, device=noisy.device)
             cleaned = (network.denoise(network.signal(t) * (2 * noisy - 1), t) + 1) / 2
             return self._answer(cleaned.clamp(0, 1)).argmax(dim=1)
 
@@ -178,7 +178,7 @@ class DefendedClassifier:
         if self.detector is not None:
             after = before
             if self.detector.compares:
-                probe = torch.full((len(images),), self.probe_depth)
+                probe = torch.full((len(images),), self.probe_depth, device=images.device)
                 after = self._answer(self.purifier(images, probe, drawn))
             parts = self.detector.parts(images, before, after)
             scores = self.detector(parts)
@@ -192,7 +192,7 @@ class DefendedClassifier:
         A scan of depth 0 keeps its answer ``before`` and has no votes.
         """
         copies = drawn.shape[1]
-        votes = torch.full((len(images), copies), -1)
+        votes = torch.full((len(images), copies), -1, device=images.device)
         rows = depth.nonzero().flatten()
         if not len(rows):
             return before, images, votes

@@ -32,12 +32,12 @@ class Detector:
     @property
     def compares(self) -> bool:
         """Whether it needs to know what the classifier says of the purified scan."""
-        return "disagreement" in self.fusion.location
+        return "disagreement" in self.fusion.counting
 
     def parts(self, images: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> dict[str, torch.Tensor]:
         """The scores that count, (n,) each, of scans and of their logits (n, k) before and after purification."""
         scores = {}
-        for part in self.fusion.location:
+        for part in self.fusion.counting:
             if part == "reconstruction":
                 scores[part] = self.patch_errors(images).mean(dim=1)
             elif part == "disagreement":

@@ -28,6 +28,7 @@ DEFENCES: Mapping[str, str] = MappingProxyType(  # a later one's curve is drawn 
         "bit_depth": "bit depth",
         "no_defence": "no defence",
         "all_sides": "seen from all sides, not purified",
+        "all_sides_tuned": "tuned classifier, seen from all sides, not purified",
         "purify_all": "purify everything",
         "purify_all_tuned": "purify everything, tuned classifier",
         "mae_gate": "MAE gate, fixed depth",

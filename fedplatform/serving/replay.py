@@ -7,8 +7,9 @@ import math
 
 import torch
 
-from fedplatform.defence import DefendedClassifier, KeyedNoise
+from fedplatform.defence import KeyedNoise
 from fedplatform.serving.audit import AuditEntry, AuditError
+from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.intake import Limits, read_scans
 from fedplatform.training import to_images
 
@@ -19,26 +20,27 @@ def replay(
     entry: AuditEntry,
     data: bytes,
     *,
-    defended: DefendedClassifier,
+    bundle: Bundle,
     secret: bytes,
-    size: int,
-    channels: int,
     limits: Limits,
 ) -> tuple[str, ...]:
     """What comes out otherwise than was written down, a sentence each; nothing where the answer is repeated.
 
-    ``data`` is the upload, ``defended`` the version of the hospital's model that the entry names, ``secret`` the key of
-    its noise. Raises :class:`AuditError` where the upload is another one.
+    ``data`` is the upload, ``bundle`` the hospital's in the version that the entry names, ``secret`` the key of its
+    noise. Raises :class:`AuditError` where the upload or the model is another one.
     """
+    if bundle.digest != entry.model_digest:
+        raise AuditError("this is not the model of that line: its SHA-256 is another")
     if hashlib.sha256(data).hexdigest() != entry.input_sha256:
         raise AuditError("this is not the scan of that line: its SHA-256 is another")
-    scans = read_scans(data, size=size, channels=channels, limits=limits, slice_number=entry.slice_number)
+    card = bundle.card
+    scans = read_scans(data, size=card.size, channels=card.channels, limits=limits, slice_number=entry.slice_number)
     if entry.scan >= len(scans):
         raise AuditError(f"the upload holds {len(scans)} scans, the line is about number {entry.scan}")
     images = to_images(scans[entry.scan : entry.scan + 1])
-    noise = KeyedNoise(secret, entry.counter)
+    defended = bundle.defended(KeyedNoise(secret, entry.counter))
     with torch.no_grad():
-        passage = defended.passage(images, noise=noise)
+        passage = defended.passage(images)
         (diagnosis,) = defended.conclude(passage)
     parts = {name: float(scores[0]) for name, scores in passage.parts.items()}
     there = {**vars(entry), **{f"part {name}": value for name, value in entry.parts.items()}}

@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 from fedplatform.defended_run import DefendedRun
 from fedplatform.serving.bundle import CARD, Bundle, Exports, Networks, save
 from fedplatform.settings import ExperimentError
+from fedplatform.specification import nearest
 
 SERVING, VERSIONS, ALIASES = "serving", "versions", "aliases.json"
 CHAMPION = "champion"
@@ -206,8 +207,9 @@ def write_bundles(run: DefendedRun, folder: Path, *, defence: str, progress: Pro
 
 def bundle_of(version: Path, hospital_id: str) -> Bundle:
     """One hospital's bundle of a version; raises :class:`ExperimentError` where it has none."""
-    if hospital_id not in hospitals_in(version):
-        raise ExperimentError(f"this version holds no model of {hospital_id!r}")
+    known = hospitals_in(version)
+    if hospital_id not in known:
+        raise ExperimentError(f"this version holds no model of {hospital_id!r}{nearest(hospital_id, known)}")
     return Bundle.open(version / hospital_id)
 
 

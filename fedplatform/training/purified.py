@@ -17,10 +17,10 @@ from fedplatform.training.objectives import Classification, ascend, cross_entrop
 class Purified(CarriesNetworks, Classification):
     """Cross-entropy on purified scans, attacked through the purifier (after AToP, Lin et al., ICLR 2024).
 
-    Half of a batch goes through the ``purifier`` at a depth drawn for each scan from ``least_depth`` to ``most_depth``,
-    so that the classifier knows what purified scans look like; the other half as it is, for scans that pass the gate.
-    With an ``epsilon`` (pixel units) both halves are attacked in one step of FGSM-RS whose gradient passes through the
-    purifier under the same noise: what no training without the purifier prepares for.
+    Every scan goes through the ``purifier`` at a depth drawn for it from ``least_depth`` to ``most_depth``, so that the
+    classifier knows what purified scans look like. With an ``epsilon`` (pixel units) it is attacked before, in one step
+    of FGSM-RS whose gradient passes through the purifier under the same noise: what no training without the purifier
+    prepares for.
     """
 
     purifier: Purifier = field(repr=False)
@@ -40,7 +40,6 @@ class Purified(CarriesNetworks, Classification):
         """Mean over the batch."""
         del progress
         depth = torch.randint(self.least_depth, self.most_depth + 1, (len(images),), generator=generator)
-        depth[: len(images) // 2] = 0
         noise = torch.randn(images.shape, generator=generator).to(images)
 
         def clean(moved: torch.Tensor) -> torch.Tensor:
