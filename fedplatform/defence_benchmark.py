@@ -33,9 +33,9 @@ KINDS: Mapping[str, Mapping[str, object]] = {
 }
 SHARED_STAGES = ("autoencoder", "purifier")  # they know no classifier, so both kinds have the same
 PUBLISHED = [
-    "dataset", "pixels", "split", "defence", "adversarial_training", "tier", "epsilon", "seed", "n", "accuracy",
-    "flagged", "abstained", "evaluations", "milliseconds", "accuracy_mean", "accuracy_worst", "wrong", "auc",
-    "tpr_at_5",
+    "dataset", "pixels", "split", "defence", "adversarial_training", "tier", "epsilon", "seed", "n", "groups",
+    "effective", "accuracy", "flagged", "abstained", "evaluations", "milliseconds", "accuracy_mean", "accuracy_worst",
+    "wrong", "auc", "tpr_at_5",
 ]  # fmt: skip
 
 

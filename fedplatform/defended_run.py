@@ -111,7 +111,7 @@ class HospitalParts:
 
     ``classifier`` is the run's own personal model, ``tuned`` the one that has seen purified scans. ``validation`` and
     ``test`` are (images (n, c, h, w) in [0, 1], labels (n,)); ``test_rows`` (n,) says where the test scans stand in
-    the source.
+    the source, ``test_groups`` (n,) which of them belong together.
     """
 
     hospital_id: str
@@ -124,6 +124,7 @@ class HospitalParts:
     validation: tuple[torch.Tensor, torch.Tensor]
     test: tuple[torch.Tensor, torch.Tensor]
     test_rows: np.ndarray
+    test_groups: np.ndarray
 
     def defended(self, defence: str) -> DefendedClassifier:
         """A row of the table by its name, fitted on this hospital's validation scans alone."""
@@ -301,6 +302,7 @@ class DefendedRun:
             validation=_scans(shard, Role.VALIDATION),
             test=_scans(shard, Role.TEST),
             test_rows=shard.rows(Role.TEST),
+            test_groups=shard.groups(Role.TEST),
         )
 
     @staticmethod

@@ -22,6 +22,7 @@ from fedplatform.data.splits import Role
 from fedplatform.defence import DefendedClassifier, DiffusionPurifier, FreshNoise, step_of
 from fedplatform.defended_run import DEFENCES, GATED, DefendedRun, HospitalParts
 from fedplatform.experiment import Experiment, ExperimentError
+from fedplatform.report.interval import effective_size
 from fedplatform.seeding import torch_generator
 from fedplatform.threats import TIERS, Attacker, Budget, Victim
 from fedplatform.training import CrossEntropy
@@ -201,6 +202,8 @@ def cells_of(scans: pd.DataFrame, heading: Mapping[str, object]) -> pd.DataFrame
                 **heading,
                 **cell,
                 "n": len(group),
+                "groups": group["group"].nunique(),
+                "effective": effective_size(right.to_numpy(), group["group"].to_numpy()),
                 "accuracy": right.mean(),
                 "accuracy_mean": group["mean"].mean(),
                 "accuracy_worst": group["worst"].mean(),
@@ -340,7 +343,13 @@ def attack_scans(path: Path, shards: Path, task: Task, plan: Plan) -> list[dict[
             draws = 1 if easy else FRESH_DRAWS
             judged = judge_scans(defended, attacked, labels, seed=run.experiment.seed, draws=draws)
         rows += [
-            {**heading, "row": int(parts.test_rows[place]), "label": int(label), **row}
+            {
+                **heading,
+                "row": int(parts.test_rows[place]),
+                "group": int(parts.test_groups[place]),
+                "label": int(label),
+                **row,
+            }
             for place, label, row in zip(these, labels.tolist(), judged, strict=True)
         ]
     return rows

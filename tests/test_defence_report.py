@@ -26,7 +26,7 @@ from fedplatform.report.defence_grid import defence_grids
 from fedplatform.report.defence_page import write_defence_report
 from fedplatform.report.defence_pairs import defence_pairs, paired_markdown
 from fedplatform.report.defence_pictures import magnification
-from fedplatform.report.interval import wilson
+from fedplatform.report.interval import effective_size, sign_flips, wilson
 from fedplatform.report.markdown_table import defence_markdown
 from fedplatform.robustness import cells_of
 from fedplatform.threats import TIERS
@@ -80,6 +80,7 @@ def attacked_scans(*, n: int = 40, seed: int = 0, hardened: bool = False) -> pd.
                             "seed": seed,
                             "hospital_id": f"hospital-{row % 4}",
                             "row": row,
+                            "group": row,
                             "label": label,
                             "answer": label if row < right else 1 - label,
                             "mean": 1.0 if row < right else 0.1,
@@ -187,7 +188,7 @@ def test_a_browser_shows_what_is_left_under_attack_and_asks_nobody_for_anything(
         "Accuracy under the strongest attacker of T1 to T5: whole defence keeps 87.5% at epsilon 0.015 and 77.5% at "
         "epsilon 8/255; no defence keeps 52.5% at epsilon 0.015 and 10.0% at epsilon 8/255."
     )
-    low, high = binomtest(31, 40).proportion_ci(method="wilson")
+    low, high = wilson(31 / 40, 39)  # groups of one scan each, one of them spent on the mean
     assert rows_of(browser, "#minima")[1] == [
         "whole defence",
         "8/255",
@@ -268,7 +269,7 @@ def test_the_drawn_curves_stand_where_the_figures_say(tmp_path):
     span = plots["T4"].right - plots["T4"].left
     assert xs == pytest.approx([44, 44 + span * PAPER / STRONG, 320], abs=0.1)
     assert ys == pytest.approx([198 - share * (198 - 12) for share in (38 / 40, 35 / 40, 31 / 40)], abs=0.1)
-    assert curves["whole defence"].dots[2][2].startswith("whole defence, epsilon 8/255: 77.5% (62.5% to 87.7%, n = 40)")
+    assert curves["whole defence"].dots[2][2].startswith("whole defence, epsilon 8/255: 77.5% (62.3% to 87.8%, n = 40)")
 
 
 def test_the_detector_is_judged_by_its_own_clean_scans_of_the_same_defence():
@@ -460,6 +461,7 @@ def test_a_table_that_would_mislead_is_refused(tmp_path):
 
 def test_a_pair_of_defences_is_compared_on_the_scans_that_both_were_tried_on() -> None:
     keys = {"adversarial_training": True, "tier": "T4", "epsilon": 8 / 255, "label": 1}
+    # Three rows a seed; those numbered 2 are of one patient, whichever seed drew them.
     answers = {  # seed, row: whole, other
         (0, 1): (1, 1),
         (0, 2): (1, 0),
@@ -469,15 +471,42 @@ def test_a_pair_of_defences_is_compared_on_the_scans_that_both_were_tried_on() -
         (1, 3): (1, 0),
     }
     rows = [
-        {**keys, "seed": seed, "row": row, "defence": defence, "answer": answer}
+        {**keys, "seed": seed, "row": row, "group": row, "defence": defence, "answer": answer}
         for (seed, row), pair in answers.items()
         for defence, answer in zip(("whole", "no_defence"), pair, strict=True)
     ]
-    rows.append({**keys, "seed": 2, "row": 9, "defence": "no_defence", "answer": 1})  # the whole never saw it
+    rows.append(
+        {**keys, "seed": 2, "row": 9, "group": 9, "defence": "no_defence", "answer": 1}
+    )  # the whole never saw it
     (found,) = defence_pairs(pd.DataFrame(rows)).to_dict("records")
     assert (found["n"], found["gained"], found["lost"]) == (6, 3, 1)
     assert (found["seeds"], found["seeds_better"]) == (2, 1)
-    assert found["p"] == pytest.approx(2 * (1 + 4) / 2**4)
+    assert found["groups"] == 3
+    assert found["p"] == 0.75, "gains less losses of the groups are -1, 1 and 2: of 8 choices of signs 6 go as far as 2"
     (line,) = paired_markdown(pd.DataFrame(rows)).splitlines()[4:]
-    assert line == "| no defence | yes | 8/255 | T4 | +33.3 | 6 | 1 of 2 | 0.625 |"
+    assert line == "| no defence | yes | 8/255 | T4 | +33.3 | 6 | 3 | 1 of 2 | 0.750 |"
     assert paired_markdown(pd.DataFrame(rows)[lambda frame: frame["defence"] == "whole"]) == ""
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=40), st.integers(1, 8))
+def test_copies_of_a_scan_tell_no_more_than_the_scan(right, copies):
+    once, groups = np.array(right), np.arange(len(right))
+    alone = effective_size(once, groups)
+    again = effective_size(np.repeat(once, copies), np.repeat(groups, copies))
+    assert again == pytest.approx(alone)
+    assert len(right) - 1 - 1e-9 <= alone <= len(right)
+    one_group = effective_size(once, np.zeros(len(right)))
+    assert one_group == 1
+
+
+@given(st.integers(0, 12), st.integers(0, 12))
+def test_where_every_group_is_one_scan_the_sign_flips_are_mcnemars_test(gained, lost):
+    gains = np.array([1] * gained + [-1] * lost + [0] * 5)
+    exact = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    assert sign_flips(gains) == pytest.approx(exact, abs=1e-9 if gained + lost <= 12 else 0.02)
+    assert sign_flips(-gains) == pytest.approx(sign_flips(gains), abs=0.02)
+
+
+def test_thirty_slices_of_one_patient_prove_nothing_that_one_does_not():
+    assert sign_flips(np.ones(30)) < 1e-3
+    assert sign_flips(np.array([30])) == 1.0

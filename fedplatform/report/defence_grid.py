@@ -23,13 +23,14 @@ class DefenceCell:
     accuracy: float  # mean over the seeds of the share answered rightly
     sd: float  # of the seeds; NaN for a single one
     n: int  # scans of all seeds
+    effective: float  # how many independent ones they are worth, for they come in groups
     seeds: int
     referred: float  # share sent to a radiologist, whatever the forced answer was
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the accuracy, scans of all seeds pooled."""
-        return wilson(self.accuracy, self.n)
+        """The 95 % interval of the accuracy, all seeds pooled, as many independent scans as they are worth."""
+        return wilson(self.accuracy, self.effective)
 
     @property
     def spread(self) -> str:
@@ -135,6 +136,7 @@ def _cell(tier: str, seeds: pd.DataFrame) -> DefenceCell:
         accuracy=float(seeds["accuracy"].mean()),
         sd=float(seeds["accuracy"].std()),
         n=int(seeds["n"].sum()),
+        effective=float(seeds["effective"].sum()),
         seeds=len(seeds),
         referred=float(seeds["abstained"].mean()),
     )

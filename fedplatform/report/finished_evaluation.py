@@ -17,7 +17,7 @@ from fedplatform.report.threat_wording import TIERS
 KEYS = ("defence", "adversarial_training", "tier", "epsilon", "seed")
 SETTING = ("dataset", "pixels", "split")
 SHARES = ("accuracy", "accuracy_mean", "accuracy_worst", "wrong", "flagged", "abstained", "auc", "tpr_at_5")
-CELL_COLUMNS = (*SETTING, *KEYS, "n", *SHARES, "evaluations", "milliseconds")
+CELL_COLUMNS = (*SETTING, *KEYS, "n", "effective", *SHARES, "evaluations", "milliseconds")
 SCAN_COLUMNS = (*KEYS, "score", "flagged", "depth")
 FILE = "evaluation.parquet"
 
