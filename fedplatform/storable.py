@@ -32,6 +32,8 @@ def take_apart(value: object, *, kinds: Sequence[type], name: str) -> tuple[Tree
             array = part.detach().cpu().numpy() if isinstance(part, torch.Tensor) else np.asarray(part)
             if array.dtype.kind not in "biuf":
                 raise NotStorableError(f"{place} is an array of {array.dtype}, and arrays are stored that hold numbers")
+            while place in arrays:  # {"a/b": x} beside {"a": {"b": y}}
+                place += "'"
             arrays[place] = array
             form = {torch.Tensor: "tensor", np.ndarray: "array"}.get(type(part), "scalar")
             return {form: place}

@@ -19,7 +19,10 @@ class TableError(ValueError):
 
 def tables_of(reports: Sequence[RoundReport]) -> dict[str, pa.Table]:
     """The tables by the names of their files, ``rounds.parquet`` and ``hospitals.parquet``."""
-    rounds = pd.DataFrame([_row_of_round(report) for report in reports])
+    rounds = pd.DataFrame(
+        [_row_of_round(report) for report in reports],
+        columns=[field.name for field in fields(RoundReport) if field.name != "hospitals"],
+    )
     hospitals = pd.DataFrame(
         [asdict(record) for report in reports for record in report.hospitals],
         columns=[field.name for field in fields(HospitalRecord)],
