@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.cohort import CohortError, cause
 from actors.server import Server
 from fedplatform.aggregation import Mixed
+from fedplatform.checkpoint import CheckpointFolder
 from fedplatform.engine import Earlier, Outcome, RunningFederation
 from fedplatform.experiment import Experiment, ExperimentError
 from fedplatform.messages import RoundReport
@@ -130,7 +131,7 @@ class RayEngine:
             state_folder=state_folder.resolve(),
             num_hosts=num_hosts,
             start=start,
-            checkpoints=checkpoints.resolve() if checkpoints else None,
+            checkpoints=CheckpointFolder.of(checkpoints, experiment) if checkpoints else None,
         )
         try:
             yield RayFederation(server, restarts=checkpoints is not None)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from actors.cohort import RayCohort
-from fedplatform.checkpoint import Checkpoints
+from fedplatform.checkpoint import CheckpointFolder, Checkpoints
 from fedplatform.engine import Earlier, Outcome, ServerRole, cohort_plan
 from fedplatform.experiment import Experiment
 from fedplatform.messages import RoundReport
@@ -29,10 +29,10 @@ class Server:
         state_folder: Path,
         num_hosts: int,
         start: np.ndarray | None = None,
-        checkpoints: Path | None = None,
+        checkpoints: CheckpointFolder | None = None,
     ) -> None:
         torch.set_num_threads(1)
-        opened = Checkpoints.open(checkpoints, experiment) if checkpoints else None
+        opened = Checkpoints.open(checkpoints, experiment.rule) if checkpoints else None
         self._cohort = RayCohort(
             cohort_plan(experiment, shards, state_folder=state_folder, launch=opened.launch if opened else None),
             num_hosts=num_hosts,

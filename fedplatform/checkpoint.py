@@ -39,6 +39,19 @@ class Checkpoint:
     reports: tuple[RoundReport, ...]
 
 
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """Where the checkpoints of a run lie, and of which experiment they must be: the SHA-256 of its settings."""
+
+    path: Path
+    experiment: str
+
+    @classmethod
+    def of(cls, path: Path, experiment: Experiment) -> Self:
+        """The folder for an experiment; asked where the experiment was read, for only there all of it has a name."""
+        return cls(path.resolve(), hashlib.sha256(json.dumps(experiment.settings()).encode()).hexdigest())
+
+
 class Checkpoints:
     """The last rounds of one run in a folder, one folder each; made by :meth:`open`.
 
@@ -47,29 +60,29 @@ class Checkpoints:
     that is intact; ``refused`` says in words what was wrong with newer ones.
     """
 
-    def __init__(self, folder: Path, experiment: Experiment) -> None:
-        self._folder = folder
-        self._experiment = hashlib.sha256(json.dumps(experiment.settings()).encode()).hexdigest()
-        self._kinds: Sequence[type] = getattr(experiment.rule, "memory_kinds", ())
+    def __init__(self, folder: CheckpointFolder, rule: Aggregator) -> None:
+        self._folder = folder.path
+        self._experiment = folder.experiment
+        self._kinds: Sequence[type] = getattr(rule, "memory_kinds", ())
         self.found: Checkpoint | None = None
         self.refused: tuple[str, ...] = ()
         self.launch = Launch(0, 0)
 
     @classmethod
-    def open(cls, folder: Path, experiment: Experiment) -> Self:
+    def open(cls, folder: CheckpointFolder, rule: Aggregator) -> Self:
         """Look for the newest intact checkpoint, and count one more launch.
 
         Raises :class:`ExperimentError` where there are checkpoints and none is intact, where they are of another
         experiment, or the folder cannot be written.
         """
-        checkpoints = cls(folder, experiment)
+        checkpoints = cls(folder, rule)
         checkpoints._find()
         found = checkpoints.found
         launch = Launch(checkpoints._counted() + 1, found.state.round_number if found else 0)
         try:
-            write_durably(folder / LAUNCH, str(launch.number).encode())
+            write_durably(folder.path / LAUNCH, str(launch.number).encode())
         except OSError as error:
-            raise ExperimentError(f"cannot write to {folder}: {error.strerror or error}") from error
+            raise ExperimentError(f"cannot write to {folder.path}: {error.strerror or error}") from error
         checkpoints.launch = launch
         return checkpoints
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedplatform.checkpoint import Checkpoint, Checkpoints
+from fedplatform.checkpoint import Checkpoint, CheckpointFolder, Checkpoints
 from fedplatform.cohort import Cohort, CohortPlan, InProcessCohort
 from fedplatform.data.shards import ROOT, Manifest, Shard
 from fedplatform.data.splits import Role
@@ -164,6 +164,7 @@ class InProcessEngine:
         checkpoints: Path | None = None,
     ) -> AbstractContextManager[RunningFederation]:
         """Bring up hospitals and server here."""
-        opened = Checkpoints.open(checkpoints, experiment) if checkpoints else None
+        folder = CheckpointFolder.of(checkpoints, experiment) if checkpoints else None
+        opened = Checkpoints.open(folder, experiment.rule) if folder else None
         plan = cohort_plan(experiment, shards, state_folder=state_folder, launch=opened.launch if opened else None)
         return nullcontext(ServerRole(experiment, shards, InProcessCohort(plan), start=start, checkpoints=opened))

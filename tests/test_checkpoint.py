@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as arrays
 from mlflow.tracking import MlflowClient
 
 from fedplatform.aggregation import Mean
-from fedplatform.checkpoint import Checkpoint, Checkpoints, require_storable
+from fedplatform.checkpoint import Checkpoint, CheckpointFolder, Checkpoints, require_storable
 from fedplatform.engine import InProcessEngine
 from fedplatform.experiment import Experiment, ExperimentError, parse_rule
 from fedplatform.federation import FederationState
@@ -130,6 +130,11 @@ def checkpoints_of(folder: RunFolder) -> list[str]:
     return sorted(path.name for path in folder.checkpoints.glob("round-*"))
 
 
+def opened(folder: RunFolder) -> Checkpoints:
+    experiment = Experiment.from_settings(folder.read_settings())
+    return Checkpoints.open(CheckpointFolder.of(folder.checkpoints, experiment), experiment.rule)
+
+
 def test_the_last_rounds_are_kept_and_no_pickle_among_them(copied: RunFolder) -> None:
     assert checkpoints_of(copied) == ["round-000003", "round-000004", "round-000005"]
     newest = copied.checkpoints / "round-000005"
@@ -153,7 +158,7 @@ def test_a_corrupt_checkpoint_is_refused_and_the_one_before_taken_and_that_is_sa
         place.unlink()
     else:
         place.write_bytes(bytes(data) if damage == "flipped" else bytes(data[: len(data) // 2]))
-    found = Checkpoints.open(copied.checkpoints, Experiment.from_settings(copied.read_settings()))
+    found = opened(copied)
     assert found.found is not None
     assert found.found.state.round_number == 4
     assert "round-000005 is damaged" in found.refused[0]
@@ -185,9 +190,8 @@ def test_two_processes_never_work_on_one_run(copied: RunFolder, shards: Path) ->
 
 
 def test_a_server_that_was_taken_for_dead_writes_no_more(copied: RunFolder) -> None:
-    experiment = Experiment.from_settings(copied.read_settings())
-    old = Checkpoints.open(copied.checkpoints, experiment)
-    new = Checkpoints.open(copied.checkpoints, experiment)
+    old = opened(copied)
+    new = opened(copied)
     assert old.found is not None
     with pytest.raises(SupersededError):
         old.save(old.found)
@@ -196,11 +200,11 @@ def test_a_server_that_was_taken_for_dead_writes_no_more(copied: RunFolder) -> N
 
 def test_what_a_killed_writer_left_half_written_is_not_taken_for_a_checkpoint(copied: RunFolder) -> None:
     shutil.copytree(copied.checkpoints / "round-000005", copied.checkpoints / ".round-000006.partial")
-    opened = Checkpoints.open(copied.checkpoints, Experiment.from_settings(copied.read_settings()))
-    assert opened.found is not None
-    assert opened.found.state.round_number == 5
-    state = replace(opened.found.state, round_number=6)
-    opened.save(Checkpoint(state, opened.found.reports))
+    there = opened(copied)
+    assert there.found is not None
+    assert there.found.state.round_number == 5
+    state = replace(there.found.state, round_number=6)
+    there.save(Checkpoint(state, there.found.reports))
     assert not list(copied.checkpoints.glob(".round*")), "and goes with the next one"
 
 
@@ -290,9 +294,9 @@ def same(one: object, other: object) -> bool:
 def test_every_plain_memory_comes_back_as_it_was(memory: object, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("plain")
     zeros = np.zeros(3, np.float32)
-    experiment = Experiment.from_settings({"rule": "mean"})
-    Checkpoints.open(folder, experiment).save(Checkpoint(FederationState(1, zeros, zeros, memory), ()))
-    found = Checkpoints.open(folder, experiment).found
+    place = CheckpointFolder(folder, "any")
+    Checkpoints.open(place, Mean()).save(Checkpoint(FederationState(1, zeros, zeros, memory), ()))
+    found = Checkpoints.open(place, Mean()).found
     assert found is not None
     assert same(found.state.memory, memory)
 
@@ -342,9 +346,9 @@ def test_a_declared_memory_is_stored(small: Experiment, shards: Path, tmp_path: 
     experiment = small.replace(rule=SaysWhatItRemembers(), attack="none", liars=0)
     with pytest.raises(PulledPlug):
         run(experiment, engine=InProcessEngine(), runs=tmp_path, name="m", shards=shards, observer=pull_the_plug(1))
-    opened = Checkpoints.open(tmp_path / "m" / "checkpoints", experiment)
-    assert opened.found is not None
-    assert opened.found.state.memory == Diary(1)
+    found = Checkpoints.open(CheckpointFolder.of(tmp_path / "m" / "checkpoints", experiment), experiment.rule).found
+    assert found is not None
+    assert found.state.memory == Diary(1)
 
 
 @pytest.mark.parametrize("scorer", [DualAttention(), TrustPolicy(), Hybrid()], ids=lambda s: type(s).__name__)
