@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,18 @@ def until(true: Callable[[], bool], what: str, *, patience_s: float = PATIENCE_S
         time.sleep(0.1)
 
 
+def free_ports() -> dict[str, int]:
+    """Ports for a node's agents; Ray's own choice has a node wait for them, and give up after 15 s."""
+    names = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+    with ExitStack() as held:
+        ports = {}
+        for name in names:
+            place = held.enter_context(socket.socket())
+            place.bind(("127.0.0.1", 0))
+            ports[name] = place.getsockname()[1]
+    return ports
+
+
 class Machines:
     """A Ray cluster: a head without CPUs, on which driver and server run, and nodes of one CPU for the hospitals."""
 
@@ -94,7 +108,7 @@ class Machines:
         self._nodes: list[Any] = []
         self._cluster = Cluster()
         self._cluster.add_node(
-            num_cpus=0, include_dashboard=False, object_store_memory=MEMORY, _system_config=IMPATIENT
+            num_cpus=0, include_dashboard=False, object_store_memory=MEMORY, _system_config=IMPATIENT, **free_ports()
         )
         self._nodes += [self._fresh() for _ in range(nodes)]
         self.address: str = self._cluster.address
@@ -145,7 +159,7 @@ class Machines:
         return [process for process in self._known if process.is_running() and process.status() != "zombie"]
 
     def _fresh(self) -> Any:
-        return self._cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+        return self._cluster.add_node(num_cpus=1, object_store_memory=MEMORY, **free_ports())
 
     def _processes(self) -> set[Process]:
         nodes = [self._cluster.head_node, *self._nodes] if self._cluster.head_node else self._nodes
