@@ -82,6 +82,8 @@ class Checkpoints:
         launch = Launch(checkpoints._counted() + 1, found.state.round_number if found else 0)
         try:
             write_durably(folder.path / LAUNCH, str(launch.number).encode())
+            for unfinished in folder.path.glob(".round-*.partial"):
+                shutil.rmtree(unfinished)
             for number in checkpoints._numbers():
                 if number > launch.resumed_from:  # damaged; hospitals go back behind it, so it must never come back
                     checkpoints._of(number).rename(folder.path / f"{DAMAGED}-{launch.number}-{number:06d}")
