@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors.hospital import HospitalHost
 from fedplatform.cohort import CohortPlan, replies_with
@@ -32,6 +32,7 @@ class RayCohort:
     def __init__(self, plan: CohortPlan, *, num_hosts: int, deadline_s: float) -> None:
         self._plan = plan
         self._deadline_s = deadline_s
+        self._round = 0
         names = tuple(plan.shard_files)
         # Honest hospitals and liars are dealt apart: colluding liars do not train, and would leave one host idle.
         order = [*plan.honest, *(name for name in names if name not in plan.honest)]
@@ -60,6 +61,7 @@ class RayCohort:
 
     def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
         """One round of training; a hospital that misses the deadline or dies is a reply too."""
+        self._round = round_number
         deadline = time.monotonic() + self._deadline_s
         broadcast = ray.put(weights)
         colluding = self._plan.liars.colluding
@@ -76,13 +78,17 @@ class RayCohort:
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
         """Predictions of every honest hospital whose actor is alive."""
+        deadline = time.monotonic() + self._deadline_s
         broadcast = ray.put(weights)
-        asked = [self._host_of[name].evaluate.remote(name, broadcast, tuple(roles)) for name in self._plan.honest]
+        asked = [
+            self._host_of[name].evaluate.remote(name, broadcast, tuple(roles), self._round)
+            for name in self._plan.honest
+        ]
         predictions: list[Predictions] = []
         for ref in asked:
             try:
-                predictions += ray.get(ref, timeout=self._deadline_s)
-            except (RayActorError, RayTaskError, GetTimeoutError):
+                predictions += ray.get(ref, timeout=max(0.0, deadline - time.monotonic()))
+            except RayError:
                 continue  # it grades nothing this round; the training records say why
         return predictions
 
@@ -130,7 +136,7 @@ class RayCohort:
                 updates = ray.get(forged, timeout=max(0.0, deadline - time.monotonic()))
             except GetTimeoutError:
                 failed[ringleader] = self._stop(ringleader, round_number)
-            except (RayActorError, RayTaskError) as error:
+            except RayError as error:
                 failed[ringleader] = crash(ringleader, error)
             else:
                 return {**replies_with(updates), **failed}
@@ -141,16 +147,20 @@ def reply_from(hospital_id: str, fetch: Callable[[], object]) -> Reply:
     """Fetch a hospital's answer and say what became of the hospital."""
     try:
         update = fetch()
-    except (RayActorError, RayTaskError) as error:
+    except RayError as error:
         return crash(hospital_id, error)
     if not isinstance(update, Update):
         return Reply(hospital_id, HospitalState.MALFORMED, reason=f"it sent a {type(update).__name__}, not an update")
     return Reply(hospital_id, HospitalState.REPORTED, update)
 
 
-def crash(hospital_id: str, error: RayActorError | RayTaskError) -> Reply:
-    """The reply of a hospital whose process died, or whose code raised."""
-    what = "its process died:" if isinstance(error, RayActorError) else "its training raised"
+def crash(hospital_id: str, error: RayError) -> Reply:
+    """The reply of a hospital whose process died, whose code raised, or whose update was lost with its machine."""
+    what = "its update was lost:"
+    if isinstance(error, RayActorError):
+        what = "its process died:"
+    elif isinstance(error, RayTaskError):
+        what = "its training raised"
     return Reply(hospital_id, HospitalState.CRASHED, reason=f"{what} {cause(error)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,32 +13,82 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cohort import CohortError, cause
 from actors.server import Server
 from fedplatform.aggregation import Mixed
-from fedplatform.engine import Outcome, RunningFederation
-from fedplatform.experiment import Experiment
+from fedplatform.checkpoint import CheckpointFolder
+from fedplatform.engine import Earlier, Outcome, RunningFederation
+from fedplatform.experiment import Experiment, ExperimentError
 from fedplatform.messages import RoundReport
 from fedplatform.trust import OptiGradTrust
 
+RESTART_TIMEOUT_S = 360.0  # the hospitals' actors start anew, too
+DEATHS_IN_A_ROUND = 3  # of the server: then it is the round that kills it, and a person has to look
+
+log = logging.getLogger(__name__)
+
 
 class RayFederation:
-    """A federation that runs in a server actor."""
+    """A federation that runs in a server actor; ``restarts`` where Ray starts that again and it has checkpoints."""
 
-    def __init__(self, server: Any) -> None:
+    def __init__(self, server: Any, *, restarts: bool) -> None:
         self._server = server
+        self._restarts = restarts
+        self._done = 0  # rounds that were handed out
+
+    def earlier(self) -> Earlier:
+        """What earlier launches left."""
+        earlier: Earlier = ray.get(self._server.earlier.remote())
+        self._done = len(earlier.reports)
+        return earlier
 
     def reports(self) -> Iterator[RoundReport]:
-        """Reports as the server sends them."""
-        for ref in self._server.reports.options(num_returns="streaming").remote():
-            yield ray.get(ref)
+        """Reports as the server sends them; where it dies, those of the server that Ray starts in its place."""
+        deaths = 0
+        while True:
+            try:
+                for ref in self._server.reports.options(num_returns="streaming").remote():
+                    report: RoundReport = ray.get(ref)
+                    self._done, deaths = report.round_number, 0
+                    yield report
+                return
+            except RayActorError as error:
+                deaths += 1
+                if deaths == DEATHS_IN_A_ROUND:
+                    raise
+                yield from self._started_again(error)
 
     def outcome(self) -> Outcome:
         """The outcome of the finished federation."""
-        outcome: Outcome = ray.get(self._server.outcome.remote())
+        try:
+            outcome: Outcome = ray.get(self._server.outcome.remote())
+        except RayActorError as error:
+            list(self._started_again(error))  # every round was handed out before
+            outcome = ray.get(self._server.outcome.remote())
         return outcome
+
+    def _started_again(self, error: RayActorError) -> Iterator[RoundReport]:
+        """Wait for the server in place of the one that died, and hand out what that one had finished and not told."""
+        if not self._restarts:
+            raise error
+        log.warning("the server actor died after round %d; it is started again from its checkpoint", self._done)
+        until = time.monotonic() + RESTART_TIMEOUT_S
+        while True:
+            try:
+                earlier: Earlier = ray.get(self._server.earlier.remote())
+                break
+            except ActorUnavailableError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.5)
+        for complaint in earlier.refused:
+            log.warning("%s", complaint)
+        for report in earlier.reports[self._done :]:
+            self._done = report.round_number
+            yield report
 
 
 class RayEngine:
@@ -57,21 +108,36 @@ class RayEngine:
 
     @contextmanager
     def launch(
-        self, experiment: Experiment, shards: Path, *, state_folder: Path, start: np.ndarray | None = None
+        self,
+        experiment: Experiment,
+        shards: Path,
+        *,
+        state_folder: Path,
+        start: np.ndarray | None = None,
+        checkpoints: Path | None = None,
     ) -> Iterator[RunningFederation]:
-        """Place the actors, and take them down on the way out."""
+        """Place the actors, and take them down on the way out. The server runs on this machine, where the run is."""
         send_by_value(experiment)
         cpus = int(ray.cluster_resources().get("CPU", 1))
         num_hosts = min(self._num_hosts or cpus, experiment.hospitals)
         if num_hosts > cpus:
             raise CohortError(f"{num_hosts} hospital actors need as many CPUs, got {cpus}")
-        remote: Any = ray.remote(num_cpus=0)
-        server = remote(Server).remote(
-            experiment, shards.resolve(), state_folder=state_folder.resolve(), num_hosts=num_hosts, start=start
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        remote: Any = ray.remote  # its type stubs do not know every scheduling strategy
+        actor = remote(num_cpus=0, max_restarts=-1 if checkpoints else 0, scheduling_strategy=here)(Server)
+        server = actor.remote(
+            experiment,
+            shards.resolve(),
+            state_folder=state_folder.resolve(),
+            num_hosts=num_hosts,
+            start=start,
+            checkpoints=CheckpointFolder.of(checkpoints, experiment) if checkpoints else None,
         )
         try:
-            yield RayFederation(server)
+            yield RayFederation(server, restarts=checkpoints is not None)
         except (RayActorError, RayTaskError) as error:
+            if isinstance(error, RayTaskError) and isinstance(error.cause, ExperimentError):
+                raise error.cause from error  # such as a full disk: its message is one line already
             raise CohortError(f"the server actor failed: {cause(error)}") from error
         finally:
             with suppress(RayError):  # it is going down either way, and the first error is the one to show

@@ -58,7 +58,9 @@ class HospitalHost:
         return liar.forge([update.delta for update in ray.get(list(honest))], weights, round_number)
 
     @ray.method(concurrency_group="work")
-    def evaluate(self, hospital_id: str, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
-        """One hospital's predictions on its own scans."""
+    def evaluate(
+        self, hospital_id: str, weights: np.ndarray, roles: Sequence[Role], round_number: int
+    ) -> list[Predictions]:
+        """One hospital's predictions on its own scans, at the end of a round."""
         torch.set_num_threads(1)
-        return self._participants[hospital_id].evaluate(weights, roles)
+        return self._participants[hospital_id].evaluate(weights, roles, round_number=round_number)

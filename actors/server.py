@@ -9,13 +9,17 @@ import numpy as np
 import torch
 
 from actors.cohort import RayCohort
-from fedplatform.engine import Outcome, ServerRole, cohort_plan
+from fedplatform.checkpoint import CheckpointFolder, Checkpoints
+from fedplatform.engine import Earlier, Outcome, ServerRole, cohort_plan
 from fedplatform.experiment import Experiment
 from fedplatform.messages import RoundReport
 
 
 class Server:
-    """The server of one experiment; it adds to :class:`fedplatform.engine.ServerRole` only where the hospitals are."""
+    """The server of one experiment; it adds to :class:`fedplatform.engine.ServerRole` only where the hospitals are.
+
+    Started again, it goes on after its newest checkpoint, with hospitals' actors of its own; the old ones die with it.
+    """
 
     def __init__(
         self,
@@ -25,14 +29,20 @@ class Server:
         state_folder: Path,
         num_hosts: int,
         start: np.ndarray | None = None,
+        checkpoints: CheckpointFolder | None = None,
     ) -> None:
         torch.set_num_threads(1)
+        opened = Checkpoints.open(checkpoints, experiment.rule) if checkpoints else None
         self._cohort = RayCohort(
-            cohort_plan(experiment, shards, state_folder=state_folder),
+            cohort_plan(experiment, shards, state_folder=state_folder, launch=opened.launch if opened else None),
             num_hosts=num_hosts,
             deadline_s=experiment.deadline_s,
         )
-        self._role = ServerRole(experiment, shards, self._cohort, start=start)
+        self._role = ServerRole(experiment, shards, self._cohort, start=start, checkpoints=opened)
+
+    def earlier(self) -> Earlier:
+        """What earlier launches left, this actor's own before it died among them."""
+        return self._role.earlier()
 
     def reports(self) -> Iterator[RoundReport]:
         """Run the rounds, one report each."""

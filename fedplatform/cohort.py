@@ -15,7 +15,10 @@ from fedplatform.data.shards import Shard
 from fedplatform.data.splits import Role
 from fedplatform.hospital import Hospital, Participant
 from fedplatform.messages import HospitalState, Predictions, Reply, Update
+from fedplatform.own_state import Launch, OwnState
 from fedplatform.training import LocalTraining, Trainer
+
+ATTACKS = "attacks"  # the folder of what liars remember
 
 
 class Cohort(Protocol):
@@ -40,13 +43,15 @@ class Cohort(Protocol):
 class CohortPlan:
     """What it takes to bring up a hospital in any process: where its shard lies, how it trains, who lies.
 
-    ``shard_files`` maps a hospital to its Parquet file, in hospital order; ``state_folder`` holds personal state.
+    ``shard_files`` maps a hospital to its Parquet file, in hospital order; ``state_folder`` holds personal state, and
+    with a ``launch`` that of some rounds before, too, and what the attack must know of the round before.
     """
 
     shard_files: dict[str, Path]
     training: LocalTraining
     liars: Liars
     state_folder: Path
+    launch: Launch | None = None
 
     @property
     def honest(self) -> tuple[str, ...]:
@@ -60,9 +65,13 @@ class CohortPlan:
             Shard.open(self.shard_files[hospital_id]),
             trainer=trainer,
             state_file=self.state_folder / f"{hospital_id}.safetensors",
+            launch=self.launch,
         )
-        lies = hospital_id in self.liars.hospital_ids and self.liars.attack is not None
-        return ByzantineHospital(hospital, self.liars) if lies else hospital
+        if hospital_id not in self.liars.hospital_ids or self.liars.attack is None:
+            return hospital
+        kept = self.state_folder / ATTACKS / f"{hospital_id}.safetensors"
+        state = OwnState(kept, launch=self.launch) if self.launch else None
+        return ByzantineHospital(hospital, self.liars, state=state)
 
 
 def replies_with(updates: Sequence[Update]) -> dict[str, Reply]:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fedplatform.checkpoint import Checkpoint, CheckpointFolder, Checkpoints
 from fedplatform.cohort import Cohort, CohortPlan, InProcessCohort
 from fedplatform.data.shards import ROOT, Manifest, Shard
 from fedplatform.data.splits import Role
@@ -17,6 +18,7 @@ from fedplatform.experiment import Experiment
 from fedplatform.federation import Federation, FederationState
 from fedplatform.hospital import Hospital
 from fedplatform.messages import Predictions, RoundReport
+from fedplatform.own_state import Launch
 from fedplatform.root import RootSet
 from fedplatform.training import LocalTraining, Trainer
 
@@ -32,8 +34,18 @@ class Outcome:
     samples: Predictions | None
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What earlier launches left: the reports of the rounds they finished, and which checkpoints were damaged."""
+
+    reports: tuple[RoundReport, ...] = ()
+    refused: tuple[str, ...] = ()
+
+
 class RunningFederation(Protocol):
-    """A federation under way: its reports as they come, then its outcome."""
+    """A federation under way: what was there before, its reports as they come, then its outcome."""
+
+    def earlier(self) -> Earlier: ...
 
     def reports(self) -> Iterator[RoundReport]: ...
 
@@ -43,11 +55,18 @@ class RunningFederation(Protocol):
 class Engine(Protocol):
     """Brings up hospitals and server for an experiment whose shards are written, and takes them down again.
 
-    Training goes on from the weights ``start`` (d,), or begins with the seed's own.
+    Training begins with the weights ``start`` (d,), or with the seed's own. With a folder of ``checkpoints``, on the
+    machine of whoever launches, every round ends in one, and training goes on after the newest that is there.
     """
 
     def launch(
-        self, experiment: Experiment, shards: Path, *, state_folder: Path, start: np.ndarray | None = None
+        self,
+        experiment: Experiment,
+        shards: Path,
+        *,
+        state_folder: Path,
+        start: np.ndarray | None = None,
+        checkpoints: Path | None = None,
     ) -> AbstractContextManager[RunningFederation]: ...
 
 
@@ -56,7 +75,9 @@ def local_training(experiment: Experiment, manifest: Manifest) -> LocalTraining:
     return experiment.local_training(channels=manifest.settings.channels, num_classes=len(manifest.classes))
 
 
-def cohort_plan(experiment: Experiment, shards: Path, *, state_folder: Path) -> CohortPlan:
+def cohort_plan(
+    experiment: Experiment, shards: Path, *, state_folder: Path, launch: Launch | None = None
+) -> CohortPlan:
     """How to bring up each hospital of an experiment."""
     manifest = Manifest.load(shards)
     files = (shards.resolve() / shard.file for shard in manifest.hospitals)
@@ -65,14 +86,21 @@ def cohort_plan(experiment: Experiment, shards: Path, *, state_folder: Path) -> 
         training=local_training(experiment, manifest),
         liars=experiment.who_lies(),
         state_folder=state_folder,
+        launch=launch,
     )
 
 
 class ServerRole:
-    """The server of an experiment over any cohort: root set, rule and federation put together."""
+    """The server of an experiment over any cohort: root set, rule and federation put together, and its checkpoints."""
 
     def __init__(
-        self, experiment: Experiment, shards: Path, cohort: Cohort, *, start: np.ndarray | None = None
+        self,
+        experiment: Experiment,
+        shards: Path,
+        cohort: Cohort,
+        *,
+        start: np.ndarray | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         manifest = Manifest.load(shards)
         self._trainer = Trainer(local_training(experiment, manifest))
@@ -88,15 +116,25 @@ class ServerRole:
             root=RootSet(self._root) if self._root and getattr(experiment.rule, "needs_root", False) else None,
             liars=frozenset(experiment.who_lies().hospital_ids if experiment.attack is not None else ()),
         )
-        self._state: FederationState = self._federation.start(self._trainer.initial_weights if start is None else start)
+        self._checkpoints = checkpoints
+        found = checkpoints.found if checkpoints else None
+        self._earlier = found.reports if found else ()
+        first = self._trainer.initial_weights if start is None else start
+        self._state: FederationState = found.state if found else self._federation.start(first)
 
     def _open_root(self, shards: Path) -> Hospital:
         return Hospital("root", Shard.open(shards / ROOT), trainer=self._trainer, state_file=None, role=Role.ROOT)
 
+    def earlier(self) -> Earlier:
+        """What earlier launches left."""
+        return Earlier(self._earlier, self._checkpoints.refused if self._checkpoints else ())
+
     def reports(self) -> Iterator[RoundReport]:
-        """Run the rounds one by one."""
+        """Run the rounds one by one; a round is on the disk before it is told of."""
         for state, report in self._federation.rounds(self._state, until=self._rounds):
-            self._state = state
+            self._state, self._earlier = state, (*self._earlier, report)
+            if self._checkpoints is not None:
+                self._checkpoints.save(Checkpoint(state, self._earlier))
             yield report
 
     def outcome(self) -> Outcome:
@@ -104,6 +142,7 @@ class ServerRole:
         if self._root is None:
             return Outcome(self._state.weights, np.zeros((0, 1, 1, 1), np.uint8), None)
         weights = self._state.weights
+        self._root.personal = {**self._root.personal, **self._state.root_personal}
         # One pass over its own scans gives the server the batch normalisation that no hospital ever sends.
         self._root.train(weights, self._rounds)
         shown = np.linspace(0, len(self._root.training_labels) - 1, SAMPLES).astype(int)
@@ -116,8 +155,16 @@ class InProcessEngine:
     """Everything in this process, one hospital after another: the reference, and the quickest for small networks."""
 
     def launch(
-        self, experiment: Experiment, shards: Path, *, state_folder: Path, start: np.ndarray | None = None
+        self,
+        experiment: Experiment,
+        shards: Path,
+        *,
+        state_folder: Path,
+        start: np.ndarray | None = None,
+        checkpoints: Path | None = None,
     ) -> AbstractContextManager[RunningFederation]:
         """Bring up hospitals and server here."""
-        cohort = InProcessCohort(cohort_plan(experiment, shards, state_folder=state_folder))
-        return nullcontext(ServerRole(experiment, shards, cohort, start=start))
+        folder = CheckpointFolder.of(checkpoints, experiment) if checkpoints else None
+        opened = Checkpoints.open(folder, experiment.rule) if folder else None
+        plan = cohort_plan(experiment, shards, state_folder=state_folder, launch=opened.launch if opened else None)
+        return nullcontext(ServerRole(experiment, shards, InProcessCohort(plan), start=start, checkpoints=opened))

@@ -18,7 +18,7 @@ from fedplatform.attacks.poisoning import PoisoningAttack
 from fedplatform.data.partition import PARTITIONS, Partition
 from fedplatform.data.source import Source
 from fedplatform.data.sources import open_source
-from fedplatform.messages import Evidence
+from fedplatform.messages import Aggregate, Evidence
 from fedplatform.models import MODELS, ModelBuilder, TimmModel
 from fedplatform.models.torchvision_ops import import_timm
 from fedplatform.seeding import numpy_generator
@@ -287,14 +287,14 @@ class Experiment(Settings):
         )
 
 
-def try_rule(rule: Aggregator, *, hospitals: int, has_root: bool) -> None:
+def try_rule(rule: Aggregator, *, hospitals: int, has_root: bool) -> Aggregate | None:
     """Try a rule, so that an infeasible one is refused before anybody trains: ask it, or run it on random updates."""
     require = getattr(rule, "require", None)
     if require is not None:
         require(hospitals=hospitals, has_root=has_root)
-        return
+        return None
     generator = torch.Generator().manual_seed(0)
-    rule(
+    return rule(
         torch.randn(hospitals, 8, generator=generator),
         Evidence(
             hospital_ids=tuple(map(str, range(hospitals))),

@@ -24,7 +24,7 @@ from fedplatform.messages import (
     RoundReport,
     Update,
 )
-from fedplatform.parameters import ParameterLayout
+from fedplatform.parameters import ParameterLayout, PersonalState
 from fedplatform.root import RootSet
 from fedplatform.seeding import torch_generator
 
@@ -37,6 +37,7 @@ class FederationState:
     weights: np.ndarray  # (d,) float32
     previous_delta: np.ndarray  # (num_shared,) float32, the last step
     memory: object = None  # what the aggregation rule hands itself over the rounds: reputations, what it has learned
+    root_personal: PersonalState = field(default_factory=dict)  # the personal part of the server's own hospital
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,9 @@ class Federation:
 
     def start(self, weights: np.ndarray) -> FederationState:
         """The state before the first round."""
-        return FederationState(0, weights, np.zeros(self.layout.num_shared, np.float32))
+        return FederationState(
+            0, weights, np.zeros(self.layout.num_shared, np.float32), root_personal=self._root_personal()
+        )
 
     def rounds(self, state: FederationState, *, until: int) -> Iterator[tuple[FederationState, RoundReport]]:
         """Run up to and including round ``until``, handing out state and report after each."""
@@ -70,11 +73,15 @@ class Federation:
     def run_round(self, state: FederationState) -> tuple[FederationState, RoundReport]:
         """One round; a function of the state and of nothing else that changes."""
         number = state.round_number + 1
+        if self.root is not None:
+            self.root.hospital.personal = dict(state.root_personal)
         started = time.monotonic()
         replies = [self._inspect(reply, number) for reply in self.cohort.train(state.weights, number)]
         trained = time.monotonic()
         delta, records, memory = self._aggregate(replies, state, number)
-        state = FederationState(number, state.weights + delta, delta[: self.layout.num_shared], memory)
+        state = FederationState(
+            number, state.weights + delta, delta[: self.layout.num_shared], memory, self._root_personal()
+        )
         aggregated = time.monotonic()
         answers = self.cohort.evaluate(state.weights, (Role.VALIDATION, Role.TEST))
         tests = [predictions for predictions in answers if predictions.role == Role.TEST]
@@ -94,6 +101,9 @@ class Federation:
             confusion=tuple(tuple(int(count) for count in row) for row in pooled.confusion),
         )
         return state, report
+
+    def _root_personal(self) -> PersonalState:
+        return {} if self.root is None else self.root.hospital.personal
 
     def _inspect(self, reply: Reply, round_number: int) -> Reply:
         """Turn what is not an update of this round and model into a refusal, before any rule can see it."""

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from safetensors.torch import load_file, save_file
 
 from fedplatform.data.shards import Shard
 from fedplatform.data.splits import Role
 from fedplatform.messages import Predictions, Update
+from fedplatform.own_state import Launch, OwnState
 from fedplatform.seeding import torch_generator
 from fedplatform.training import PersonalState, Trainer
 
@@ -30,32 +30,43 @@ class Participant(Protocol):
 
     def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never) -> Update: ...
 
-    def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]: ...
+    def evaluate(
+        self, weights: np.ndarray, roles: Sequence[Role], *, round_number: int | None = None
+    ) -> list[Predictions]: ...
 
 
 class Hospital:
     """An honest hospital.
 
     ``state_file`` keeps its personal state (such as batch normalisation) between rounds, on the hospital's own disk, so
-    that a hospital whose process died goes on from where it was; None keeps it in memory. It trains on the scans in
-    ``role``.
+    that a hospital whose process died goes on from where it was; None keeps it in memory. ``launch`` is of
+    :class:`fedplatform.own_state.OwnState`. It trains on the scans in ``role``.
     """
 
     def __init__(
-        self, hospital_id: str, shard: Shard, *, trainer: Trainer, state_file: Path | None, role: Role = Role.TRAIN
+        self,
+        hospital_id: str,
+        shard: Shard,
+        *,
+        trainer: Trainer,
+        state_file: Path | None,
+        role: Role = Role.TRAIN,
+        launch: Launch | None = None,
     ) -> None:
         self.hospital_id = hospital_id
         self.trainer = trainer
         self.shard = shard
         self.training_images = shard.images(role)
         self.training_labels = shard.labels(role)
-        self.state_file = state_file
-        known = state_file is not None and state_file.exists()
-        self.personal = load_file(state_file) if known else dict(trainer.initial_personal)
+        self._state = OwnState(state_file, launch=launch) if state_file is not None else None
+        kept = self._state.load() if self._state else None
+        self.personal: PersonalState = dict(trainer.initial_personal) if kept is None else kept
+        self._round = self._state.round_number if self._state else 0
 
     def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never) -> Update:
         """One round of local training from the broadcast weights (d,)."""
         started = time.monotonic()
+        self._round = round_number
         seed = self.trainer.training.seed
         delta, personal, loss = self.trainer.fit(
             weights,
@@ -85,8 +96,14 @@ class Hospital:
             seconds=time.monotonic() - started,
         )
 
-    def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
-        """What the broadcast weights, with this hospital's personal state, say of its scans in each role."""
+    def evaluate(
+        self, weights: np.ndarray, roles: Sequence[Role], *, round_number: int | None = None
+    ) -> list[Predictions]:
+        """What the broadcast weights, with this hospital's personal state, say of its scans in each role.
+
+        ``round_number`` is the round that they came out of, by default the one in which it trained last.
+        """
+        self._round = self._round if round_number is None else round_number
         if self.personal:
             self._keep(self.trainer.settle(weights, self.personal, self.training_images))
         return [self._predict(weights, role) for role in roles]
@@ -103,8 +120,5 @@ class Hospital:
 
     def _keep(self, personal: PersonalState) -> None:
         self.personal = dict(personal)
-        if personal and self.state_file is not None:
-            self.state_file.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.state_file.with_suffix(".partial")
-            save_file(self.personal, partial)
-            partial.replace(self.state_file)
+        if personal and self._state is not None:
+            self._state.keep(self.personal, round_number=self._round)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -25,6 +26,7 @@ class RoundTable:
         self._rounds = rounds
         self._console = console
         self._reports: list[RoundReport] = []
+        self._before = 0  # rounds of earlier launches
         self._started = time.monotonic()
         self._doing = "starting"
         self._live = Live(self._table(), console=console, refresh_per_second=2) if console.is_terminal else None
@@ -48,6 +50,16 @@ class RoundTable:
         if self._live:
             self._live.update(self._table())
 
+    def resumed(self, reports: Sequence[RoundReport]) -> None:
+        """Show the rounds that were finished before."""
+        self._reports += reports
+        self._before = len(reports)
+        self._started = time.monotonic()
+        if self._live:
+            self._live.update(self._table())
+        else:
+            self._console.print(f"going on after round {self._before}/{self._rounds}", highlight=False)
+
     def __call__(self, report: RoundReport) -> None:
         """Show one more round."""
         self._reports.append(report)
@@ -64,7 +76,7 @@ class RoundTable:
 
     def _left(self) -> str:
         done = len(self._reports)
-        seconds = (time.monotonic() - self._started) / max(1, done) * (self._rounds - done)
+        seconds = (time.monotonic() - self._started) / max(1, done - self._before) * (self._rounds - done)
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
     def _cells(self, report: RoundReport) -> tuple[str, ...]:
@@ -80,7 +92,7 @@ class RoundTable:
         )
 
     def _table(self) -> Table:
-        left = f"{self._left()} left" if self._reports else self._doing
+        left = f"{self._left()} left" if len(self._reports) > self._before else self._doing
         table = Table(title=f"{self._title}, {left}", title_justify="left", expand=False)
         for column in ("round", "accuracy", "macro-F1", "AUC", "loss"):
             table.add_column(column, justify="right")

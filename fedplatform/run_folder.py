@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
+from fedplatform.cohort import ATTACKS
 from fedplatform.experiment import ExperimentError
-from fedplatform.messages import HospitalRecord, Predictions, RoundReport
+from fedplatform.messages import Predictions, RoundReport
+from fedplatform.own_state import EARLIER
 from fedplatform.parameters import ParameterLayout
+from fedplatform.specification import nearest
+from fedplatform.tables import tables_of
+
+SETTINGS, MODEL, TRACKED = "experiment.yaml", "global.safetensors", "mlflow-run"
 
 
 class RunFolder:
@@ -48,6 +54,47 @@ class RunFolder:
             number += 1
         return cls.create(runs, name if number == 1 else f"{name}-{number}")
 
+    @classmethod
+    def reopen(cls, runs: Path, name: str) -> Self:
+        """The folder of a run that was stopped. Raises :class:`ExperimentError` where it is finished, or not there."""
+        folder = cls(runs / name)
+        if not (folder.path / SETTINGS).is_file():
+            raise ExperimentError(f"no run {name!r} in {runs}{nearest(name, folders_in(runs))}")
+        if (folder.path / MODEL).exists() and not folder.checkpoints.exists():
+            raise ExperimentError(f"run {name!r} is finished; nothing is left to resume")
+        return folder
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else works on this run meanwhile. Raises :class:`ExperimentError` where somebody does already."""
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ExperimentError(f"run {self.path.name!r} is going on in another process") from None
+        except OSError as error:
+            raise ExperimentError(f"cannot write to {self.path}: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the server keeps its last rounds until the run is finished."""
+        return self.path / "checkpoints"
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether there is a round to go on after."""
+        return any(self.checkpoints.glob("round-*"))
+
+    @property
+    def how_to_resume(self) -> str:
+        """The command that goes on with this run."""
+        runs = self.path.parent
+        return f"fedplatform run --resume {self.path.name}" + ("" if runs == Path("runs") else f" --runs {runs}")
+
     @property
     def state_folder(self) -> Path:
         """Where hospitals keep their personal state."""
@@ -56,24 +103,37 @@ class RunFolder:
     def write_settings(self, settings: Mapping[str, object]) -> None:
         """The resolved experiment; ``fedplatform run`` takes this file."""
         text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-        self._whole("experiment.yaml", lambda path: path.write_text(text))
+        self._whole(SETTINGS, lambda path: path.write_text(text))
+
+    def read_settings(self) -> dict[str, object]:
+        """The resolved experiment."""
+        settings: dict[str, object] = yaml.safe_load((self.path / SETTINGS).read_text())
+        return settings
+
+    @property
+    def tracked_as(self) -> str | None:
+        """The id of this run in MLflow, where it has one."""
+        file = self.path / TRACKED
+        return file.read_text() if file.exists() else None
+
+    def write_tracked_as(self, run_id: str) -> None:
+        """Keep that id for a later launch."""
+        self._whole(TRACKED, lambda path: path.write_text(run_id))
+
+    def forget_rounds(self) -> None:
+        """Remove what only a run under way needs: checkpoints, and hospitals' earlier states where they lie here."""
+        for folder in (self.checkpoints, *(self.state_folder / name for name in (EARLIER, ATTACKS))):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def write_reports(self, reports: Sequence[RoundReport]) -> None:
         """``rounds.parquet`` and ``hospitals.parquet``, written anew after every round."""
-        rounds = pd.DataFrame([_row_of_round(report) for report in reports])
-        hospitals = pd.DataFrame(
-            [asdict(record) for report in reports for record in report.hospitals],
-            columns=[field.name for field in fields(HospitalRecord)],
-        )
-        hospitals["state"] = hospitals["state"].astype(str)
-        for name, frame in (("rounds.parquet", rounds), ("hospitals.parquet", hospitals)):
-            table = pa.Table.from_pandas(frame, preserve_index=False)
+        for name, table in tables_of(reports).items():
             self._whole(name, lambda path, table=table: pq.write_table(table, path))  # type: ignore[misc]
 
     def write_model(self, weights: np.ndarray, layout: ParameterLayout) -> None:
         """The shared part of the model as ``global.safetensors``."""
         tensors = {name: torch.from_numpy(value) for name, value in layout.unflatten(weights).items()}
-        self._whole("global.safetensors", lambda path: save_file(tensors, path))
+        self._whole(MODEL, lambda path: save_file(tensors, path))
 
     def write_samples(self, images: np.ndarray, predictions: Predictions, classes: Sequence[str]) -> None:
         """A few of the server's own scans, never a hospital's, with what the final model says of them."""
@@ -100,6 +160,6 @@ class RunFolder:
             raise ExperimentError(f"cannot write {self.path / name}: {error.strerror or error}") from error
 
 
-def _row_of_round(report: RoundReport) -> dict[str, object]:
-    row = {field.name: getattr(report, field.name) for field in fields(report) if field.name != "hospitals"}
-    return {**row, "confusion": [list(line) for line in report.confusion]}
+def folders_in(runs: Path) -> list[str]:
+    """The names of the runs in a folder."""
+    return sorted(path.parent.name for path in runs.glob(f"*/{SETTINGS}"))

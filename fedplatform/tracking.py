@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -76,15 +76,21 @@ class MlflowTracker:
         settings: Mapping[str, str],
         folder: Path,
         tracking_uri: str | None = None,
+        run_id: str | None = None,
     ) -> Self:
-        """Open a run with ``settings`` as its parameters.
+        """Open a run with ``settings`` as its parameters, or go on with the one called ``run_id``.
 
         ``folder`` is the folder of all runs. Without ``tracking_uri`` the variable MLFLOW_TRACKING_URI decides, and
         without it figures go to ``mlflow.db`` and files to ``mlflow-artifacts/``, both in that folder.
         """
         tracker = cls(folder)
-        tracker._attempt("start", partial(tracker._open, experiment_name, run_name, settings, tracking_uri))
+        tracker._attempt("start", partial(tracker._open, experiment_name, run_name, settings, tracking_uri, run_id))
         return tracker
+
+    @property
+    def run_id(self) -> str:
+        """By which MLflow knows the run; empty where it could not be opened."""
+        return self._run_id
 
     def __enter__(self) -> Self:
         return self
@@ -98,11 +104,23 @@ class MlflowTracker:
         """Send the federation's figures at once, the hospitals' every few rounds."""
         self._attempt("log a round", partial(self._log_round, report))
 
+    def catch_up(self, reports: Sequence[RoundReport]) -> None:
+        """Send what is not there yet of the rounds of earlier launches."""
+        if reports:
+            self._attempt("catch up", partial(self._catch_up, reports))
+
     def log_artifact(self, path: Path) -> None:
         """Copy a file to the federation's run."""
         self._attempt("log a file", lambda: self._client.log_artifact(self._run_id, str(path)))
 
-    def _open(self, experiment_name: str, run_name: str, settings: Mapping[str, str], tracking_uri: str | None) -> None:
+    def _open(
+        self,
+        experiment_name: str,
+        run_name: str,
+        settings: Mapping[str, str],
+        tracking_uri: str | None,
+        run_id: str | None,
+    ) -> None:
         # Set before MLflow is imported, which reads them then; an unreachable server must cost seconds, not minutes.
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -126,17 +144,37 @@ class MlflowTracker:
                 self._experiment_id = client.create_experiment(experiment_name, artifact_location=place)
             else:
                 self._experiment_id = experiment.experiment_id
+        self._client = client
+        if run_id is not None:
+            self._go_on(run_id)
+            return
         self._run_id = client.create_run(self._experiment_id, run_name=run_name).info.run_id
         client.log_batch(self._run_id, params=[Param(key, value) for key, value in settings.items()])
-        self._client = client
 
-    def _log_round(self, report: RoundReport) -> None:
+    def _go_on(self, run_id: str) -> None:
+        self._client.update_run(run_id, status="RUNNING")
+        self._run_id = run_id
+        nested = self._client.search_runs([self._experiment_id], f"tags.mlflow.parentRunId = '{run_id}'")
+        self._hospital_runs = {run.info.run_name: run.info.run_id for run in nested}
+
+    def _catch_up(self, reports: Sequence[RoundReport]) -> None:
+        done = self._last_step(self._run_id, "train_seconds")
+        graded = min((self._last_step(known, "weight") for known in self._hospital_runs.values()), default=0)
+        for report in reports:
+            self._log_round(report, federation=report.round_number > done, hospitals=report.round_number > graded)
+
+    def _last_step(self, run_id: str, metric: str) -> int:
+        """The last round of which a run has a figure; 0 where it has none."""
+        return max((figure.step for figure in self._client.get_metric_history(run_id, metric)), default=0)
+
+    def _log_round(self, report: RoundReport, *, federation: bool = True, hospitals: bool = True) -> None:
         now = _milliseconds()
         figures: dict[str, float] = {name: getattr(report, name) for name in ROUND_METRICS}
         for state in HospitalState:
             figures[f"hospitals_{state}"] = sum(record.state == state for record in report.hospitals)
-        self._client.log_batch(self._run_id, metrics=_metrics(figures, report.round_number, now))
-        for record in report.hospitals:
+        if federation:
+            self._client.log_batch(self._run_id, metrics=_metrics(figures, report.round_number, now))
+        for record in report.hospitals if hospitals else ():
             self._waiting.setdefault(record.hospital_id, []).append((now, record))
         if max(map(len, self._waiting.values()), default=0) >= ROUNDS_IN_A_BATCH:
             self._flush()

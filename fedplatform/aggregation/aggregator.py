@@ -18,7 +18,8 @@ class Aggregator(Protocol):
     knows. Raises ValueError, with the rule and the numbers got, where n and f are infeasible. A rule that compares with
     the server's own update says so by a class attribute ``needs_root = True``; others are spared its cost. A rule that
     random updates cannot try out says where it cannot work by a method ``require(*, hospitals, has_root)``, which
-    raises ValueError.
+    raises ValueError. One whose memory (``Aggregate.memory``) is more than plain values, arrays and tensors says by a
+    tuple ``memory_kinds`` of which dataclasses it is made, so that it can be stored and restored.
     """
 
     def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate: ...

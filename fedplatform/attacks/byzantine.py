@@ -12,7 +12,10 @@ from fedplatform.attacks.poisoning import Collusion, DataPoisoning, PoisoningAtt
 from fedplatform.data.splits import Role
 from fedplatform.hospital import Hospital, never
 from fedplatform.messages import Predictions, Update
+from fedplatform.own_state import OwnState
 from fedplatform.seeding import numpy_generator, torch_generator
+
+LAST_WEIGHTS = "last_weights"
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,20 @@ class Liars:
 
 
 class ByzantineHospital:
-    """A hospital under the control of an attack (Byzantine in the sense of Lamport et al., 1982)."""
+    """A hospital under the control of an attack (Byzantine in the sense of Lamport et al., 1982).
 
-    def __init__(self, hospital: Hospital, liars: Liars) -> None:
+    ``state`` is where it keeps the weights that it was sent last, None nowhere.
+    """
+
+    def __init__(self, hospital: Hospital, liars: Liars, *, state: OwnState | None = None) -> None:
         assert liars.attack is not None
         self.hospital_id = hospital.hospital_id
         self._hospital = hospital
         self._liars = liars
         self._attack = liars.attack
-        self._last_weights: np.ndarray | None = None
+        self._state = state
+        kept = state.load() if state else None
+        self._last_weights: np.ndarray | None = None if kept is None else kept[LAST_WEIGHTS].numpy()
         if isinstance(self._attack, DataPoisoning):
             hospital.training_images, hospital.training_labels = self._attack.poison(
                 hospital.training_images,
@@ -82,9 +90,11 @@ class ByzantineHospital:
         each = delta if delta.ndim == 2 else [delta] * len(liars)
         return [replace(common, hospital_id=liar, delta=row) for liar, row in zip(liars, each, strict=True)]
 
-    def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
+    def evaluate(
+        self, weights: np.ndarray, roles: Sequence[Role], *, round_number: int | None = None
+    ) -> list[Predictions]:
         """As its hospital would; the federation never asks a liar to grade the model."""
-        return self._hospital.evaluate(weights, roles)
+        return self._hospital.evaluate(weights, roles, round_number=round_number)
 
     def _parts(self, vectors: torch.Tensor) -> list[torch.Tensor]:
         """The shared weights and, where it is sent too, the batch normalisation, each (..., d) cut at its place.
@@ -99,6 +109,8 @@ class ByzantineHospital:
         """What the liar knows of each part."""
         previous = np.zeros_like(weights) if self._last_weights is None else weights - self._last_weights
         self._last_weights = weights
+        if self._state is not None:
+            self._state.keep({LAST_WEIGHTS: torch.from_numpy(weights.copy())}, round_number=round_number)
         generator = torch_generator(self._hospital.trainer.training.seed, stream, round_number, "attack")
         return [
             Situation(

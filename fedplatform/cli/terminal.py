@@ -70,11 +70,16 @@ def one_line_errors() -> Iterator[None]:
     except expected as error:
         if os.environ.get("FEDPLATFORM_TRACEBACK"):
             raise
-        click.echo(f"fedplatform: {' '.join(str(error).split())}", err=True)
+        click.echo(f"fedplatform: {'; '.join([' '.join(str(error).split()), *notes(error)])}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        click.echo("fedplatform: stopped; finished rounds are kept", err=True)
+    except KeyboardInterrupt as stop:
+        click.echo(f"fedplatform: {'; '.join(['stopped; finished rounds are kept', *notes(stop)])}", err=True)
         sys.exit(130)
+
+
+def notes(error: BaseException) -> list[str]:
+    """What can be done about an error, where whoever passed it on has said so."""
+    return list(getattr(error, "__notes__", []))
 
 
 def complain(message: str, context: click.Context | None) -> NoReturn:

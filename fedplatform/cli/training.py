@@ -11,12 +11,15 @@ from fedplatform.cli.terminal import console, one_line_errors, opened
 
 
 @click.command()
-@click.argument("recipe", metavar="RECIPE|FILE.yaml")
+@click.argument("recipe", metavar="RECIPE|FILE.yaml", required=False)
 @experiment_options
 @where_options
 @click.option("--name", metavar="NAME", help="name of the run [default: data-rule-attack-seed]")
+@click.option(
+    "--resume", "stopped", metavar="NAME", help="go on with the stopped run NAME, in place of RECIPE and settings"
+)
 def run(
-    recipe: str,
+    recipe: str | None,
     *,
     runs: Path,
     data_folder: Path | None,
@@ -24,6 +27,7 @@ def run(
     address: str,
     hosts: int | None,
     name: str | None,
+    stopped: str | None,
     **changes: object,
 ) -> None:
     """Run one experiment, from partition to report.
@@ -37,6 +41,9 @@ def run(
     global.safetensors, hospitals/*.safetensors (each hospital's own part) and report.html. The same figures go to
     MLflow, in runs/mlflow.db unless MLFLOW_TRACKING_URI says otherwise.
 
+    Every round ends in a checkpoint. A run that was stopped, by whatever, goes on with --resume NAME after its last
+    finished round, and ends with the weights of an unbroken run, bit for bit (docs/faults.md).
+
     \b
     Examples:
       fedplatform run lesions --rounds 3
@@ -44,16 +51,25 @@ def run(
       fedplatform run lesions --data my_scans/ --partition "dirichlet(concentration=0.5)"
       fedplatform run lesions --rule my_rules.py:MyRule
       fedplatform run runs/lesions-mean-none-seed0/experiment.yaml
+      fedplatform run --resume lesions-mean-none-seed0
 
     \b
     Exit status: 0 done, 1 could not be done (one line says why), 2 mistyped.
     """
+    if (recipe is None) == (stopped is None):
+        raise click.UsageError("give a RECIPE or --resume NAME", click.get_current_context())
+    if stopped is not None and (name or given(changes)):
+        raise click.UsageError("a resumed run keeps its name and settings", click.get_current_context())
     with one_line_errors():
         from fedplatform.experiment import Experiment, load_settings
         from fedplatform.live import RoundTable
+        from fedplatform.run import resume
         from fedplatform.run import run as run_experiment
+        from fedplatform.run_folder import RunFolder
 
-        experiment = Experiment.from_settings({**load_settings(recipe), **given(changes)})
+        folder = RunFolder.reopen(runs, stopped) if stopped else None
+        settings = folder.read_settings() if folder else {**load_settings(str(recipe)), **given(changes)}
+        experiment = Experiment.from_settings(settings)
         title = (
             f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.liars} liars, "
             f"attack {experiment.attack_slug}, rule {experiment.rule_slug}"
@@ -62,15 +78,25 @@ def run(
             opened(engine, address, hosts) as runner,
             RoundTable(title, rounds=experiment.rounds, console=console) as table,
         ):
-            folder, reports = run_experiment(
-                experiment,
-                engine=runner,
-                runs=runs,
-                name=name,
-                data_folder=data_folder,
-                partitioning=table.partitioning,
-                observer=table,
-            )
+            if folder:
+                reports = resume(
+                    folder,
+                    engine=runner,
+                    data_folder=data_folder,
+                    partitioning=table.partitioning,
+                    observer=table,
+                    resumed=table.resumed,
+                )
+            else:
+                folder, reports = run_experiment(
+                    experiment,
+                    engine=runner,
+                    runs=runs,
+                    name=name,
+                    data_folder=data_folder,
+                    partitioning=table.partitioning,
+                    observer=table,
+                )
         last = reports[-1]
         console.print(f"accuracy {last.accuracy:.3f}, macro-F1 {last.macro_f1:.3f}, AUC {last.auc:.3f}")
         console.print(f"report: {folder.path / 'report.html'}", soft_wrap=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ import yaml
 
 from fedplatform.messages import HospitalRecord, HospitalState, RoundReport
 from fedplatform.report.error import ReportError
+from fedplatform.tables import TableError, reports_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +99,10 @@ def read_run(folder: Path) -> FinishedRun:
             f"{folder} lacks {', '.join(missing)}"
         )
     settings = _settings(needed[0])
-    hospitals = [HospitalRecord(**row) for row in _rows(needed[2], HospitalRecord, skip=())]
-    rounds = tuple(
-        RoundReport(**row, hospitals=tuple(own for own in hospitals if own.round_number == row["round_number"]))
-        for row in sorted(_rows(needed[1], RoundReport, skip=("hospitals",)), key=lambda row: row["round_number"])
-    )
+    try:
+        rounds = reports_of(*(_table(path) for path in needed[1:]))
+    except TableError as error:
+        raise ReportError(f"{folder}/{error}") from error
     if not rounds or not all(report.hospitals for report in rounds):
         raise ReportError(f"a run folder holds at least one round and every round a hospital, {folder} does not")
     path = folder / "samples.npz"
@@ -131,28 +130,11 @@ def _plain(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _rows(path: Path, kind: type, *, skip: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The rows of a Parquet file as keyword arguments of a message; a missing number becomes NaN.
-
-    Only a field without a default needs its column, so that older runs stay readable when records learn to say more.
-    """
+def _table(path: Path) -> pa.Table:
     try:
-        table = pq.read_table(path)
+        return pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise ReportError(f"{path} is no readable Parquet file: {' '.join(str(error).split())}") from error
-    wanted = [field for field in fields(kind) if field.name not in skip]
-    missing = [field.name for field in wanted if field.name not in table.column_names and field.default is MISSING]
-    if missing:
-        raise ReportError(f"{path} lacks the columns {', '.join(missing)}")
-    wanted = [field for field in wanted if field.name in table.column_names]
-    rows: list[dict[str, Any]] = table.select([field.name for field in wanted]).to_pylist()
-    for row in rows:
-        for field in wanted:
-            if field.type == "float" and row[field.name] is None:
-                row[field.name] = math.nan
-        if "state" in row:
-            row["state"] = HospitalState(row["state"])
-    return rows
 
 
 def _samples(path: Path) -> Samples:

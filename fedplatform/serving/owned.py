@@ -9,6 +9,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from fedplatform.durable import sync_folder
+
 PRIVATE = 0o600
 
 
@@ -61,12 +63,3 @@ def _write(path: Path, data: bytes, put: Callable[[Path, Path], object]) -> None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, as fsync has a file's contents."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

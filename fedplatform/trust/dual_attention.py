@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -65,6 +66,8 @@ class DualAttention:
     During the run it takes a few steps after every round on the hospitals whose verdict was clear, each time among
     lessons, so that nobody can talk it round. The order of the hospitals does not matter.
     """
+
+    skill_kinds: ClassVar[tuple[type, ...]] = (DualAttentionSkill, Example)
 
     @property
     def needs_lessons(self) -> bool:

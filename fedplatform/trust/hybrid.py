@@ -39,6 +39,11 @@ class Hybrid:
             raise ValueError(f"Hybrid needs 0 <= tau <= 1, got tau={self.tau}")
 
     @property
+    def skill_kinds(self) -> tuple[type, ...]:
+        """Of what the skills of both parts are made."""
+        return (HybridSkill, *self.prior.skill_kinds, *self.policy.skill_kinds)
+
+    @property
     def needs_lessons(self) -> bool:
         """Both parts have to be taught."""
         return True

@@ -79,6 +79,17 @@ class OptiGradTrust:
     needs_root: ClassVar[bool] = True
 
     @property
+    def memory_kinds(self) -> tuple[type, ...]:
+        """What its memory is made of, for checkpoints.
+
+        Raises ValueError for a scorer that learns and does not say what its skill is made of.
+        """
+        scorer = self.scorer
+        if scorer.needs_lessons and not hasattr(scorer, "skill_kinds"):
+            raise ValueError(f"{type(scorer).__name__} learns and must say what its skill is made of: skill_kinds")
+        return (TrustMemory, Standing, VaeState, *getattr(scorer, "skill_kinds", ()))
+
+    @property
     def reputation(self) -> Reputation:
         """How reputation is carried over rounds."""
         return Reputation(fall=self.fall, rise=self.rise)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -84,6 +85,8 @@ class TrustPolicy:
     spread: float = 0.5
     discount: float = 0.5
     refresh: int = 10
+
+    skill_kinds: ClassVar[tuple[type, ...]] = (PolicySkill, Scene)
 
     @property
     def needs_lessons(self) -> bool:

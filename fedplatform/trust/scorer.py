@@ -29,7 +29,8 @@ class TrustScorer(Protocol):
     """Turns the fingerprints of a round into trust.
 
     An implementation is a frozen dataclass whose fields are its settings. What it has learned, its *skill*, goes in and
-    comes out, so that it can be stored with the rest of the server's state; a scorer that learns nothing has None.
+    comes out, so that it can be stored with the rest of the server's state; a scorer that learns nothing has None. One
+    that learns says by a tuple ``skill_kinds`` of which dataclasses its skill is made.
     """
 
     @property
