@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,11 +13,14 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from actors.cohort import CohortError, cause
+from actors.joining import LOCAL, join
+from actors.placement import here, require_nodes
 from actors.server import Server
 from fedplatform.aggregation import Mixed
 from fedplatform.engine import Outcome, RunningFederation
 from fedplatform.experiment import Experiment
 from fedplatform.messages import RoundReport
+from fedplatform.places import Place
 from fedplatform.trust import OptiGradTrust
 
 
@@ -44,16 +45,22 @@ class RayEngine:
     """Hospitals, liars and server as Ray actors.
 
     ``address`` is a running cluster's, or ``local`` to start one here; ``num_hosts`` how many actors the hospitals
-    share, by default as many as there are CPUs, and never more than there are hospitals.
+    share, by default as many as there are CPUs, and never more than there are hospitals. On a cluster, hospitals that
+    have places live there, each in an actor of its own; a Ray of one's own is a simulation, and nobody's place.
     """
 
     def __init__(self, *, address: str = "local", num_hosts: int | None = None) -> None:
         self._num_hosts = num_hosts
+        self._is_simulation = address == LOCAL
         self._started = not ray.is_initialized()
         if self._started:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            join(address)
+
+    def places(self, experiment: Experiment) -> tuple[Place, ...]:
+        """Where the hospitals live on this cluster. Raises :class:`PlacementError` at once where a node is missing."""
+        places = () if self._is_simulation else experiment.places
+        require_nodes(places)
+        return places
 
     @contextmanager
     def launch(
@@ -61,13 +68,19 @@ class RayEngine:
     ) -> Iterator[RunningFederation]:
         """Place the actors, and take them down on the way out."""
         send_by_value(experiment)
+        places = self.places(experiment)
         cpus = int(ray.cluster_resources().get("CPU", 1))
         num_hosts = min(self._num_hosts or cpus, experiment.hospitals)
-        if num_hosts > cpus:
+        if num_hosts > cpus and not places:
             raise CohortError(f"{num_hosts} hospital actors need as many CPUs, got {cpus}")
-        remote: Any = ray.remote(num_cpus=0)
-        server = remote(Server).remote(
-            experiment, shards.resolve(), state_folder=state_folder.resolve(), num_hosts=num_hosts, start=start
+        remote: Any = ray.remote(Server)
+        server = remote.options(num_cpus=0, scheduling_strategy=here()).remote(
+            experiment,
+            shards.resolve(),
+            state_folder=state_folder.resolve(),
+            num_hosts=num_hosts,
+            places=places,
+            start=start,
         )
         try:
             yield RayFederation(server)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from actors.cohort import RayCohort
 from fedplatform.engine import Outcome, ServerRole, cohort_plan
 from fedplatform.experiment import Experiment
 from fedplatform.messages import RoundReport
+from fedplatform.places import Place
 
 
 class Server:
@@ -24,12 +25,14 @@ class Server:
         *,
         state_folder: Path,
         num_hosts: int,
+        places: Sequence[Place] = (),
         start: np.ndarray | None = None,
     ) -> None:
         torch.set_num_threads(1)
         self._cohort = RayCohort(
-            cohort_plan(experiment, shards, state_folder=state_folder),
+            cohort_plan(experiment, shards, state_folder=state_folder, places=places),
             num_hosts=num_hosts,
+            places=places,
             deadline_s=experiment.deadline_s,
         )
         self._role = ServerRole(experiment, shards, self._cohort, start=start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,8 @@ def run(
         if shards is None:
             shards = folder.path / "shards"
             partition_data(experiment, shards, data_folder=data_folder, progress=partitioning)
+        else:  # so that whoever goes on with this run finds them
+            (folder.path / "shards").symlink_to(os.path.relpath(shards.resolve(), folder.path.resolve()))
         manifest = Manifest.load(shards)
         tracker = MlflowTracker.start(
             experiment_name=experiment.data_slug,

@@ -17,6 +17,8 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
     from fedplatform.experiment import Experiment
 
     for name, field in reversed(Experiment.model_fields.items()):
+        if name == "places":
+            continue  # a list of hospitals is a matter for a file
         choices = get_args(field.annotation)
         kind: click.ParamType[Any] = click.STRING
         if field.annotation is int:
@@ -47,7 +49,8 @@ def where_options(command: Callable[..., None]) -> Callable[..., None]:
                          help="where named data sets are looked for first"),
             click.option("--engine", type=click.Choice(["ray", "local"]), default="ray", show_default=True,
                          help="hospitals as Ray actors, or all in this process (the same weights, bit for bit)"),
-            click.option("--address", default="local", show_default=True, metavar="ADDRESS",
+            click.option("--address", default="local", show_default=True, metavar="ADDRESS", envvar="RAY_ADDRESS",
+                         show_envvar=True,
                          help="a running Ray cluster ('auto' finds it), or 'local' to start one here"),
             click.option("--hosts", type=click.IntRange(min=1), metavar="N",
                          help="actors that the hospitals share [default: one a CPU]"),

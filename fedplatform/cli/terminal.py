@@ -6,12 +6,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
 
 from fedplatform.specification import nearest
+
+if TYPE_CHECKING:
+    from fedplatform.experiment import Experiment
 
 console = Console(highlight=False)
 
@@ -33,8 +36,8 @@ class SuggestingGroup(click.Group):
 
 
 @contextmanager
-def opened(engine: str, address: str, hosts: int | None) -> Iterator[Any]:
-    """The engine that was asked for, closed at the end."""
+def opened(engine: str, address: str, hosts: int | None, experiment: Experiment | None = None) -> Iterator[Any]:
+    """The engine that was asked for, closed at the end; a cluster on which the experiment cannot run is told of now."""
     from actors.engine import RayEngine
     from fedplatform.engine import InProcessEngine
 
@@ -43,6 +46,8 @@ def opened(engine: str, address: str, hosts: int | None) -> Iterator[Any]:
         return
     ray_engine = RayEngine(address=address, num_hosts=hosts)
     try:
+        if experiment is not None:
+            ray_engine.places(experiment)
         yield ray_engine
     finally:
         ray_engine.close()
@@ -52,6 +57,8 @@ def opened(engine: str, address: str, hosts: int | None) -> Iterator[Any]:
 def one_line_errors() -> Iterator[None]:
     """Show what went wrong in one line and leave with status 1; ``FEDPLATFORM_TRACEBACK=1`` shows where, too."""
     from actors.cohort import CohortError
+    from actors.placement import PlacementError
+    from actors.security import AccessError
     from fedplatform.data.error import DataError
     from fedplatform.experiment import ExperimentError
     from fedplatform.report import ReportError
@@ -61,6 +68,7 @@ def one_line_errors() -> Iterator[None]:
     from fedplatform.specification import SpecificationError
 
     expected = (
+        *(AccessError, PlacementError),
         *(CohortError, DataError, ExperimentError, ReportError, SpecificationError),
         *(AuditError, OwnedFileError, Refused),
         OSError,

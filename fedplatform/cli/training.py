@@ -15,6 +15,12 @@ from fedplatform.cli.terminal import console, one_line_errors, opened
 @experiment_options
 @where_options
 @click.option("--name", metavar="NAME", help="name of the run [default: data-rule-attack-seed]")
+@click.option(
+    "--shards",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="shards that 'fedplatform data partition' wrote; where hospitals open their own, the server's part of them",
+)
 def run(
     recipe: str,
     *,
@@ -24,6 +30,7 @@ def run(
     address: str,
     hosts: int | None,
     name: str | None,
+    shards: Path | None,
     **changes: object,
 ) -> None:
     """Run one experiment, from partition to report.
@@ -44,22 +51,29 @@ def run(
       fedplatform run lesions --data my_scans/ --partition "dirichlet(concentration=0.5)"
       fedplatform run lesions --rule my_rules.py:MyRule
       fedplatform run runs/lesions-mean-none-seed0/experiment.yaml
+      fedplatform run federation.yaml --address auto --shards server/
+
+    On a cluster (--address, or RAY_ADDRESS) each hospital that the file lists runs on the node that is labelled as its
+    own, and nowhere else; without, the same file is simulated on this machine (docs/cluster.md).
 
     \b
     Exit status: 0 done, 1 could not be done (one line says why), 2 mistyped.
     """
     with one_line_errors():
-        from fedplatform.experiment import Experiment, load_settings
+        from fedplatform.experiment import Experiment, ExperimentError, load_settings
         from fedplatform.live import RoundTable
         from fedplatform.run import run as run_experiment
 
         experiment = Experiment.from_settings({**load_settings(recipe), **given(changes)})
+        on_a_cluster = engine == "ray" and address != "local"
+        if on_a_cluster and shards is None and any(place.shard for place in experiment.places):
+            raise ExperimentError("hospitals open their own shards: --shards FOLDER with the server's manifest.json")
         title = (
             f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.liars} liars, "
             f"attack {experiment.attack_slug}, rule {experiment.rule_slug}"
         )
         with (
-            opened(engine, address, hosts) as runner,
+            opened(engine, address, hosts, experiment) as runner,
             RoundTable(title, rounds=experiment.rounds, console=console) as table,
         ):
             folder, reports = run_experiment(
@@ -68,6 +82,7 @@ def run(
                 runs=runs,
                 name=name,
                 data_folder=data_folder,
+                shards=shards,
                 partitioning=table.partitioning,
                 observer=table,
             )
