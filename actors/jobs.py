@@ -20,7 +20,7 @@ RUN = "fedplatform_run"  # the key in a job's metadata
 POLL_S = 0.5
 
 
-class JobError(RuntimeError):
+class JobError(security.ClusterError):
     """A job that cannot be handed in, is not there, or did not end well."""
 
 

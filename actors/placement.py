@@ -9,13 +9,14 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.security import ClusterError
 from fedplatform.cohort import CohortPlan
 from fedplatform.places import Place
 
 LABEL = "fedplatform/hospital"
 
 
-class PlacementError(RuntimeError):
+class PlacementError(ClusterError):
     """A hospital that lives on no node of the cluster, or on one that is too small."""
 
 

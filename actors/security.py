@@ -15,7 +15,11 @@ TLS = "FEDPLATFORM_TLS"
 KNOCK_S = 5.0
 
 
-class AccessError(RuntimeError):
+class ClusterError(RuntimeError):
+    """Something about a cluster that stops a command; the message is one line for the person who gave it."""
+
+
+class AccessError(ClusterError):
     """A cluster that cannot be entered, or one's own credentials that will not do; one line, with what to do."""
 
 

@@ -25,6 +25,11 @@ def nobody(*_: object) -> None:
     """An observer that looks away."""
 
 
+def default_name(experiment: Experiment) -> str:
+    """What a run is called that nobody gave a name."""
+    return f"{experiment.data_slug}-{experiment.rule_slug}-{experiment.attack_slug}-seed{experiment.seed}"
+
+
 def partition_data(
     experiment: Experiment, folder: Path, *, data_folder: Path | None = None, progress: Progress = nobody
 ) -> Manifest:
@@ -65,8 +70,7 @@ def run(
     ``shards`` is a folder of shards that are written already; without it they are written first. A run that fails
     before its first round leaves nothing; one that fails later leaves the rounds that it finished.
     """
-    default = f"{experiment.data_slug}-{experiment.rule_slug}-{experiment.attack_slug}-seed{experiment.seed}"
-    folder = RunFolder.create(runs, name) if name else RunFolder.create_numbered(runs, default)
+    folder = RunFolder.create(runs, name) if name else RunFolder.create_numbered(runs, default_name(experiment))
     reports: list[RoundReport] = []
     try:
         folder.write_settings(experiment.settings())

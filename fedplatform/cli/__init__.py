@@ -7,6 +7,7 @@ import sys
 import click
 
 from fedplatform.cli.bench import bench
+from fedplatform.cli.cluster import certificate, doctor, jobs, node, submit
 from fedplatform.cli.data import data
 from fedplatform.cli.defence import certify, defend, evaluate
 from fedplatform.cli.intake import audit, diagnose, keys
@@ -44,6 +45,7 @@ COMMANDS = (
     *(run, defend, evaluate, certify),
     *(publish, serve, keys, diagnose, audit),
     *(compare, data, bench, report),
+    *(doctor, node, certificate, submit, jobs),
 )
 for command in COMMANDS:
     fedplatform.add_command(command)

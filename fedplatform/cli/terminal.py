@@ -57,8 +57,7 @@ def opened(engine: str, address: str, hosts: int | None, experiment: Experiment 
 def one_line_errors() -> Iterator[None]:
     """Show what went wrong in one line and leave with status 1; ``FEDPLATFORM_TRACEBACK=1`` shows where, too."""
     from actors.cohort import CohortError
-    from actors.placement import PlacementError
-    from actors.security import AccessError
+    from actors.security import ClusterError
     from fedplatform.data.error import DataError
     from fedplatform.experiment import ExperimentError
     from fedplatform.report import ReportError
@@ -68,8 +67,7 @@ def one_line_errors() -> Iterator[None]:
     from fedplatform.specification import SpecificationError
 
     expected = (
-        *(AccessError, PlacementError),
-        *(CohortError, DataError, ExperimentError, ReportError, SpecificationError),
+        *(ClusterError, CohortError, DataError, ExperimentError, ReportError, SpecificationError),
         *(AuditError, OwnedFileError, Refused),
         OSError,
     )
