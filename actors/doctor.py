@@ -25,12 +25,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import security
 from actors.joining import LOCAL, found, join
-from actors.placement import LABEL, PlacementError, require_nodes
+from actors.placement import PlacementError, require_nodes
 from fedplatform.certificates import expiry
 from fedplatform.data.error import DataError
 from fedplatform.data.shards import Manifest, Shard
 from fedplatform.experiment import Experiment
-from fedplatform.places import Place
+from fedplatform.places import LABEL, Place
 
 NODE_S = 60.0  # to start a process on a node and get its answer
 LEAST_FREE_GIB, COMFORTABLY_FREE_GIB = 1.0, 10.0

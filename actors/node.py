@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors.placement import LABEL
+from fedplatform.places import LABEL
 
 DASHBOARD_HOST = "127.0.0.1"
 

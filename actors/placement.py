@@ -11,9 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.security import ClusterError
 from fedplatform.cohort import CohortPlan
-from fedplatform.places import Place
-
-LABEL = "fedplatform/hospital"
+from fedplatform.places import LABEL, Place
 
 
 class PlacementError(ClusterError):

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from fedplatform.settings import ExperimentError, Settings
 
+LABEL = "fedplatform/hospital"  # of a node, to Ray: whose it is
 NAME = r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$"  # what Ray's labels, Kubernetes' names and file names all take
 
 
