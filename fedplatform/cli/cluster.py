@@ -30,7 +30,7 @@ DASHBOARD = click.option(
 
 @click.command()
 @click.option("--head", is_flag=True, help="start a cluster, of which this machine is the head")
-@click.option("--address", envvar="RAY_ADDRESS", show_envvar=True, metavar="HOST:PORT", help="join the cluster there")
+@click.option("--address", metavar="HOST:PORT", help="join the cluster there")
 @click.option("--hospital", metavar="NAME", help="label this machine as that hospital's, and as nobody else's")
 @click.option("--background", is_flag=True, help="return once the node runs, as 'ray up' wants it")
 @click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF 'ray start'...]")

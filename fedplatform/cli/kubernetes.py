@@ -21,8 +21,8 @@ def k8s() -> None:
 def render(federation: str, *, to: Path) -> None:
     """Write a federation's hospitals as a Kustomize component.
 
-    Each hospital gets a Ray worker group of one node that bears its label, a read-only volume of the folder in which its
-    shard lies on that node's disk, a disk for its own state, and a network policy. FEDERATION.yaml is the file that
+    Each hospital gets a Ray worker group of one node that bears its label, a read-only volume of the folder in which
+    its shard lies on that node's disk, a disk for its own state, and a network policy. FEDERATION.yaml is the file that
     'fedplatform run' takes; it goes along as a config map. deploy/kuberay/ has the cluster around it.
 
     \b
