@@ -34,7 +34,7 @@ def render(experiment: Experiment, folder: Path) -> list[Path]:
         if len(PurePosixPath(place.shard).parts) < 3:
             raise ExperimentError(f"{place.name} needs a shard in a folder of its node's disk, got {place.shard!r}")
     folder.mkdir(parents=True, exist_ok=True)
-    documents = {f"{place.name}.yaml": hospital(place) for place in experiment.places}
+    documents: dict[str, list[Any]] = {f"{place.name}.yaml": hospital(place) for place in experiment.places}
     documents["groups.yaml"] = [
         [{"op": "add", "path": "/spec/workerGroupSpecs/-", "value": group(place)} for place in experiment.places]
     ]

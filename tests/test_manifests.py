@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -288,8 +289,9 @@ def test_nodes_of_cluster_yaml_are_started_by_a_command_of_ours(which: str) -> N
     options = parse(words)
     assert options["background"]
     assert bool(options.get("head")) == (which == "head_start_ray_commands")
-    more = options["more"]
-    known = subprocess.run(["ray", "start", "--help"], capture_output=True, text=True, check=True).stdout
+    more = [word for word in line.partition(" -- ")[2].split() if word]
+    ray_program = Path(sys.executable).parent / "ray"
+    known = subprocess.run([ray_program, "start", "--help"], capture_output=True, text=True, check=True).stdout
     assert all(word.partition("=")[0] in (*known.split(), "--autoscaling-config") for word in more)
 
 

@@ -51,7 +51,7 @@ def node(*, head: bool, address: str | None, hospital: str | None, background: b
     with one_line_errors():
         from actors import security
         from actors.node import ray_start
-        from fedplatform.experiment import ExperimentError
+        from fedplatform.settings import ExperimentError
 
         if head == (address is not None):
             raise ExperimentError("a node is the --head, or joins an --address HOST:PORT")
@@ -85,7 +85,7 @@ def certificate(authority: Path, *, to: Path | None, addresses: tuple[str, ...])
     """
     with one_line_errors():
         from fedplatform.certificates import make_authority, make_certificate
-        from fedplatform.experiment import ExperimentError
+        from fedplatform.settings import ExperimentError
 
         if (to is None) != (not addresses):
             raise ExperimentError("a certificate needs both --to FOLDER and --address HOST")

@@ -56,6 +56,20 @@ def opened(engine: str, address: str, hosts: int | None, experiment: Experiment 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Show what went wrong in one line and leave with status 1; ``FEDPLATFORM_TRACEBACK=1`` shows where, too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("fedplatform: stopped; finished rounds are kept", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("FEDPLATFORM_TRACEBACK") or not isinstance(error, _expected()):
+            raise
+        click.echo(f"fedplatform: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """Errors that are the user's to mend; imported when there is one, for they bring torch and Ray along."""
     from actors.cohort import CohortError
     from actors.security import ClusterError
     from fedplatform.data.error import DataError
@@ -66,21 +80,11 @@ def one_line_errors() -> Iterator[None]:
     from fedplatform.serving.refused import Refused
     from fedplatform.specification import SpecificationError
 
-    expected = (
+    return (
         *(ClusterError, CohortError, DataError, ExperimentError, ReportError, SpecificationError),
         *(AuditError, OwnedFileError, Refused),
         OSError,
     )
-    try:
-        yield
-    except expected as error:
-        if os.environ.get("FEDPLATFORM_TRACEBACK"):
-            raise
-        click.echo(f"fedplatform: {' '.join(str(error).split())}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        click.echo("fedplatform: stopped; finished rounds are kept", err=True)
-        sys.exit(130)
 
 
 def complain(message: str, context: click.Context | None) -> NoReturn:
