@@ -78,7 +78,7 @@ def examine(experiment: Experiment | None, *, address: str, runs: Path, shards: 
         return [*findings, Finding("cluster", State.FAULT, str(error), "nothing else can be checked until it answers")]
     try:
         places = () if address == LOCAL or experiment is None else experiment.places
-        findings.append(Finding("cluster", State.GOOD, f"{len(_alive())} nodes, {_resources()}"))
+        findings.append(Finding("cluster", State.GOOD, f"nodes: {len(_alive())}; {_resources()}"))
         if address != LOCAL:
             findings += [door(found(address)), dashboard()]
         findings += nodes(places)

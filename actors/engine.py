@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cohort import CohortError, cause
 from actors.joining import LOCAL, join
-from actors.placement import here, require_nodes
+from actors.placement import require_nodes
 from actors.server import Server
 from fedplatform.aggregation import Mixed
 from fedplatform.engine import Outcome, RunningFederation
@@ -66,15 +67,16 @@ class RayEngine:
     def launch(
         self, experiment: Experiment, shards: Path, *, state_folder: Path, start: np.ndarray | None = None
     ) -> Iterator[RunningFederation]:
-        """Place the actors, and take them down on the way out."""
+        """Place the actors, and take them down on the way out. The server runs on this machine, where the run is."""
         send_by_value(experiment)
         places = self.places(experiment)
         cpus = int(ray.cluster_resources().get("CPU", 1))
         num_hosts = min(self._num_hosts or cpus, experiment.hospitals)
         if num_hosts > cpus and not places:
             raise CohortError(f"{num_hosts} hospital actors need as many CPUs, got {cpus}")
-        remote: Any = ray.remote(Server)
-        server = remote.options(num_cpus=0, scheduling_strategy=here()).remote(
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        remote: Any = ray.remote  # its type stubs do not know every scheduling strategy
+        server = remote(num_cpus=0, scheduling_strategy=here)(Server).remote(
             experiment,
             shards.resolve(),
             state_folder=state_folder.resolve(),

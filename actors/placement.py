@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.security import ClusterError
 from fedplatform.cohort import CohortPlan
@@ -57,8 +56,3 @@ def require_nodes(places: Sequence[Place]) -> None:
             has = nodes[place.node].get(what, 0)
             if wanted > has:
                 raise PlacementError(f"{place.name} wants {wanted:g} {what}, its node has {has:g}")
-
-
-def here() -> NodeAffinitySchedulingStrategy:
-    """The driver's own node, whose files the server shares; another one once this is gone."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)

@@ -117,7 +117,7 @@ def doctor(recipe: str | None, *, address: str, runs: Path, shards: Path | None)
     Exit status: 0 nothing found that would stop a run, 1 something was.
     """
     with one_line_errors():
-        from rich.table import Table
+        from rich.table import Column, Table
 
         from actors.doctor import State, examine
         from fedplatform.experiment import Experiment, load_settings
@@ -125,7 +125,7 @@ def doctor(recipe: str | None, *, address: str, runs: Path, shards: Path | None)
         experiment = Experiment.from_settings(load_settings(recipe)) if recipe else None
         with console.status("looking"):
             findings = examine(experiment, address=address, runs=runs, shards=shards)
-        table = Table("check", "", "what was found", "what to do")
+        table = Table("check", "", *(Column(head, overflow="fold") for head in ("what was found", "what to do")))
         signs = {State.GOOD: "[green]good[/]", State.DOUBTFUL: "[yellow]doubtful[/]", State.FAULT: "[bold red]fault[/]"}
         for finding in findings:
             table.add_row(finding.check, signs[finding.state], finding.found, finding.remedy)
