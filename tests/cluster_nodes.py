@@ -45,6 +45,9 @@ class Nodes:
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard_port}",
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "COLUMNS": "200",
+            # A busy machine is slow to start Ray's processes, and Ray is not patient.
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(START_S),
+            "RAY_worker_register_timeout_seconds": str(START_S),
         }
 
     @property

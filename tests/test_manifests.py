@@ -326,8 +326,6 @@ def test_the_image_is_built_from_files_that_are_there_and_runs_as_nobody_special
 
 
 def test_a_linter_of_dockerfiles_finds_nothing() -> None:
-    linter = shutil.which("hadolint")
-    if linter is None:
-        pytest.skip("no hadolint here")
+    linter = Path(sys.executable).parent / "hadolint"
     done = subprocess.run([linter, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
