@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,9 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ray.job_submission import JobSubmissionClient
 
 from actors import security
+from fedplatform.experiment import Experiment
+from fedplatform.specification import plugin_modules
 
 DASHBOARD = "http://127.0.0.1:8265"
 RUN = "fedplatform_run"  # the key in a job's metadata
@@ -66,6 +71,14 @@ class Jobs:
             runtime_env={"working_dir": str(folder)} if folder else {},
         )
 
+    def unused(self, name: str) -> str:
+        """``name``, or ``name-2``, ``name-3``... where a run of that name was handed in before."""
+        number, found = 1, name
+        while self.attempts(found):
+            number += 1
+            found = f"{name}-{number}"
+        return found
+
     def runs(self) -> list[Job]:
         """The last attempt of every run, the newest first."""
         last = {job.run: job for job in self._all()}
@@ -106,6 +119,16 @@ class Jobs:
         return sorted(
             (_job(details) for details in found if RUN in (details.metadata or {})), key=lambda job: job.started
         )
+
+
+def pack(experiment: Experiment, folder: Path) -> None:
+    """Write ``experiment.yaml``, and the files that a user's own parts come from, into the folder that travels."""
+    text = yaml.safe_dump(experiment.settings(), sort_keys=False, allow_unicode=True)
+    for module in plugin_modules:
+        file = Path(inspect.getfile(module)).resolve()
+        shutil.copy(file, folder)
+        text = text.replace(str(file), file.name)
+    (folder / "experiment.yaml").write_text(text, encoding="utf-8")
 
 
 def entrypoint(words: Sequence[str]) -> str:

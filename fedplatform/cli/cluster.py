@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from fedplatform.cli.options import experiment_options, given
 from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors
-
-if TYPE_CHECKING:
-    from fedplatform.experiment import Experiment
 
 DASHBOARD = click.option(
     "--dashboard",
@@ -169,7 +165,7 @@ def submit(
       fedplatform submit --resume first
     """
     with one_line_errors():
-        from actors.jobs import Jobs
+        from actors.jobs import Jobs, pack
         from fedplatform.experiment import Experiment, ExperimentError, load_settings
         from fedplatform.run import default_name
 
@@ -181,39 +177,15 @@ def submit(
         else:
             experiment = Experiment.from_settings({**load_settings(str(recipe)), **given(changes)})
             jobs = Jobs(dashboard)
-            name = name or _unused(default_name(experiment), jobs)
+            name = name or jobs.unused(default_name(experiment))
             where = ["--runs", runs, *(["--shards", shards] if shards else [])]
             with tempfile.TemporaryDirectory() as folder:
-                _pack(experiment, Path(folder))
+                pack(experiment, Path(folder))
                 jobs.submit(name, ["run", "experiment.yaml", "--name", name, *where], folder=Path(folder))
         run = resume or str(name)
         console.print(f"handed in: {run}", soft_wrap=True)
         if not detach:
             _follow(jobs, run)
-
-
-def _unused(name: str, jobs: Any) -> str:
-    number, found = 1, name
-    while jobs.attempts(found):
-        number += 1
-        found = f"{name}-{number}"
-    return found
-
-
-def _pack(experiment: Experiment, folder: Path) -> None:
-    """Write the experiment, and the files that its own parts come from, into the folder that travels."""
-    import inspect
-
-    import yaml
-
-    from fedplatform.specification import plugin_modules
-
-    text = yaml.safe_dump(experiment.settings(), sort_keys=False, allow_unicode=True)
-    for module in plugin_modules:
-        file = Path(inspect.getfile(module)).resolve()
-        shutil.copy(file, folder)
-        text = text.replace(str(file), file.name)
-    (folder / "experiment.yaml").write_text(text, encoding="utf-8")
 
 
 def _follow(jobs: Any, run: str) -> None:
