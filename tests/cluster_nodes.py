@@ -64,19 +64,23 @@ class Nodes:
         log = self.folder / f"node-{len(self.started)}.log"
         words = [*shlex.split(command), "--", f"--node-ip-address=127.0.0.{len(self.started) + 2}", SMALL, *more]
         words += [f"--dashboard-agent-listen-port={free_port()}"]
-        for attempt in range(ATTEMPTS):
+        for attempt in range(1, ATTEMPTS + 1):
             with log.open("wb") as output:
                 node = subprocess.Popen(
                     words, stdout=output, stderr=subprocess.STDOUT, env=self.environment, cwd=self.folder
                 )
+            self.started.append(node)
+            deadline = time.monotonic() + START_S
             while node.poll() is None and "Ray runtime started" not in log.read_text(errors="replace"):
+                assert time.monotonic() < deadline, f"{command} did not start:\n{log.read_text()}"
                 time.sleep(0.5)
             if node.poll() is None:
-                self.started.append(node)
                 return
+            self.started.remove(node)
             # On a busy machine Ray, which waits for 30 s for itself, gives up; anything else is a fault.
             said = log.read_text(errors="replace")
-            assert "timed out during startup" in said and attempt + 1 < ATTEMPTS, f"{command} ended:\n{said}"
+            assert attempt < ATTEMPTS, said
+            assert "timed out during startup" in said, said
 
     def start_head(self, command: str = "fedplatform node --head", *more: str) -> None:
         """Start the head on the ports that were drawn."""
