@@ -32,7 +32,7 @@ from fedplatform.data.shards import Manifest, Shard
 from fedplatform.experiment import Experiment
 from fedplatform.places import LABEL, Place
 
-NODE_S = 60.0  # to start a process on a node and get its answer
+NODE_S = 180.0  # to start a process on a node and get its answer
 LEAST_FREE_GIB, COMFORTABLY_FREE_GIB = 1.0, 10.0
 MOST_SKEW_S = 2.0
 SOON = timedelta(days=30)

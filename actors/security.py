@@ -12,7 +12,7 @@ from fedplatform.certificates import AUTHORITY, CERTIFICATE, KEY
 
 TOKEN_FILE = Path("~/.ray/auth_token")
 TLS = "FEDPLATFORM_TLS"
-KNOCK_S = 5.0
+KNOCK_S = 15.0
 
 
 class ClusterError(RuntimeError):
