@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import shlex
 import shutil
 import time
@@ -54,6 +55,8 @@ class Jobs:
     def __init__(self, address: str = DASHBOARD) -> None:
         security.secure()
         security.require_token()
+        for chatty in ("ray.dashboard", "ray._private"):
+            logging.getLogger(chatty).setLevel(logging.ERROR)
         try:
             self._client = JobSubmissionClient(address)
         except (ConnectionError, RuntimeError) as error:
@@ -142,7 +145,7 @@ def entrypoint(words: Sequence[str]) -> str:
 
 def _job(details: Any) -> Job:
     started = datetime.fromtimestamp((details.start_time or 0) / 1000, UTC)
-    message = " ".join(str(details.message or "").split())
+    message, _, _ = " ".join(str(details.message or "").split()).partition(", last available logs")  # seen already
     return Job(details.metadata[RUN], details.submission_id, str(details.status), message, started)
 
 
