@@ -11,9 +11,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors.hospital import HospitalHost
+from actors.placement import at_home, dealt
 from fedplatform.cohort import CohortPlan, replies_with
 from fedplatform.data.splits import Role
 from fedplatform.messages import HospitalState, Predictions, Reply, Update
+from fedplatform.places import Place
 
 START_TIMEOUT_S = 300.0
 
@@ -25,30 +27,27 @@ class CohortError(RuntimeError):
 class RayCohort:
     """The cohort of :mod:`fedplatform.cohort` on Ray: the same replies, in the same order, from other processes.
 
-    ``num_hosts`` actors of one CPU each are dealt the hospitals in turn. An actor whose process dies is started again
-    by Ray, opens its shards and is there in the next round; a request that it had accepted is not repeated.
+    Hospitals with ``places`` have an actor each, on their own node; without, ``num_hosts`` actors of one CPU are dealt
+    the hospitals in turn. An actor whose process dies is started again by Ray, opens its shards and is there in the
+    next round; a request that it had accepted is not repeated.
     """
 
-    def __init__(self, plan: CohortPlan, *, num_hosts: int, deadline_s: float) -> None:
+    def __init__(self, plan: CohortPlan, *, num_hosts: int, deadline_s: float, places: Sequence[Place] = ()) -> None:
         self._plan = plan
         self._deadline_s = deadline_s
         self._round = 0
-        names = tuple(plan.shard_files)
-        # Honest hospitals and liars are dealt apart: colluding liars do not train, and would leave one host idle.
-        order = [*plan.honest, *(name for name in names if name not in plan.honest)]
-        dealt = [tuple(order[host::num_hosts]) for host in range(num_hosts)]
+        berths = at_home(places) if places else dealt(plan, num_hosts)
         remote: Any = ray.remote  # its type stubs do not know concurrency groups
-        actor = remote(num_cpus=1, max_restarts=-1, max_task_retries=0, concurrency_groups={"work": 1, "control": 1})(
-            HospitalHost
-        )
+        actor = remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"work": 1, "control": 1})(HospitalHost)
         # By value and not by reference: a restarted actor must find its plan whatever became of the object store.
-        self._hosts: list[Any] = [actor.remote(plan, mine) for mine in dealt]
-        self._host_of = {name: host for host, mine in zip(self._hosts, dealt, strict=True) for name in mine}
+        self._hosts: list[Any] = [actor.options(**berth.options).remote(plan, berth.hospital_ids) for berth in berths]
+        placed = zip(self._hosts, berths, strict=True)
+        self._host_of = {name: host for host, berth in placed for name in berth.hospital_ids}
         try:
             ray.get([host.ready.remote() for host in self._hosts], timeout=START_TIMEOUT_S)
         except GetTimeoutError:
             raise CohortError(
-                f"{num_hosts} hospital actors of one CPU each did not start within {START_TIMEOUT_S:.0f} s; "
+                f"{len(berths)} hospital actors did not start within {START_TIMEOUT_S:.0f} s; "
                 f"the cluster has {ray.cluster_resources().get('CPU', 0):.0f} CPUs"
             ) from None
         except RayActorError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,12 +16,15 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cohort import CohortError, cause
+from actors.joining import LOCAL, join
+from actors.placement import require_nodes
 from actors.server import Server
 from fedplatform.aggregation import Mixed
 from fedplatform.checkpoint import CheckpointFolder
 from fedplatform.engine import Earlier, Outcome, RunningFederation
 from fedplatform.experiment import Experiment, ExperimentError
 from fedplatform.messages import RoundReport
+from fedplatform.places import Place
 from fedplatform.trust import OptiGradTrust
 
 RESTART_TIMEOUT_S = 360.0  # the hospitals' actors start anew, too
@@ -95,16 +97,22 @@ class RayEngine:
     """Hospitals, liars and server as Ray actors.
 
     ``address`` is a running cluster's, or ``local`` to start one here; ``num_hosts`` how many actors the hospitals
-    share, by default as many as there are CPUs, and never more than there are hospitals.
+    share, by default as many as there are CPUs, and never more than there are hospitals. On a cluster, hospitals that
+    have places live there, each in an actor of its own; a Ray of one's own is a simulation, and nobody's place.
     """
 
     def __init__(self, *, address: str = "local", num_hosts: int | None = None) -> None:
         self._num_hosts = num_hosts
+        self._is_simulation = address == LOCAL
         self._started = not ray.is_initialized()
         if self._started:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            join(address)
+
+    def places(self, experiment: Experiment) -> tuple[Place, ...]:
+        """Where the hospitals live on this cluster. Raises :class:`PlacementError` at once where a node is missing."""
+        places = () if self._is_simulation else experiment.places
+        require_nodes(places)
+        return places
 
     @contextmanager
     def launch(
@@ -118,9 +126,10 @@ class RayEngine:
     ) -> Iterator[RunningFederation]:
         """Place the actors, and take them down on the way out. The server runs on this machine, where the run is."""
         send_by_value(experiment)
+        places = self.places(experiment)
         cpus = int(ray.cluster_resources().get("CPU", 1))
         num_hosts = min(self._num_hosts or cpus, experiment.hospitals)
-        if num_hosts > cpus:
+        if num_hosts > cpus and not places:
             raise CohortError(f"{num_hosts} hospital actors need as many CPUs, got {cpus}")
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         remote: Any = ray.remote  # its type stubs do not know every scheduling strategy
@@ -130,6 +139,7 @@ class RayEngine:
             shards.resolve(),
             state_folder=state_folder.resolve(),
             num_hosts=num_hosts,
+            places=places,
             start=start,
             checkpoints=CheckpointFolder.of(checkpoints, experiment) if checkpoints else None,
         )

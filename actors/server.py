@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from fedplatform.checkpoint import CheckpointFolder, Checkpoints
 from fedplatform.engine import Earlier, Outcome, ServerRole, cohort_plan
 from fedplatform.experiment import Experiment
 from fedplatform.messages import RoundReport
+from fedplatform.places import Place
 
 
 class Server:
@@ -28,14 +29,22 @@ class Server:
         *,
         state_folder: Path,
         num_hosts: int,
+        places: Sequence[Place] = (),
         start: np.ndarray | None = None,
         checkpoints: CheckpointFolder | None = None,
     ) -> None:
         torch.set_num_threads(1)
         opened = Checkpoints.open(checkpoints, experiment.rule) if checkpoints else None
         self._cohort = RayCohort(
-            cohort_plan(experiment, shards, state_folder=state_folder, launch=opened.launch if opened else None),
+            cohort_plan(
+                experiment,
+                shards,
+                state_folder=state_folder,
+                places=places,
+                launch=opened.launch if opened else None,
+            ),
             num_hosts=num_hosts,
+            places=places,
             deadline_s=experiment.deadline_s,
         )
         self._role = ServerRole(experiment, shards, self._cohort, start=start, checkpoints=opened)

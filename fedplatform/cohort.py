@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fedplatform.attacks.byzantine import ByzantineHospital, Liars
+from fedplatform.data.error import DataError
 from fedplatform.data.shards import Shard
 from fedplatform.data.splits import Role
 from fedplatform.hospital import Hospital, Participant
@@ -58,11 +59,23 @@ class CohortPlan:
         """The hospitals that train and grade honestly, in order."""
         return tuple(name for name in self.shard_files if name not in self.liars.hospital_ids)
 
+    def open_shard(self, hospital_id: str) -> Shard:
+        """The hospital's shard. Raises DataError where it cannot be read, or holds another kind of scans."""
+        shard = Shard.open(self.shard_files[hospital_id])
+        training = self.training
+        wanted = (training.num_classes, training.channels, training.size)
+        if (len(shard.classes), shard.channels, shard.size) != wanted:
+            raise DataError(
+                f"{shard.path}: the federation has {wanted[0]} classes, {wanted[1]} channels and {wanted[2]} pixels a "
+                f"side, {hospital_id}'s shard {len(shard.classes)}, {shard.channels} and {shard.size}"
+            )
+        return shard
+
     def admit(self, hospital_id: str, trainer: Trainer) -> Participant:
         """Open the hospital's shard and bring it up, honest or Byzantine."""
         hospital = Hospital(
             hospital_id,
-            Shard.open(self.shard_files[hospital_id]),
+            self.open_shard(hospital_id),
             trainer=trainer,
             state_file=self.state_folder / f"{hospital_id}.safetensors",
             launch=self.launch,

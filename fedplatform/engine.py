@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from fedplatform.federation import Federation, FederationState
 from fedplatform.hospital import Hospital
 from fedplatform.messages import Predictions, RoundReport
 from fedplatform.own_state import Launch
+from fedplatform.places import Place
 from fedplatform.root import RootSet
 from fedplatform.training import LocalTraining, Trainer
 
@@ -76,11 +77,20 @@ def local_training(experiment: Experiment, manifest: Manifest) -> LocalTraining:
 
 
 def cohort_plan(
-    experiment: Experiment, shards: Path, *, state_folder: Path, launch: Launch | None = None
+    experiment: Experiment,
+    shards: Path,
+    *,
+    state_folder: Path,
+    places: Sequence[Place] = (),
+    launch: Launch | None = None,
 ) -> CohortPlan:
-    """How to bring up each hospital of an experiment."""
+    """How to bring up each hospital of an experiment, whose shard lies in ``shards``, or in its place where it has one.
+
+    Of a folder ``shards`` whose hospitals have their own, only ``manifest.json`` and the root set are read.
+    """
     manifest = Manifest.load(shards)
-    files = (shards.resolve() / shard.file for shard in manifest.hospitals)
+    files = [Path(place.shard) for place in places if place.shard]
+    files = files or [shards.resolve() / shard.file for shard in manifest.hospitals]
     return CohortPlan(
         shard_files=dict(zip(experiment.hospital_ids(), files, strict=True)),
         training=local_training(experiment, manifest),

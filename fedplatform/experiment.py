@@ -21,6 +21,7 @@ from fedplatform.data.sources import open_source
 from fedplatform.messages import Aggregate, Evidence
 from fedplatform.models import MODELS, ModelBuilder, TimmModel
 from fedplatform.models.torchvision_ops import import_timm
+from fedplatform.places import Place, require_distinct
 from fedplatform.seeding import numpy_generator
 from fedplatform.settings import ExperimentError as ExperimentError
 from fedplatform.settings import Settings, parsed_by, written_by
@@ -139,7 +140,10 @@ class Experiment(Settings):
         description="how scans fall to hospitals: iid, dirichlet(concentration=0.5), label_skew(share=0.7), "
         "quantity_skew(sigma=1.0), site",
     )
-    hospitals: int = Field(10, ge=1, description="number of hospitals, liars among them")
+    hospitals: int = Field(10, ge=1, description="number of hospitals, liars among them; in a file, or a list of them")
+    places: tuple[Place, ...] = Field(
+        (), description="where each hospital lives; a file lists them under 'hospitals' (docs/cluster.md)"
+    )
     liars: int = Field(3, ge=0, description="how many of them lie (chosen by the seed)")
     attack: Annotated[PoisoningAttack | None, BeforeValidator(_parse_attack), PlainSerializer(_describe_attack)] = (
         Field("none", description=f"what liars do: none, {', '.join(ATTACKS)}, or your own as FILE.py:CLASS")  # type: ignore[assignment]
@@ -195,6 +199,9 @@ class Experiment(Settings):
             return values
         fields = cls.model_fields
         filled = dict(values)
+        if isinstance(filled.get("hospitals"), list | tuple):
+            filled["places"] = tuple(map(Place.of, filled["hospitals"]))
+            filled["hospitals"] = len(filled["places"])
         try:
             filled["f"] = int(filled.get("f", filled.get("liars", fields["liars"].default)))
             filled["quorum"] = int(
@@ -217,8 +224,16 @@ class Experiment(Settings):
             raise ValueError(f"attack {_describe_attack(self.attack)} needs at least one liar, got liars=0")
         if self.quorum > self.hospitals:
             raise ValueError(f"the quorum is at most the number of hospitals, got {self.quorum} of {self.hospitals}")
+        if self.places:
+            require_distinct(self.places, count=self.hospitals)
         try_rule(self.rule, hospitals=self.hospitals, has_root=self.root_size > 0)
         return self
+
+    def settings(self) -> dict[str, object]:
+        """All fields as plain values; hospitals that have places as their list, as a file has it."""
+        settings = super().settings()
+        settings.pop("places")
+        return settings | {"hospitals": [place.settings() for place in self.places] or self.hospitals}
 
     def replace(self, **changes: object) -> Self:
         """The same experiment with some settings changed and everything derived from them derived again."""
@@ -249,6 +264,8 @@ class Experiment(Settings):
 
     def hospital_ids(self) -> tuple[str, ...]:
         """The names of the hospitals, in order."""
+        if self.places:
+            return tuple(place.name for place in self.places)
         return tuple(f"hospital-{number:02d}" for number in range(self.hospitals))
 
     def who_lies(self) -> Liars:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,11 @@ log = logging.getLogger(__name__)
 
 def nobody(*_: object) -> None:
     """An observer that looks away."""
+
+
+def default_name(experiment: Experiment) -> str:
+    """What a run is called that nobody gave a name."""
+    return f"{experiment.data_slug}-{experiment.rule_slug}-{experiment.attack_slug}-seed{experiment.seed}"
 
 
 def partition_data(
@@ -72,8 +78,7 @@ def run(
     """
     if resumable:
         require_storable(experiment.rule, hospitals=experiment.hospitals, has_root=experiment.root_size > 0)
-    default = f"{experiment.data_slug}-{experiment.rule_slug}-{experiment.attack_slug}-seed{experiment.seed}"
-    folder = RunFolder.create(runs, name) if name else RunFolder.create_numbered(runs, default)
+    folder = RunFolder.create(runs, name) if name else RunFolder.create_numbered(runs, default_name(experiment))
     reports: list[RoundReport] = []
     try:
         folder.write_settings(experiment.settings())
@@ -81,6 +86,8 @@ def run(
             if shards is None:
                 shards = folder.path / "shards"
                 partition_data(experiment, shards, data_folder=data_folder, progress=partitioning)
+            else:  # so that whoever goes on with this run finds them
+                (folder.path / "shards").symlink_to(os.path.relpath(shards.resolve(), folder.path.resolve()))
             checkpoints = folder.checkpoints if resumable else None
             _conduct(
                 experiment, folder, reports, engine=engine, shards=shards, checkpoints=checkpoints, observer=observer

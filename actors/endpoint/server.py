@@ -20,6 +20,7 @@ from actors.endpoint.application import app
 from actors.endpoint.arguments import EndpointArguments
 from actors.endpoint.config_file import NAME, REQUEST_TIMEOUT_S
 from actors.endpoint.gateway import IMPORT_PATH, VARIABLE
+from actors.joining import LOCAL, join
 
 LEAST_CPUS = 2  # diagnostician and purifying ask for one each, whatever the machine has
 
@@ -28,19 +29,11 @@ LEAST_CPUS = 2  # diagnostician and purifying ask for one each, whatever the mac
 def served(arguments: EndpointArguments, *, host: str, port: int, tls: tuple[str, str] | None = None) -> Iterator[str]:
     """Serve while the block runs; gives the address of Ray's metrics. Raises OSError where the port is taken."""
     _check_free(host, port)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # a busy machine is slow to start it
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers would give way to whatever else runs here
     os.environ[VARIABLE] = IMPORT_PATH
-    # Ray's own ports are open to the network; unless RAY_AUTH_MODE says otherwise, a Ray of one's own asks for a token.
-    ray.init(
-        address="local",
-        num_cpus=max(LEAST_CPUS, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    # Ray's own ports are open to the network and ask for the token.
+    join(LOCAL, num_cpus=max(LEAST_CPUS, os.cpu_count() or 1))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         certificate, key = tls or (None, None)

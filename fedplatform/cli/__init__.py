@@ -7,9 +7,11 @@ import sys
 import click
 
 from fedplatform.cli.bench import bench
+from fedplatform.cli.cluster import certificate, doctor, jobs, node, submit
 from fedplatform.cli.data import data
 from fedplatform.cli.defence import certify, defend, evaluate
 from fedplatform.cli.intake import audit, diagnose, keys
+from fedplatform.cli.kubernetes import k8s
 from fedplatform.cli.serving import publish, serve
 from fedplatform.cli.terminal import SuggestingGroup, complain
 from fedplatform.cli.training import compare, report, run
@@ -44,6 +46,7 @@ COMMANDS = (
     *(run, defend, evaluate, certify),
     *(publish, serve, keys, diagnose, audit),
     *(compare, data, bench, report),
+    *(doctor, node, certificate, submit, jobs, k8s),
 )
 for command in COMMANDS:
     fedplatform.add_command(command)

@@ -21,6 +21,8 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
     from fedplatform.experiment import Experiment
 
     for name, field in reversed(Experiment.model_fields.items()):
+        if name == "places":
+            continue  # a list of hospitals is a matter for a file
         command = _setting_option(name, field)(command)
     return command
 
@@ -55,7 +57,8 @@ def where_options(command: Callable[..., None]) -> Callable[..., None]:
                          help="where named data sets are looked for first"),
             click.option("--engine", type=click.Choice(["ray", "local"]), default="ray", show_default=True,
                          help="hospitals as Ray actors, or all in this process (the same weights, bit for bit)"),
-            click.option("--address", default="local", show_default=True, metavar="ADDRESS",
+            click.option("--address", default="local", show_default=True, metavar="ADDRESS", envvar="RAY_ADDRESS",
+                         show_envvar=True,
                          help="a running Ray cluster ('auto' finds it), or 'local' to start one here"),
             click.option("--hosts", type=click.IntRange(min=1), metavar="N",
                          help="actors that the hospitals share [default: one a CPU]"),

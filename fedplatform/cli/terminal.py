@@ -6,12 +6,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
 
 from fedplatform.specification import nearest
+
+if TYPE_CHECKING:
+    from fedplatform.experiment import Experiment
 
 console = Console(highlight=False)
 
@@ -33,8 +36,8 @@ class SuggestingGroup(click.Group):
 
 
 @contextmanager
-def opened(engine: str, address: str, hosts: int | None) -> Iterator[Any]:
-    """The engine that was asked for, closed at the end."""
+def opened(engine: str, address: str, hosts: int | None, experiment: Experiment | None = None) -> Iterator[Any]:
+    """The engine that was asked for, closed at the end; a cluster on which the experiment cannot run is told of now."""
     from actors.engine import RayEngine
     from fedplatform.engine import InProcessEngine
 
@@ -43,6 +46,8 @@ def opened(engine: str, address: str, hosts: int | None) -> Iterator[Any]:
         return
     ray_engine = RayEngine(address=address, num_hosts=hosts)
     try:
+        if experiment is not None:
+            ray_engine.places(experiment)
         yield ray_engine
     finally:
         ray_engine.close()
@@ -51,7 +56,22 @@ def opened(engine: str, address: str, hosts: int | None) -> Iterator[Any]:
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Show what went wrong in one line and leave with status 1; ``FEDPLATFORM_TRACEBACK=1`` shows where, too."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        click.echo(f"fedplatform: {'; '.join(['stopped; finished rounds are kept', *notes(stop)])}", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("FEDPLATFORM_TRACEBACK") or not isinstance(error, _expected()):
+            raise
+        click.echo(f"fedplatform: {'; '.join([' '.join(str(error).split()), *notes(error)])}", err=True)
+        sys.exit(1)
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """Errors that are the user's to mend; imported when there is one, for they bring torch and Ray along."""
     from actors.cohort import CohortError
+    from actors.security import ClusterError
     from fedplatform.data.error import DataError
     from fedplatform.experiment import ExperimentError
     from fedplatform.report import ReportError
@@ -60,21 +80,11 @@ def one_line_errors() -> Iterator[None]:
     from fedplatform.serving.refused import Refused
     from fedplatform.specification import SpecificationError
 
-    expected = (
-        *(CohortError, DataError, ExperimentError, ReportError, SpecificationError),
+    return (
+        *(ClusterError, CohortError, DataError, ExperimentError, ReportError, SpecificationError),
         *(AuditError, OwnedFileError, Refused),
         OSError,
     )
-    try:
-        yield
-    except expected as error:
-        if os.environ.get("FEDPLATFORM_TRACEBACK"):
-            raise
-        click.echo(f"fedplatform: {'; '.join([' '.join(str(error).split()), *notes(error)])}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt as stop:
-        click.echo(f"fedplatform: {'; '.join(['stopped; finished rounds are kept', *notes(stop)])}", err=True)
-        sys.exit(130)
 
 
 def notes(error: BaseException) -> list[str]:

@@ -16,6 +16,12 @@ from fedplatform.cli.terminal import console, one_line_errors, opened
 @where_options
 @click.option("--name", metavar="NAME", help="name of the run [default: data-rule-attack-seed]")
 @click.option(
+    "--shards",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="shards that 'fedplatform data partition' wrote; where hospitals open their own, the server's part of them",
+)
+@click.option(
     "--resume", "stopped", metavar="NAME", help="go on with the stopped run NAME, in place of RECIPE and settings"
 )
 def run(
@@ -27,6 +33,7 @@ def run(
     address: str,
     hosts: int | None,
     name: str | None,
+    shards: Path | None,
     stopped: str | None,
     **changes: object,
 ) -> None:
@@ -52,6 +59,10 @@ def run(
       fedplatform run lesions --rule my_rules.py:MyRule
       fedplatform run runs/lesions-mean-none-seed0/experiment.yaml
       fedplatform run --resume lesions-mean-none-seed0
+      fedplatform run federation.yaml --address auto --shards server/
+
+    On a cluster (--address, or RAY_ADDRESS) each hospital that the file lists runs on the node that is labelled as its
+    own, and nowhere else; without, the same file is simulated on this machine (docs/cluster.md).
 
     \b
     Exit status: 0 done, 1 could not be done (one line says why), 2 mistyped.
@@ -61,7 +72,7 @@ def run(
     if stopped is not None and (name or given(changes)):
         raise click.UsageError("a resumed run keeps its name and settings", click.get_current_context())
     with one_line_errors():
-        from fedplatform.experiment import Experiment, load_settings
+        from fedplatform.experiment import Experiment, ExperimentError, load_settings
         from fedplatform.live import RoundTable
         from fedplatform.run import resume
         from fedplatform.run import run as run_experiment
@@ -70,12 +81,16 @@ def run(
         folder = RunFolder.reopen(runs, stopped) if stopped else None
         settings = folder.read_settings() if folder else {**load_settings(str(recipe)), **given(changes)}
         experiment = Experiment.from_settings(settings)
+        on_a_cluster = engine == "ray" and address != "local"
+        has_own_shards = any(place.shard for place in experiment.places)
+        if on_a_cluster and shards is None and folder is None and has_own_shards:
+            raise ExperimentError("hospitals open their own shards: --shards FOLDER with the server's manifest.json")
         title = (
             f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.liars} liars, "
             f"attack {experiment.attack_slug}, rule {experiment.rule_slug}"
         )
         with (
-            opened(engine, address, hosts) as runner,
+            opened(engine, address, hosts, experiment) as runner,
             RoundTable(title, rounds=experiment.rounds, console=console) as table,
         ):
             if folder:
@@ -83,6 +98,7 @@ def run(
                     folder,
                     engine=runner,
                     data_folder=data_folder,
+                    shards=shards,
                     partitioning=table.partitioning,
                     observer=table,
                     resumed=table.resumed,
@@ -94,6 +110,7 @@ def run(
                     runs=runs,
                     name=name,
                     data_folder=data_folder,
+                    shards=shards,
                     partitioning=table.partitioning,
                     observer=table,
                 )
