@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedplatform.cohort import Cohort, CohortPlan, InProcessCohort
+from fedplatform.cohort import Cohort, CohortPlan, InProcessCohort, InProcessMaskedHospitals
 from fedplatform.data.shards import ROOT, Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.experiment import Experiment
@@ -18,6 +18,7 @@ from fedplatform.federation import Federation, FederationState
 from fedplatform.hospital import Hospital
 from fedplatform.messages import Predictions, RoundReport
 from fedplatform.root import RootSet
+from fedplatform.secure import GroupedCohort
 from fedplatform.training import LocalTraining, Trainer
 
 SAMPLES = 24  # pictures in the report
@@ -65,7 +66,16 @@ def cohort_plan(experiment: Experiment, shards: Path, *, state_folder: Path) -> 
         training=local_training(experiment, manifest),
         liars=experiment.who_lies(),
         state_folder=state_folder,
+        privacy=experiment.privacy,
     )
+
+
+def in_process_cohort(experiment: Experiment, shards: Path, *, state_folder: Path) -> Cohort:
+    """All hospitals of an experiment in this process, behind secure aggregation where the experiment asks for it."""
+    plan = cohort_plan(experiment, shards, state_folder=state_folder)
+    if plan.privacy is None:
+        return InProcessCohort(plan)
+    return GroupedCohort(InProcessMaskedHospitals(plan), plan.privacy, seed=experiment.seed)
 
 
 class ServerRole:
@@ -80,7 +90,7 @@ class ServerRole:
         self._root = self._open_root(shards) if experiment.root_size else None
         self._federation = Federation(
             cohort=cohort,
-            rule=experiment.rule,
+            rule=experiment.server_rule,
             layout=self._trainer.layout,
             num_classes=len(manifest.classes),
             seed=experiment.seed,
@@ -119,5 +129,5 @@ class InProcessEngine:
         self, experiment: Experiment, shards: Path, *, state_folder: Path, start: np.ndarray | None = None
     ) -> AbstractContextManager[RunningFederation]:
         """Bring up hospitals and server here."""
-        cohort = InProcessCohort(cohort_plan(experiment, shards, state_folder=state_folder))
+        cohort = in_process_cohort(experiment, shards, state_folder=state_folder)
         return nullcontext(ServerRole(experiment, shards, cohort, start=start))

@@ -26,6 +26,7 @@ from fedplatform.messages import (
 )
 from fedplatform.parameters import ParameterLayout
 from fedplatform.root import RootSet
+from fedplatform.secure import GroupedCohort, GroupMemory
 from fedplatform.seeding import torch_generator
 
 
@@ -71,7 +72,8 @@ class Federation:
         """One round; a function of the state and of nothing else that changes."""
         number = state.round_number + 1
         started = time.monotonic()
-        replies = [self._inspect(reply, number) for reply in self.cohort.train(state.weights, number)]
+        cohort = self._seated(state.memory)
+        replies = [self._inspect(reply, number) for reply in cohort.train(state.weights, number)]
         trained = time.monotonic()
         delta, records, memory = self._aggregate(replies, state, number)
         state = FederationState(number, state.weights + delta, delta[: self.layout.num_shared], memory)
@@ -94,6 +96,12 @@ class Federation:
             confusion=tuple(tuple(int(count) for count in row) for row in pooled.confusion),
         )
         return state, report
+
+    def _seated(self, memory: object) -> Cohort:
+        """The cohort of a round: under secure aggregation, whom the rule has shut out is kept apart from the others."""
+        if isinstance(self.cohort, GroupedCohort) and isinstance(memory, GroupMemory):
+            return self.cohort.keeping_apart(memory.shut_out)
+        return self.cohort
 
     def _inspect(self, reply: Reply, round_number: int) -> Reply:
         """Turn what is not an update of this round and model into a refusal, before any rule can see it."""
@@ -125,6 +133,7 @@ class Federation:
             root_delta=None if root is None else root.delta,
             root=root,
             memory=state.memory,
+            groups=tuple(update.group for update in updates if update.group),
         )
         deltas = received[:, :shared]
         try:
