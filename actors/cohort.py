@@ -29,7 +29,9 @@ class RayCohort:
     by Ray, opens its shards and is there in the next round; a request that it had accepted is not repeated.
     """
 
-    def __init__(self, plan: CohortPlan, *, num_hosts: int, deadline_s: float) -> None:
+    def __init__(
+        self, plan: CohortPlan, *, num_hosts: int, deadline_s: float, host: type[HospitalHost] = HospitalHost
+    ) -> None:
         self._plan = plan
         self._deadline_s = deadline_s
         names = tuple(plan.shard_files)
@@ -38,7 +40,7 @@ class RayCohort:
         dealt = [tuple(order[host::num_hosts]) for host in range(num_hosts)]
         remote: Any = ray.remote  # its type stubs do not know concurrency groups
         actor = remote(num_cpus=1, max_restarts=-1, max_task_retries=0, concurrency_groups={"work": 1, "control": 1})(
-            HospitalHost
+            host
         )
         # By value and not by reference: a restarted actor must find its plan whatever became of the object store.
         self._hosts: list[Any] = [actor.remote(plan, mine) for mine in dealt]
@@ -57,6 +59,11 @@ class RayCohort:
     def hospital_ids(self) -> tuple[str, ...]:
         """All hospitals in order."""
         return tuple(self._plan.shard_files)
+
+    @property
+    def host_of(self) -> dict[str, Any]:
+        """The actor in which each hospital lives."""
+        return self._host_of
 
     def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
         """One round of training; a hospital that misses the deadline or dies is a reply too."""

@@ -9,9 +9,13 @@ import numpy as np
 import torch
 
 from actors.cohort import RayCohort
+from actors.hospital import HospitalHost
+from actors.masked import MaskedHospitalHost, RayMaskedHospitals
+from fedplatform.cohort import Cohort
 from fedplatform.engine import Outcome, ServerRole, cohort_plan
 from fedplatform.experiment import Experiment
 from fedplatform.messages import RoundReport
+from fedplatform.secure import GroupedCohort
 
 
 class Server:
@@ -27,12 +31,18 @@ class Server:
         start: np.ndarray | None = None,
     ) -> None:
         torch.set_num_threads(1)
+        plan = cohort_plan(experiment, shards, state_folder=state_folder)
         self._cohort = RayCohort(
-            cohort_plan(experiment, shards, state_folder=state_folder),
+            plan,
             num_hosts=num_hosts,
             deadline_s=experiment.deadline_s,
+            host=HospitalHost if plan.privacy is None else MaskedHospitalHost,
         )
-        self._role = ServerRole(experiment, shards, self._cohort, start=start)
+        cohort: Cohort = self._cohort
+        if plan.privacy is not None:
+            masked = RayMaskedHospitals(self._cohort, plan, deadline_s=experiment.deadline_s)
+            cohort = GroupedCohort(masked, plan.privacy, seed=experiment.seed)
+        self._role = ServerRole(experiment, shards, cohort, start=start)
 
     def reports(self) -> Iterator[RoundReport]:
         """Run the rounds, one report each."""

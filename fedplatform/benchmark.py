@@ -141,10 +141,9 @@ class Cell:
         ``trust@3`` is the rule ``trust`` over groups of 3, by secure aggregation.
         """
         experiment = self.without_rule()
-        rule, _, size = self.rule.partition("@")
-        privacy = f"grouped(size={size})" if size else "none"
-        rule = leave_out(parse_rule(rule, f=experiment.f), experiment.attack_slug)
-        return experiment.replace(rule=rule, privacy=privacy)
+        name, _, size = self.rule.partition("@")
+        rule = leave_out(parse_rule(name, f=experiment.f), experiment.attack_slug)
+        return experiment.replace(rule=rule, privacy=f"grouped(size={size})" if size else "none")
 
     def central(self) -> Experiment:
         """The same network with the same budget on all scans in one place."""

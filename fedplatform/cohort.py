@@ -67,12 +67,6 @@ class CohortPlan:
         lies = hospital_id in self.liars.hospital_ids and self.liars.attack is not None
         return ByzantineHospital(hospital, self.liars) if lies else hospital
 
-    def admit_masked(self, hospital_id: str, trainer: Trainer) -> MaskedHospital:
-        """The hospital behind secure aggregation. Raises ValueError where the plan has none."""
-        if self.privacy is None:
-            raise ValueError("this plan has no secure aggregation")
-        return MaskedHospital(self.admit(hospital_id, trainer), self.privacy)
-
 
 def replies_with(updates: Sequence[Update]) -> dict[str, Reply]:
     """Updates that need no further look as replies of the hospitals that sent them."""
@@ -130,8 +124,9 @@ class InProcessMaskedHospitals:
     def __init__(self, plan: CohortPlan) -> None:
         torch.set_num_threads(1)
         trainer = Trainer(plan.training)
+        assert plan.privacy is not None
         self._plan = plan
-        self._hospitals = {name: plan.admit_masked(name, trainer) for name in plan.shard_files}
+        self._hospitals = {name: MaskedHospital(plan.admit(name, trainer), plan.privacy) for name in plan.shard_files}
 
     @property
     def hospital_ids(self) -> tuple[str, ...]:

@@ -49,15 +49,13 @@ class GroupedCohort:
     capped behind a mask, and a liar's would rule its group. Claims and training losses stay in the hospitals.
     """
 
-    def __init__(
-        self, hospitals: MaskedHospitals, privacy: Grouped, *, seed: int, apart: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, hospitals: MaskedHospitals, privacy: Grouped, *, seed: int, apart: tuple[str, ...] = ()) -> None:
         self._hospitals = hospitals
         self._privacy = privacy
         self._seed = seed
         self._apart = apart
 
-    def keeping_apart(self, hospital_ids: frozenset[str]) -> GroupedCohort:
+    def keeping_apart(self, hospital_ids: tuple[str, ...]) -> GroupedCohort:
         """The same cohort, with some hospitals grouped among themselves only, or in no group where they are too few."""
         return GroupedCohort(self._hospitals, self._privacy, seed=self._seed, apart=hospital_ids)
 
@@ -81,7 +79,7 @@ class GroupedCohort:
                     dropped[name] = _refusal(name, answers[name])
             return {name: answers[name] for name in content if name not in dropped}
 
-        keys = ask("advertise", {name: (round_number,) for name in self.hospital_ids}, PublicKeys)
+        keys = ask("advertise", dict.fromkeys(self.hospital_ids, (round_number,)), PublicKeys)
         group_of = self._draw(keys, round_number)
         letters = ask("share", {name: (group,) for name, group in group_of.items()}, tuple)
         for name, reply in self._hospitals.train(weights, round_number, list(letters)).items():
@@ -140,11 +138,11 @@ class GroupedCohort:
         dropped: Mapping[str, Reply],
     ) -> Reply:
         """What became of one hospital."""
-        if group in means and name in masked:
+        if group and group in means and name in masked:
             return Reply(name, HospitalState.REPORTED, replace(means[group], hospital_id=name))
         if name in dropped:
             return dropped[name]
-        if group in closed:
+        if group and group in closed:
             return Reply(name, HospitalState.LATE, reason=closed[group])
         if name in self._apart:
             reason = f"still excluded, and not in a group: too few to make one of {self._privacy.size}"

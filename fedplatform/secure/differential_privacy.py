@@ -1,4 +1,4 @@
-"""Differential privacy of a whole hospital: its update is cut and drowned before it is masked; an accountant adds up."""
+"""Differential privacy of whole hospitals: updates are cut and drowned before they are masked; an accountant counts."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ class FixedPoint:
     def encode(self, values: np.ndarray, *, summands: int) -> np.ndarray:
         """Floating-point numbers (d,) as ring elements (d,) uint64, to be added to those of ``summands`` - 1 others.
 
-        Raises :class:`RangeError` for an entry that is not finite or so large that the sum could wrap around: a sum that
-        wrapped would look like any other.
+        Raises :class:`RangeError` for an entry that is not finite, or so large that the sum could wrap around: one that
+        did would look like any other.
         """
         scaled = np.rint(values.astype(np.float64) / self.step)
         fits = np.abs(scaled) * self.step < self.largest(summands)  # false for NaN, too

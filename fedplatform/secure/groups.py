@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
 
 def draw_groups(
-    hospital_ids: Sequence[str], *, size: int, apart: frozenset[str], generator: torch.Generator
+    hospital_ids: Sequence[str], *, size: int, apart: Collection[str], generator: torch.Generator
 ) -> tuple[tuple[str, ...], ...]:
-    """Deal hospitals at random into as many groups of at least ``size`` as there can be, sizes differing by one at most.
+    """Deal hospitals at random into as many groups of at least ``size`` as there can be, of sizes as equal as can be.
 
     Those kept ``apart`` are dealt among themselves, so that they spoil no other group. Fewer than ``size`` of a kind
     make no group, for a sum of fewer would tell more than was promised; they are in none, and sit out.

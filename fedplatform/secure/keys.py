@@ -20,8 +20,8 @@ def agree(own: X25519PrivateKey, other: bytes, *, purpose: bytes) -> bytes:
     """The 32 bytes that both of two hospitals can derive and nobody else: X25519 (RFC 7748), then HKDF-SHA256.
 
     ``other`` is the other's public key, ``purpose`` what the bytes are for, the same on both sides and different for
-    every use. Both public keys enter, so the bytes hang on who agreed and not only on what was agreed. Raises ValueError for a public key of low
-    order, with which anybody could know the result.
+    every use. Both public keys enter, so the bytes hang on who agreed and not only on what was agreed. Raises
+    ValueError for a public key of low order, with which anybody could know the result.
     """
     shared = own.exchange(X25519PublicKey.from_public_bytes(other))
     both = b"".join(sorted([own.public_key().public_bytes_raw(), other]))

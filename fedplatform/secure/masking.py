@@ -78,7 +78,9 @@ class Masker:
         own = group.point_of(self.hospital_id) - 1
         self._kept[self.hospital_id] = (seeds[own], keys[own])
         return tuple(
-            SealedShares(self.hospital_id, member.hospital_id, seal(self._letter_key(member, sent=True), _packed(*pair)))
+            SealedShares(
+                self.hospital_id, member.hospital_id, seal(self._letter_key(member, sent=True), _packed(*pair))
+            )
             for member, pair in zip(group.members, zip(seeds, keys, strict=True), strict=True)
             if member.hospital_id != self.hospital_id
         )

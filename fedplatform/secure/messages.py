@@ -11,7 +11,7 @@ from fedplatform.secure.shamir import Share
 
 @dataclass(frozen=True)
 class PublicKeys:
-    """A hospital's two public X25519 keys of one round: with one masks are agreed, with the other letters are sealed."""
+    """A hospital's two public X25519 keys of one round: one to agree on masks with, the other to seal letters with."""
 
     hospital_id: str
     round_number: int

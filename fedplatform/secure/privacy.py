@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fedplatform.secure.masking import least_threshold
@@ -37,7 +38,7 @@ class Grouped:
 
     def noise_of_one(self, members: int) -> float:
         """Standard deviation of the noise that each of a group's members adds to every entry."""
-        return self.noise * self.clip / float(least_threshold(members)) ** 0.5
+        return self.noise * self.clip / math.sqrt(least_threshold(members))
 
 
 PRIVACY: dict[str, type[Grouped]] = {"grouped": Grouped}

@@ -19,9 +19,10 @@ def add_mask(total: np.ndarray, seed: bytes, *, subtract: bool = False) -> None:
     """
     stream = Cipher(AES256(seed), CTR(bytes(16))).encryptor()
     nothing = bytes(8 * BLOCK)
-    key_stream = np.empty(8 * BLOCK + 15, np.uint8)  # update_into wants room for a block of the cipher more
+    room = bytearray(8 * BLOCK + 15)  # update_into wants room for a block of the cipher more
+    key_stream = np.frombuffer(room, "<u8", count=BLOCK)
     change = np.subtract if subtract else np.add
     for start in range(0, len(total), BLOCK):
         part = total[start : start + BLOCK]
-        stream.update_into(nothing[: 8 * len(part)], key_stream)
-        change(part, key_stream[: 8 * len(part)].view("<u8"), out=part)
+        stream.update_into(nothing[: 8 * len(part)], room)
+        change(part, key_stream[: len(part)], out=part)

@@ -27,7 +27,9 @@ def unmask(
     for vector in masked:
         total += vector.values
         seed = _secret(
-            [answer.of_seeds.get(vector.hospital_id) for answer in revealed], group, what=f"seed of {vector.hospital_id}"
+            [answer.of_seeds.get(vector.hospital_id) for answer in revealed],
+            group,
+            what=f"seed of {vector.hospital_id}",
         )
         add_mask(total, seed, subtract=True)
     for absent in (name for name in sharing if name not in arrived):
