@@ -18,7 +18,8 @@ from fedplatform.trust.optigradtrust import TrustMemory
 
 LONG = (1.6, 2.4)  # times the reference length: where a group begins to be too long, and where it is beyond doubt
 BACKWARDS = (0.0, 0.1)  # the same for minus the cosine to the root update
-REFERENCE_ROUNDS = 3
+REFERENCE_ROUNDS = 10
+FEARED = 0.2  # the share of liars under which the reference length is still that of a clean group
 CEILING = 3.0  # times the root update: no group moves the model further, whatever the reference is
 KEPT_ROUNDS = 100  # by then a test has faded to an eighth
 REFUSED = 0.2  # below this soundness a group does not reach the rule
@@ -55,17 +56,16 @@ class Groups:
         """How many hospitals are in each, (g,)."""
         return np.array([len(group) for group in self.members])
 
-    def apart(self, hospital_ids: Sequence[str]) -> np.ndarray:
-        """Which groups hold nobody but these, (g,) bool."""
-        return np.array([set(group) <= set(hospital_ids) for group in self.members])
+    def holding(self, hospital_ids: Sequence[str]) -> np.ndarray:
+        """Which groups hold one of these, (g,) bool."""
+        return np.array([not set(group).isdisjoint(hospital_ids) for group in self.members])
 
 
 @dataclass(frozen=True)
 class GroupTested:
     """Any rule over means of groups, and a reputation of single hospitals inferred from the groups that they were in.
 
-    A group is tested before the rule sees it: its length, grown by the root of its size, against that of sound groups
-    of this round and the last ones (the lower quartile, for with liars in every other group the median is a liar's),
+    A group is tested before the rule sees it: its length, grown by the root of its size, against that of clean groups,
     and its direction against the root update, where the rule has one. What fails does not reach the rule; what passes
     is cut to ``CEILING`` root updates. What the rule then thinks of a group (its trust, or whether it shut it out)
     completes the test. :class:`NoisyGroupTesting` infers from all tests who lies; above ``EXCLUDE`` a hospital is shut
@@ -92,12 +92,11 @@ class GroupTested:
             raise ValueError("GroupTested judges groups, got updates of single hospitals")
         memory = evidence.memory if isinstance(evidence.memory, GroupMemory) else GroupMemory()
         groups = Groups.of(deltas, evidence.groups)
-        apart = groups.apart(memory.shut_out)
+        apart = groups.holding(memory.shut_out)
         lengths, cosines = self._measure(groups, evidence)
         recent = (*memory.lengths[1 - REFERENCE_ROUNDS :], tuple(lengths[~apart].tolist()))
-        known = np.concatenate([np.array(of_round) for of_round in recent])
-        reference = float(np.quantile(known, 0.25)) if len(known) else 1.0
-        too_long = ramp(lengths / (reference or 1.0), LONG)
+        times = lengths / _reference(recent, size=float(groups.sizes.mean()))
+        too_long = ramp(times, LONG)
         sound = (1 - too_long) * (1 - ramp(-cosines, BACKWARDS))
 
         number = evidence.round_number
@@ -115,9 +114,7 @@ class GroupTested:
         shut_out = tuple(
             name for name, chance in suspicion.items() if chance > (REINSTATE if name in memory.shut_out else EXCLUDE)
         )
-        said = [
-            _in_words(*severities) for severities in zip(lengths / (reference or 1.0), too_long, cosines, strict=True)
-        ]
+        said = [_in_words(*severities) for severities in zip(times, too_long, cosines, strict=True)]
         return Aggregate(
             delta=judged.delta,
             weights=torch.from_numpy((judged.weights / groups.sizes)[groups.place_of]),
@@ -189,6 +186,16 @@ class Judged:
 
 def _without_reputation(rule: Aggregator) -> Aggregator:
     return replace(rule, reputation_power=0.0, smoothing=1.0) if isinstance(rule, OptiGradTrust) else rule
+
+
+def _reference(lengths: Sequence[Sequence[float]], *, size: float) -> float:
+    """The length of a clean group, from those of this round and the last ones.
+
+    It is no median: where every fifth hospital lies, two groups of five in three hold a liar. It is the median of as
+    many as are clean then, as if those were the shortest.
+    """
+    known = [length for of_round in lengths for length in of_round]
+    return (float(np.quantile(known, (1 - FEARED) ** size / 2)) if known else 0.0) or 1.0
 
 
 def _tests(groups: Groups, sound: np.ndarray, number: int) -> tuple[GroupTest, ...]:
