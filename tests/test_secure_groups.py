@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedplatform.aggregation import Mean, Median, WeightedMean
 from fedplatform.messages import Evidence
-from fedplatform.secure import Grouped, GroupMemory, GroupTested
+from fedplatform.secure import Grouped, GroupMemory, GroupTested, promise
 from fedplatform.secure.differential_privacy import DELTA, epsilon, protect
 from fedplatform.secure.groups import draw_groups
 from fedplatform.secure.suspicion import GroupTest, NoisyGroupTesting
@@ -167,14 +167,14 @@ def test_a_group_that_a_liar_spoiled_does_not_count_and_its_members_are_told_why
     assert "times as long as sound ones" in aggregate.judgements[0].reason
 
 
-@pytest.mark.parametrize(("rule", "size"), [(Mean(), 2), (Mean(), 3), (Mean(), 5), (Median(), 2)])
+@pytest.mark.parametrize(("rule", "size"), [(Mean(), 2), (Mean(), 3), (Median(), 2)])
 @pytest.mark.parametrize("factor", [10.0, -4.0])
 def test_over_rounds_liars_are_shut_out_and_honest_hospitals_are_not(
     rule: Mean | Median, size: int, factor: float
 ) -> None:
     memory: GroupMemory = GroupMemory()
     apart: tuple[str, ...] = ()
-    for number in range(1, 25):
+    for number in range(1, 13):
         updates = honest(number)
         for liar in ("h3", "h8"):
             updates[liar] = factor * updates[liar]
@@ -243,3 +243,10 @@ def test_epsilon_is_no_larger_than_the_textbook_bound_and_grows_with_rounds(nois
 
 def test_without_noise_nothing_is_promised() -> None:
     assert epsilon(Grouped(clip=1.0), rounds=1) == float("inf")
+
+
+def test_a_person_is_told_what_the_server_sees_and_what_it_comes_to() -> None:
+    assert "at least 3 hospitals" in promise(Grouped(size=3), rounds=5)
+    assert "no differential privacy" in promise(Grouped(size=3), rounds=5)
+    said = promise(Grouped(size=3, clip=1.0, noise=2.0), rounds=12)
+    assert f"epsilon {epsilon(Grouped(size=3, clip=1.0, noise=2.0), rounds=12):.3g} at delta 1e-05" in said

@@ -43,6 +43,7 @@ def run(
       fedplatform run br35h --attack min_max --rule "multi_krum(m=5)"
       fedplatform run lesions --data my_scans/ --partition "dirichlet(concentration=0.5)"
       fedplatform run lesions --rule my_rules.py:MyRule
+      fedplatform run lesions --rule trust --liars 2 --attack sign_flip --privacy "grouped(size=3)"
       fedplatform run runs/lesions-mean-none-seed0/experiment.yaml
 
     \b
@@ -52,12 +53,15 @@ def run(
         from fedplatform.experiment import Experiment, load_settings
         from fedplatform.live import RoundTable
         from fedplatform.run import run as run_experiment
+        from fedplatform.secure import promise
 
         experiment = Experiment.from_settings({**load_settings(recipe), **given(changes)})
         title = (
             f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.liars} liars, "
             f"attack {experiment.attack_slug}, rule {experiment.rule_slug}"
         )
+        if experiment.privacy is not None:
+            console.print(promise(experiment.privacy, rounds=experiment.rounds), soft_wrap=True)
         with (
             opened(engine, address, hosts) as runner,
             RoundTable(title, rounds=experiment.rounds, console=console) as table,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedplatform.secure.cohort import GroupedCohort, MaskedHospitals
+from fedplatform.secure.differential_privacy import promise
 from fedplatform.secure.fixed_point import RangeError
 from fedplatform.secure.group_rule import GroupMemory, GroupTested
 from fedplatform.secure.hospital import MaskedHospital, Request
@@ -20,4 +21,5 @@ __all__ = [
     "ProtocolError",
     "RangeError",
     "Request",
+    "promise",
 ]

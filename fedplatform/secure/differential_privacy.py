@@ -37,3 +37,14 @@ def epsilon(privacy: Grouped, *, rounds: int) -> float:
     accountant = RDPAccountant()
     accountant.history = [(privacy.noise, 1.0, rounds)]
     return float(accountant.get_epsilon(delta=DELTA))
+
+
+def promise(privacy: Grouped, *, rounds: int) -> str:
+    """In words what the server learns of updates, and what that comes to in differential privacy."""
+    seen = f"the server sees means of at least {privacy.size} hospitals, and opens one for two thirds of them"
+    if not privacy.noise:
+        return f"{seen}; no differential privacy"
+    return (
+        f"{seen}; updates of a hospital are private to epsilon {epsilon(privacy, rounds=rounds):.3g} "
+        f"at delta {DELTA:g} over {rounds} rounds"
+    )
