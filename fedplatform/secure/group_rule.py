@@ -154,7 +154,7 @@ class GroupTested:
             return Judged(torch.zeros(groups.means.shape[1]), weights, sound, judgements, memory.inner)
         means = groups.means[rows]
         if evidence.root_delta is not None:
-            means = means * torch.from_numpy(np.minimum(1.0, CEILING / lengths[rows])).float()[:, None]
+            means = means * torch.from_numpy(CEILING / np.maximum(lengths[rows], CEILING)).float()[:, None]
         behind = replace(
             evidence,
             hospital_ids=tuple("+".join(groups.members[row]) for row in rows),
@@ -165,8 +165,9 @@ class GroupTested:
         aggregate = _without_reputation(self.rule)(means, behind)
         weights[rows] = aggregate.weights.numpy()
         sound[rows] = 1.0 - aggregate.hostile.numpy()
-        for row, judgement in zip(rows, aggregate.judgements, strict=bool(aggregate.judgements)):
-            sound[row], judgements[row] = judgement.trust, judgement
+        if aggregate.judgements:
+            for row, judgement in zip(rows, aggregate.judgements, strict=True):
+                sound[row], judgements[row] = judgement.trust, judgement
         inner = aggregate.memory
         if isinstance(inner, TrustMemory):
             inner = replace(inner, standings={}, shapley={})
