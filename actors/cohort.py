@@ -32,13 +32,21 @@ class RayCohort:
     next round; a request that it had accepted is not repeated.
     """
 
-    def __init__(self, plan: CohortPlan, *, num_hosts: int, deadline_s: float, places: Sequence[Place] = ()) -> None:
+    def __init__(
+        self,
+        plan: CohortPlan,
+        *,
+        num_hosts: int,
+        deadline_s: float,
+        places: Sequence[Place] = (),
+        host: type[HospitalHost] = HospitalHost,
+    ) -> None:
         self._plan = plan
         self._deadline_s = deadline_s
         self._round = 0
         berths = at_home(places) if places else dealt(plan, num_hosts)
         remote: Any = ray.remote  # its type stubs do not know concurrency groups
-        actor = remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"work": 1, "control": 1})(HospitalHost)
+        actor = remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"work": 1, "control": 1})(host)
         # By value and not by reference: a restarted actor must find its plan whatever became of the object store.
         self._hosts: list[Any] = [actor.options(**berth.options).remote(plan, berth.hospital_ids) for berth in berths]
         placed = zip(self._hosts, berths, strict=True)
@@ -58,9 +66,18 @@ class RayCohort:
         """All hospitals in order."""
         return tuple(self._plan.shard_files)
 
+    @property
+    def host_of(self) -> dict[str, Any]:
+        """The actor in which each hospital lives."""
+        return self._host_of
+
+    def begin(self, round_number: int) -> None:
+        """Note which round is under way: what is evaluated next came out of it."""
+        self._round = round_number
+
     def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
         """One round of training; a hospital that misses the deadline or dies is a reply too."""
-        self._round = round_number
+        self.begin(round_number)
         deadline = time.monotonic() + self._deadline_s
         broadcast = ray.put(weights)
         colluding = self._plan.liars.colluding

@@ -9,11 +9,15 @@ import numpy as np
 import torch
 
 from actors.cohort import RayCohort
+from actors.hospital import HospitalHost
+from actors.masked import MaskedHospitalHost, RayMaskedHospitals
 from fedplatform.checkpoint import CheckpointFolder, Checkpoints
+from fedplatform.cohort import Cohort
 from fedplatform.engine import Earlier, Outcome, ServerRole, cohort_plan
 from fedplatform.experiment import Experiment
 from fedplatform.messages import RoundReport
 from fedplatform.places import Place
+from fedplatform.secure import GroupedCohort
 
 
 class Server:
@@ -34,20 +38,26 @@ class Server:
         checkpoints: CheckpointFolder | None = None,
     ) -> None:
         torch.set_num_threads(1)
-        opened = Checkpoints.open(checkpoints, experiment.rule) if checkpoints else None
+        opened = Checkpoints.open(checkpoints, experiment.server_rule) if checkpoints else None
+        plan = cohort_plan(
+            experiment,
+            shards,
+            state_folder=state_folder,
+            places=places,
+            launch=opened.launch if opened else None,
+        )
         self._cohort = RayCohort(
-            cohort_plan(
-                experiment,
-                shards,
-                state_folder=state_folder,
-                places=places,
-                launch=opened.launch if opened else None,
-            ),
+            plan,
             num_hosts=num_hosts,
             places=places,
             deadline_s=experiment.deadline_s,
+            host=HospitalHost if plan.privacy is None else MaskedHospitalHost,
         )
-        self._role = ServerRole(experiment, shards, self._cohort, start=start, checkpoints=opened)
+        cohort: Cohort = self._cohort
+        if plan.privacy is not None:
+            masked = RayMaskedHospitals(self._cohort, plan, deadline_s=experiment.deadline_s)
+            cohort = GroupedCohort(masked, plan.privacy, seed=experiment.seed)
+        self._role = ServerRole(experiment, shards, cohort, start=start, checkpoints=opened)
 
     def earlier(self) -> Earlier:
         """What earlier launches left, this actor's own before it died among them."""

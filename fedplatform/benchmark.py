@@ -22,13 +22,12 @@ from scipy import stats
 
 from fedplatform.aggregation import Aggregator, Mixed
 from fedplatform.aggregation.geometry import combine
-from fedplatform.cohort import InProcessCohort
 from fedplatform.comparison import CENTRAL, NEAREST_NEIGHBOUR, claim, nearest_neighbour
 from fedplatform.data.error import DataError
 from fedplatform.data.partition import PARTITIONS, Partition
 from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
-from fedplatform.engine import ServerRole, cohort_plan
+from fedplatform.engine import ServerRole, in_process_cohort
 from fedplatform.experiment import Experiment, ExperimentError, parse_rule
 from fedplatform.messages import NAN, Aggregate, Evidence, HospitalRecord, HospitalState, RoundReport
 from fedplatform.report import comparison_markdown
@@ -137,9 +136,14 @@ class Cell:
         )
 
     def experiment(self) -> Experiment:
-        """What is run; the rule has never seen the attack. Raises ValueError where rule or attack is infeasible."""
+        """What is run; the rule has never seen the attack. Raises ValueError where rule or attack is infeasible.
+
+        ``trust@3`` is the rule ``trust`` over groups of 3, by secure aggregation.
+        """
         experiment = self.without_rule()
-        return experiment.replace(rule=leave_out(parse_rule(self.rule, f=experiment.f), experiment.attack_slug))
+        name, _, size = self.rule.partition("@")
+        rule = leave_out(parse_rule(name, f=experiment.f), experiment.attack_slug)
+        return experiment.replace(rule=rule, privacy=f"grouped(size={size})" if size else "none")
 
     def central(self) -> Experiment:
         """The same network with the same budget on all scans in one place."""
@@ -272,7 +276,7 @@ def fill_cell(cell: Cell, shards: Path, scratch: Path) -> Filled:
 
 def _play(experiment: Experiment, shards: Path, scratch: Path) -> list[RoundReport]:
     with tempfile.TemporaryDirectory(dir=scratch) as state:
-        cohort = InProcessCohort(cohort_plan(experiment, shards, state_folder=Path(state)))
+        cohort = in_process_cohort(experiment, shards, state_folder=Path(state))
         return list(ServerRole(experiment, shards, cohort).reports())
 
 

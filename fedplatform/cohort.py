@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,7 @@ from fedplatform.data.splits import Role
 from fedplatform.hospital import Hospital, Participant
 from fedplatform.messages import HospitalState, Predictions, Reply, Update
 from fedplatform.own_state import Launch, OwnState
+from fedplatform.secure import Grouped, MaskedHospital, RangeError, Request
 from fedplatform.training import LocalTraining, Trainer
 
 ATTACKS = "attacks"  # the folder of what liars remember
@@ -45,7 +46,8 @@ class CohortPlan:
     """What it takes to bring up a hospital in any process: where its shard lies, how it trains, who lies.
 
     ``shard_files`` maps a hospital to its Parquet file, in hospital order; ``state_folder`` holds personal state, and
-    with a ``launch`` that of some rounds before, too, and what the attack must know of the round before.
+    with a ``launch`` that of some rounds before, too, and what the attack must know of the round before; ``privacy`` is
+    what the server may see of updates, None for everything.
     """
 
     shard_files: dict[str, Path]
@@ -53,6 +55,7 @@ class CohortPlan:
     liars: Liars
     state_folder: Path
     launch: Launch | None = None
+    privacy: Grouped | None = None
 
     @property
     def honest(self) -> tuple[str, ...]:
@@ -131,4 +134,53 @@ class InProcessCohort:
             predictions
             for name in self._plan.honest
             for predictions in self._participants[name].evaluate(weights, roles)
+        ]
+
+
+class InProcessMaskedHospitals:
+    """:class:`fedplatform.secure.MaskedHospitals` in this process, one after another.
+
+    A number that does not fit into the sum is an answer here, too; every other exception ends the run.
+    """
+
+    def __init__(self, plan: CohortPlan) -> None:
+        torch.set_num_threads(1)
+        trainer = Trainer(plan.training)
+        assert plan.privacy is not None
+        self._plan = plan
+        self._hospitals = {name: MaskedHospital(plan.admit(name, trainer), plan.privacy) for name in plan.shard_files}
+
+    @property
+    def hospital_ids(self) -> tuple[str, ...]:
+        """All hospitals in order."""
+        return tuple(self._hospitals)
+
+    def ask(self, request: Request, content: Mapping[str, tuple[object, ...]]) -> dict[str, object]:
+        """Put a request to hospitals in turn."""
+        answers: dict[str, object] = {}
+        for name, parts in content.items():
+            try:
+                answers[name] = self._hospitals[name].answer(request, *parts)
+            except RangeError as error:
+                answers[name] = Reply(name, HospitalState.MALFORMED, reason=str(error))
+        return answers
+
+    def train(self, weights: np.ndarray, round_number: int, hospital_ids: Sequence[str]) -> dict[str, Reply]:
+        """Train the hospitals in turn, then let colluding liars look at the honest updates, which only they may."""
+        colluding = [name for name in self._plan.liars.colluding if name in hospital_ids]
+        honest = [name for name in hospital_ids if name not in colluding]
+        for name in honest:
+            self._hospitals[name].train(weights, round_number)
+        if colluding:
+            ringleader = self._hospitals[colluding[0]].participant
+            assert isinstance(ringleader, ByzantineHospital)
+            seen = [self._hospitals[name].own_update.delta for name in honest]
+            for forged in ringleader.forge(seen, weights, round_number):
+                self._hospitals[forged.hospital_id].adopt(forged)
+        return {name: Reply(name, HospitalState.REPORTED) for name in hospital_ids}
+
+    def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
+        """Every honest hospital's predictions on its own scans in each role."""
+        return [
+            predictions for name in self._plan.honest for predictions in self._hospitals[name].evaluate(weights, roles)
         ]

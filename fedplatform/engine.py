@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from fedplatform.checkpoint import Checkpoint, CheckpointFolder, Checkpoints
-from fedplatform.cohort import Cohort, CohortPlan, InProcessCohort
+from fedplatform.cohort import Cohort, CohortPlan, InProcessCohort, InProcessMaskedHospitals
 from fedplatform.data.shards import ROOT, Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.experiment import Experiment
@@ -21,6 +21,7 @@ from fedplatform.messages import Predictions, RoundReport
 from fedplatform.own_state import Launch
 from fedplatform.places import Place
 from fedplatform.root import RootSet
+from fedplatform.secure import GroupedCohort
 from fedplatform.training import LocalTraining, Trainer
 
 SAMPLES = 24  # pictures in the report
@@ -97,7 +98,18 @@ def cohort_plan(
         liars=experiment.who_lies(),
         state_folder=state_folder,
         launch=launch,
+        privacy=experiment.privacy,
     )
+
+
+def in_process_cohort(
+    experiment: Experiment, shards: Path, *, state_folder: Path, launch: Launch | None = None
+) -> Cohort:
+    """All hospitals of an experiment in this process, behind secure aggregation where the experiment asks for it."""
+    plan = cohort_plan(experiment, shards, state_folder=state_folder, launch=launch)
+    if plan.privacy is None:
+        return InProcessCohort(plan)
+    return GroupedCohort(InProcessMaskedHospitals(plan), plan.privacy, seed=experiment.seed)
 
 
 class ServerRole:
@@ -118,7 +130,7 @@ class ServerRole:
         self._root = self._open_root(shards) if experiment.root_size else None
         self._federation = Federation(
             cohort=cohort,
-            rule=experiment.rule,
+            rule=experiment.server_rule,
             layout=self._trainer.layout,
             num_classes=len(manifest.classes),
             seed=experiment.seed,
@@ -175,6 +187,7 @@ class InProcessEngine:
     ) -> AbstractContextManager[RunningFederation]:
         """Bring up hospitals and server here."""
         folder = CheckpointFolder.of(checkpoints, experiment) if checkpoints else None
-        opened = Checkpoints.open(folder, experiment.rule) if folder else None
-        plan = cohort_plan(experiment, shards, state_folder=state_folder, launch=opened.launch if opened else None)
-        return nullcontext(ServerRole(experiment, shards, InProcessCohort(plan), start=start, checkpoints=opened))
+        opened = Checkpoints.open(folder, experiment.server_rule) if folder else None
+        launch = opened.launch if opened else None
+        cohort = in_process_cohort(experiment, shards, state_folder=state_folder, launch=launch)
+        return nullcontext(ServerRole(experiment, shards, cohort, start=start, checkpoints=opened))

@@ -22,6 +22,7 @@ from fedplatform.messages import Aggregate, Evidence
 from fedplatform.models import MODELS, ModelBuilder, TimmModel
 from fedplatform.models.torchvision_ops import import_timm
 from fedplatform.places import Place, require_distinct
+from fedplatform.secure import PRIVACY, Grouped, GroupTested
 from fedplatform.seeding import numpy_generator
 from fedplatform.settings import ExperimentError as ExperimentError
 from fedplatform.settings import Settings, parsed_by, written_by
@@ -114,6 +115,16 @@ def _describe_augmentation(augmentation: Augmentation | None) -> str:
     return "none" if augmentation is None else describe(augmentation, AUGMENTATIONS)
 
 
+def _parse_privacy(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return None if value == "none" else build(value, {"none": type(None), **PRIVACY}, what="privacy", given={})
+
+
+def _describe_privacy(privacy: Grouped | None) -> str:
+    return "none" if privacy is None else describe(privacy, PRIVACY)
+
+
 class Experiment(Settings):
     """Everything that a federated training run depends on; equal experiments give equal weights, bit for bit."""
 
@@ -153,6 +164,12 @@ class Experiment(Settings):
         validate_default=False,
         description=f"aggregation rule: {', '.join(RULES)}, with {', '.join(MIXERS)} in front joined by '+'; "
         f"trust, with its scorer ({', '.join(SCORERS)}) in front; or your own as FILE.py:CLASS",
+    )
+    privacy: Annotated[Grouped | None, BeforeValidator(_parse_privacy), PlainSerializer(_describe_privacy)] = Field(
+        "none",  # type: ignore[assignment]
+        description="what the server sees of the updates: none (every single one), or grouped(size=3), by secure "
+        "aggregation only means of groups of at least so many hospitals, drawn anew each round; grouped(size=5, "
+        "clip=1.0, noise=2.0) adds differential privacy of whole hospitals",
     )
     f: int = Field(3, ge=0, description="how many liars the server is built to withstand (default: liars)")
     model: Annotated[ModelBuilder, BeforeValidator(_parse_model), PlainSerializer(_describe_model)] = Field(
@@ -226,7 +243,7 @@ class Experiment(Settings):
             raise ValueError(f"the quorum is at most the number of hospitals, got {self.quorum} of {self.hospitals}")
         if self.places:
             require_distinct(self.places, count=self.hospitals)
-        try_rule(self.rule, hospitals=self.hospitals, has_root=self.root_size > 0)
+        try_rule(self.rule, hospitals=self._seen_by_rule(), has_root=self.root_size > 0)
         return self
 
     def settings(self) -> dict[str, object]:
@@ -234,6 +251,24 @@ class Experiment(Settings):
         settings = super().settings()
         settings.pop("places")
         return settings | {"hospitals": [place.settings() for place in self.places] or self.hospitals}
+
+    def _seen_by_rule(self) -> int:
+        """How many updates a rule gets in a round: one a hospital, or one a group."""
+        if self.privacy is None:
+            return self.hospitals
+        groups = self.privacy.groups_of(self.hospitals)
+        if groups < 2:
+            raise ValueError(
+                f"groups are compared with each other: privacy {_describe_privacy(self.privacy)} needs at least "
+                f"{2 * self.privacy.size} hospitals, got {self.hospitals}"
+            )
+        # Trust compares groups with those of earlier rounds, too, and so makes do with two of them.
+        return max(groups, 3) if isinstance(self.rule, OptiGradTrust) else groups
+
+    @property
+    def server_rule(self) -> Aggregator:
+        """The rule as the server runs it: over hospitals, or over groups with the reputation of hospitals inferred."""
+        return self.rule if self.privacy is None else GroupTested(self.rule)
 
     def replace(self, **changes: object) -> Self:
         """The same experiment with some settings changed and everything derived from them derived again."""

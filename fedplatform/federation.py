@@ -26,6 +26,7 @@ from fedplatform.messages import (
 )
 from fedplatform.parameters import ParameterLayout, PersonalState
 from fedplatform.root import RootSet
+from fedplatform.secure import GroupedCohort, GroupMemory
 from fedplatform.seeding import torch_generator
 
 
@@ -76,7 +77,8 @@ class Federation:
         if self.root is not None:
             self.root.hospital.personal = dict(state.root_personal)
         started = time.monotonic()
-        replies = [self._inspect(reply, number) for reply in self.cohort.train(state.weights, number)]
+        cohort = self._seated(state.memory)
+        replies = [self._inspect(reply, number) for reply in cohort.train(state.weights, number)]
         trained = time.monotonic()
         delta, records, memory = self._aggregate(replies, state, number)
         state = FederationState(
@@ -104,6 +106,12 @@ class Federation:
 
     def _root_personal(self) -> PersonalState:
         return {} if self.root is None else self.root.hospital.personal
+
+    def _seated(self, memory: object) -> Cohort:
+        """The cohort of a round: under secure aggregation, whom the rule has shut out is kept apart from the others."""
+        if isinstance(self.cohort, GroupedCohort) and isinstance(memory, GroupMemory):
+            return self.cohort.keeping_apart(memory.shut_out)
+        return self.cohort
 
     def _inspect(self, reply: Reply, round_number: int) -> Reply:
         """Turn what is not an update of this round and model into a refusal, before any rule can see it."""
@@ -135,6 +143,7 @@ class Federation:
             root_delta=None if root is None else root.delta,
             root=root,
             memory=state.memory,
+            groups=tuple(update.group for update in updates if update.group),
         )
         deltas = received[:, :shared]
         try:

@@ -31,7 +31,8 @@ class Update:
     """What one hospital learned in one round: its weights after local training minus the weights it was sent.
 
     ``delta`` is (d,) float32 in the order of :class:`fedplatform.parameters.ParameterLayout`; ``num_examples`` is what
-    the hospital *claims* to have trained on, and nobody can check it.
+    the hospital *claims* to have trained on, and nobody can check it. Under secure aggregation ``delta`` is the mean
+    over the hospitals in ``group``, each of which has it as its update; all else of one hospital stays there.
     """
 
     hospital_id: str
@@ -40,6 +41,7 @@ class Update:
     num_examples: int
     train_loss: float
     seconds: float
+    group: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,8 @@ class Evidence:
     ``num_examples`` (n,) int64 as claimed; ``root_delta`` (d,) the server's own update on its small clean data set, or
     None where it has none; ``previous_delta`` (d,) the last round's aggregate, zeros in the first; ``generator`` the
     stream from which a randomised rule draws; ``root`` that data set itself; ``memory`` what the rule handed over in
-    the round before (``Aggregate.memory``), None in the first.
+    the round before (``Aggregate.memory``), None in the first. Under secure aggregation ``groups`` names, for each
+    update, the hospitals whose mean it is; else it is empty.
     """
 
     hospital_ids: tuple[str, ...]
@@ -115,6 +118,7 @@ class Evidence:
     root_delta: torch.Tensor | None = None
     root: Root | None = None
     memory: object = None
+    groups: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,8 @@ def trust(
     partial_scaling, sign_flip, gaussian_noise, label_flip, alie, min_max, min_sum, ipm, mimic, fingerprint_aware and
     sleeper.
 
+    A rule with @N behind it sees only means of groups of N hospitals, by secure aggregation: trust@3.
+
     Cells are filled seed by seed, split by split and attack by attack, so that a table that is cut off is a smaller
     table. Each finished cell goes to runs/NAME/trust.parquet (all figures) and trust.csv, its hospitals in every round
     to runs/NAME/hospitals/. The same command goes on where it stopped; more rules, attacks, splits and seeds may be
@@ -202,6 +204,7 @@ def trust(
     Examples:
       fedplatform bench trust --dataset mnist
       fedplatform bench trust --dataset lesions --splits site --rules mean,nnm+median --attacks none,alie --seeds 0
+      fedplatform bench trust --dataset lesions --splits iid --liars 2 --rules mean,trust,trust@2,trust@3
       fedplatform bench trust --dataset br35h --splits iid,label_skew_0.9 --liars 4 --seeds 0,1,2,3,4 --name br35h-4
     """
     with one_line_errors():

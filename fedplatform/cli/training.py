@@ -57,6 +57,7 @@ def run(
       fedplatform run br35h --attack min_max --rule "multi_krum(m=5)"
       fedplatform run lesions --data my_scans/ --partition "dirichlet(concentration=0.5)"
       fedplatform run lesions --rule my_rules.py:MyRule
+      fedplatform run lesions --rule trust --liars 2 --attack sign_flip --privacy "grouped(size=3)"
       fedplatform run runs/lesions-mean-none-seed0/experiment.yaml
       fedplatform run --resume lesions-mean-none-seed0
       fedplatform run federation.yaml --address auto --shards server/
@@ -77,6 +78,7 @@ def run(
         from fedplatform.run import resume
         from fedplatform.run import run as run_experiment
         from fedplatform.run_folder import RunFolder
+        from fedplatform.secure import promise
 
         folder = RunFolder.reopen(runs, stopped) if stopped else None
         settings = folder.read_settings() if folder else {**load_settings(str(recipe)), **given(changes)}
@@ -89,6 +91,8 @@ def run(
             f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.liars} liars, "
             f"attack {experiment.attack_slug}, rule {experiment.rule_slug}"
         )
+        if experiment.privacy is not None:
+            console.print(promise(experiment.privacy, rounds=experiment.rounds), soft_wrap=True)
         with (
             opened(engine, address, hosts, experiment) as runner,
             RoundTable(title, rounds=experiment.rounds, console=console) as table,
