@@ -23,6 +23,16 @@ from fedplatform.messages import RoundReport
 from fedplatform.trust import OptiGradTrust
 
 
+def start_ray(address: str) -> bool:
+    """Start Ray, or join the cluster at ``address``; says whether that was still to do."""
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    return True
+
+
 class RayFederation:
     """A federation that runs in a server actor."""
 
@@ -49,11 +59,7 @@ class RayEngine:
 
     def __init__(self, *, address: str = "local", num_hosts: int | None = None) -> None:
         self._num_hosts = num_hosts
-        self._started = not ray.is_initialized()
-        if self._started:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        self._started = start_ray(address)
 
     @contextmanager
     def launch(

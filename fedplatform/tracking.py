@@ -76,15 +76,24 @@ class MlflowTracker:
         settings: Mapping[str, str],
         folder: Path,
         tracking_uri: str | None = None,
+        parent: str = "",
+        run_id: str = "",
     ) -> Self:
-        """Open a run with ``settings`` as its parameters.
+        """Open a run with ``settings`` as its parameters, within the run ``parent`` where there is one.
+
+        With ``run_id`` a run that was opened before is gone on with.
 
         ``folder`` is the folder of all runs. Without ``tracking_uri`` the variable MLFLOW_TRACKING_URI decides, and
         without it figures go to ``mlflow.db`` and files to ``mlflow-artifacts/``, both in that folder.
         """
         tracker = cls(folder)
-        tracker._attempt("start", partial(tracker._open, experiment_name, run_name, settings, tracking_uri))
+        tracker._attempt("start", partial(tracker._open, experiment_name, run_name, settings, tracking_uri, parent, run_id))
         return tracker
+
+    @property
+    def run_id(self) -> str:
+        """The run in MLflow; empty where it could not be opened."""
+        return self._run_id
 
     def __enter__(self) -> Self:
         return self
@@ -102,7 +111,22 @@ class MlflowTracker:
         """Copy a file to the federation's run."""
         self._attempt("log a file", lambda: self._client.log_artifact(self._run_id, str(path)))
 
-    def _open(self, experiment_name: str, run_name: str, settings: Mapping[str, str], tracking_uri: str | None) -> None:
+    def log_figures(self, figures: Mapping[str, float], *, step: int) -> None:
+        """Send figures that are of no round."""
+        self._attempt(
+            "log figures",
+            lambda: self._client.log_batch(self._run_id, metrics=_metrics(figures, step, _milliseconds())),
+        )
+
+    def _open(
+        self,
+        experiment_name: str,
+        run_name: str,
+        settings: Mapping[str, str],
+        tracking_uri: str | None,
+        parent: str,
+        run_id: str,
+    ) -> None:
         # Set before MLflow is imported, which reads them then; an unreachable server must cost seconds, not minutes.
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -126,7 +150,12 @@ class MlflowTracker:
                 self._experiment_id = client.create_experiment(experiment_name, artifact_location=place)
             else:
                 self._experiment_id = experiment.experiment_id
-        self._run_id = client.create_run(self._experiment_id, run_name=run_name).info.run_id
+        if run_id:
+            client.update_run(run_id, status="RUNNING")
+            self._run_id, self._client = run_id, client
+            return
+        tags = {"mlflow.parentRunId": parent} if parent else None
+        self._run_id = client.create_run(self._experiment_id, run_name=run_name, tags=tags).info.run_id
         client.log_batch(self._run_id, params=[Param(key, value) for key, value in settings.items()])
         self._client = client
 

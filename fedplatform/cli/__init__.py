@@ -13,6 +13,7 @@ from fedplatform.cli.intake import audit, diagnose, keys
 from fedplatform.cli.serving import publish, serve
 from fedplatform.cli.terminal import SuggestingGroup, complain
 from fedplatform.cli.training import compare, report, run
+from fedplatform.cli.tune import tune
 from fedplatform.specification import nearest
 
 
@@ -43,7 +44,7 @@ def fedplatform() -> None:
 COMMANDS = (
     *(run, defend, evaluate, certify),
     *(publish, serve, keys, diagnose, audit),
-    *(compare, data, bench, report),
+    *(compare, tune, data, bench, report),
 )
 for command in COMMANDS:
     fedplatform.add_command(command)
