@@ -1,8 +1,8 @@
 """The guided search against chance: `python -m benchmarks.tune` writes docs/results/tune.csv, a row a search.
 
-For each rule and seed two searches for the most harmful attack, of as many trials each, on the same split, with the same
-early stopping: Optuna's TPE from the usual attacks on, and 30 uniform draws. Both winners meet the test scans once. What
-is done is not done again.
+For each rule and seed two searches for the most harmful attack, of as many trials each, on the same split, with the
+same early stopping: Optuna's TPE, beginning with the usual attacks, and uniform draws. Both winners meet the test scans
+once. What is done is not done again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class Lines:
 
     def update(self, trial: Trial) -> None:
         if trial.is_over:
-            print(f"  {trial.title} {trial.state} {dict(trial.choice)} {trial.figures} {trial.seconds:.0f} s", flush=True)
+            print(
+                f"  {trial.title} {trial.state} {dict(trial.choice)} {trial.figures} {trial.seconds:.0f} s", flush=True
+            )
 
 
 def main() -> None:

@@ -87,7 +87,8 @@ class MlflowTracker:
         without it figures go to ``mlflow.db`` and files to ``mlflow-artifacts/``, both in that folder.
         """
         tracker = cls(folder)
-        tracker._attempt("start", partial(tracker._open, experiment_name, run_name, settings, tracking_uri, parent, run_id))
+        begin = partial(tracker._open, experiment_name, run_name, settings, tracking_uri, parent, run_id)
+        tracker._attempt("start", begin)
         return tracker
 
     @property

@@ -32,7 +32,7 @@ class Budget:
 
 
 class Phase(Protocol):
-    """A part of a study. Trials are asked for, run elsewhere, and told; in which order they are told does not matter."""
+    """A part of a study. Trials are asked for, run elsewhere, and told, in whatever order they end."""
 
     @property
     def name(self) -> str: ...

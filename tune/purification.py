@@ -1,4 +1,4 @@
-"""The study ``purification``: clean accuracy, robust accuracy and milliseconds of a trained defence, and their front."""
+"""The study ``purification``: right answers without and under attack, and milliseconds, of a trained defence."""
 
 from __future__ import annotations
 
