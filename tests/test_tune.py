@@ -72,7 +72,9 @@ def test_validation_scans_choose_and_test_scans_measure_the_winner_once(tmp_path
     best = study.choose(searched(ledger))
     assert best is not None
     assert best.figures["height"] == max(trial.figures["height"] for trial in searched(ledger))
-    began = Counter(tuple(line.split()[1:]) for line in (tmp_path / "diary").read_text().splitlines() if "began" in line)
+    began = Counter(
+        tuple(line.split()[1:]) for line in (tmp_path / "diary").read_text().splitlines() if "began" in line
+    )
     assert [x for role, x in began if role == Role.TEST] == ["-1.0", str(best.choice["x"])]
     assert set(began.values()) == {1}
     assert sum(role == Role.VALIDATION for role, _ in began) == 12
@@ -84,7 +86,9 @@ def test_a_trial_that_raises_is_kept_with_its_error_and_the_others_go_on(tmp_pat
     assert len(searched(ledger)) == 10
     for trial in searched(ledger):
         assert trial.state == (State.FAILED if trial.choice["x"] > 0 else State.FINISHED)
-        assert trial.error == (f"ValueError: fell off the cliff at {trial.choice['x']}" if trial.choice["x"] > 0 else "")
+        assert trial.error == (
+            f"ValueError: fell off the cliff at {trial.choice['x']}" if trial.choice["x"] > 0 else ""
+        )
     assert 0 < sum(trial.state is State.FAILED for trial in searched(ledger)) < 10
     page = conclude(study, ledger, tmp_path / "hill").read_text()
     assert "fell off the cliff" in page
@@ -180,7 +184,8 @@ def test_actors_of_a_trial_find_what_its_own_process_finds(base: str) -> None:
     folder = Path(base).parent
     study = Poisoning(base=base, attacks=("sign_flip",), rules=())
     alone, hosted = (
-        measured(study, folder / f"hosts{hosts}", trials=1, resources=Resources(jobs=1, hosts=hosts)) for hosts in (0, 1)
+        measured(study, folder / f"hosts{hosts}", trials=1, resources=Resources(jobs=1, hosts=hosts))
+        for hosts in (0, 1)
     )
     assert [trial.steps for trial in alone] == [trial.steps for trial in hosted]
 
@@ -211,8 +216,8 @@ def test_a_duel_ends_when_neither_gains_and_its_trace_is_the_result(base: str) -
     turns = sorted({trial.phase for trial in ledger if trial.phase.startswith("turn")})
     labels = [trial.label for trial in ledger.of("test")]
     assert turns[0] == "turn1-attacker"
-    assert labels == ["the beginning", *(f"after turn {n}, the {t.partition('-')[2]}'s" for n, t in enumerate(turns, 1)),
-                      "winner"]  # fmt: skip
+    blows = [f"after turn {number}, the {turn.partition('-')[2]}'s" for number, turn in enumerate(turns, 1)]
+    assert labels == ["the beginning", *blows, "winner"]
     assert "The duel" in conclude(study, ledger, folder).read_text()
     assert (folder / "winner.yaml").is_file()
 

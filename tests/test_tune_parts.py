@@ -169,7 +169,9 @@ def test_who_is_outdone_could_not_have_won(runs: list[list[float]]) -> None:
 
 
 class Two:
-    objectives = {"good": "max", "slow": "min"}
+    @property
+    def objectives(self) -> dict[str, str]:
+        return {"good": "max", "slow": "min"}
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -44,20 +45,20 @@ class Breakdown(FederatedStudy):
         yield Listing("curve", self.cells(), role=Role.TEST)
 
     def cells(self) -> dict[str, Choice]:
-        """Seed by seed, so that a grid that is cut off is a smaller one."""
+        """Seed by seed, attack by attack and axis by axis, so that a grid that is cut off is a smaller one."""
         cells: dict[str, Choice] = {}
-        for seed in self.seeds:
-            for attack in self.attacks:
-                known = STRENGTHS[attack]
-                for rule in self.rules:
-                    usual = {"attack": attack, "strength": known.usual, "rule": rule, "seed": seed}
-                    for liars in range(self.most_liars + 1):
-                        # Without a liar there is no attack, whichever it would be.
-                        cell = {**usual, "liars": liars} if liars else {**usual, "attack": "none", "liars": 0}
-                        cells[f"{rule}, {attack} by {liars}, seed {seed}"] = cell
-                    for strength in CURVE if known.setting else ():
-                        liars = setting_of(self.base, seed=seed).f
-                        cells[f"{rule}, {attack} at {strength:g}, seed {seed}"] = {
-                            **usual, "liars": liars, "strength": strength,
-                        }  # fmt: skip
+        for seed, attack in itertools.product(self.seeds, self.attacks):
+            known = STRENGTHS[attack]
+            usual = {
+                "attack": attack,
+                "strength": known.usual,
+                "liars": setting_of(self.base, seed=seed).f,
+                "seed": seed,
+            }
+            for strength, rule in itertools.product(CURVE if known.setting else (), self.rules):
+                cells[f"{rule}, {attack} at {strength:g}, seed {seed}"] = {**usual, "rule": rule, "strength": strength}
+            for some, rule in itertools.product(range(self.most_liars + 1), self.rules):
+                # Without a liar there is no attack, whichever it would be.
+                changed = {"liars": some} if some else {"liars": 0, "attack": "none"}
+                cells[f"{rule}, {attack} by {some}, seed {seed}"] = {**usual, "rule": rule, **changed}
         return cells

@@ -140,6 +140,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 def started(resources: Resources) -> Iterator[None]:
     """Ray, with room for a trial. Raises :class:`ExperimentError` where no node could ever hold one."""
     os.environ.update(QUIET)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers would give way to whatever else runs here
     own = start_ray(resources.address)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     for module in plugin_modules:  # a user's own study travels with its code
