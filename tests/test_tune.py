@@ -229,7 +229,7 @@ def test_settings_of_a_defence_are_searched_for_a_front(defended: Path, tmp_path
     page = conclude(study, ledger, tmp_path / "front").read_text()
     assert "Pareto front" in page
     DefenceSettings.from_settings(yaml.safe_load((tmp_path / "front" / "defence.yaml").read_text()))
-    assert {trial.label.partition(" ")[0] for trial in ledger.of("test")} == {"default", "never", "winner"}
+    assert {trial.label.partition(" ")[0] for trial in ledger.of("test")} == {"default", "no", "winner"}
 
 
 def test_the_strongest_attack_on_a_scan_keeps_its_epsilon_and_its_budget(defended: Path, tmp_path: Path) -> None:

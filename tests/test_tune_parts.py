@@ -87,10 +87,12 @@ def test_a_search_whose_every_trial_fails_gives_up() -> None:
     assert asked == 20
 
 
-def test_a_label_that_is_another_choices_is_refused() -> None:
+@pytest.mark.parametrize(("before", "left"), [(1.0, 0), (2.0, 1)])
+def test_a_list_runs_again_only_what_stands_for_another_choice_now(before: float, left: int) -> None:
     listing = Listing("test", {"default": {"x": 1.0}}, role=Role.TEST)
-    with pytest.raises(ExperimentError, match="with another choice"):
-        listing.recall([ended(Trial("test", 0, {"x": 2.0}, Role.TEST, "default"), 1.0)])
+    listing.recall([ended(Trial("test", 0, {"x": before}, Role.TEST, "default"), 1.0)])
+    assert sum(1 for _ in iter(listing.ask, None)) == left
+    assert len(listing.trials) == 1 - left
 
 
 def test_a_ledger_reads_back_what_it_wrote(tmp_path: Path) -> None:

@@ -29,10 +29,10 @@ class Ward:
     images: torch.Tensor  # (n, c, h, w) in [0, 1]
     labels: torch.Tensor  # (n,)
 
-    def attacked(self, tier: str, epsilon: float, budget: Budget, *, seed: int) -> torch.Tensor:
-        """The scans as the attacker of a tier leaves them, who attacks the whole defence with these parts' settings."""
+    def attacked(self, defence: str, tier: str, epsilon: float, budget: Budget, *, seed: int) -> torch.Tensor:
+        """The scans as the attacker of a tier leaves them, whose victim is this defence with these parts' settings."""
         generator = torch_generator(seed, "tune", tier, self.parts.hospital_id)
-        victim = Victim(self.parts.defended("whole"), self.neighbour)
+        victim = Victim(self.parts.defended(defence), self.neighbour)
         found = TIERS[tier](Attacker(epsilon, budget, generator), victim, self.images, self.labels)
         check_within(found, self.images, epsilon)
         return found

@@ -14,7 +14,6 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
 from fedplatform.data.splits import Role
-from fedplatform.experiment import ExperimentError
 from fedplatform.seeding import numpy_generator
 from tune.trial import Choice, State, Trial
 
@@ -75,11 +74,9 @@ class Listing:
         ]
 
     def recall(self, known: Sequence[Trial]) -> None:
-        """Those that are over are not asked for. Raises :class:`ExperimentError` where a label is another choice's."""
-        over = {trial.name: trial for trial in known if trial.is_over}
-        for trial in self._left:
-            if trial.name in over and dict(over[trial.name].choice) != dict(trial.choice):
-                raise ExperimentError(f"the trial {trial.name} was run with another choice; choose another --name")
+        """Those that are over are not asked for, unless a label has since come to stand for another choice."""
+        wanted = {trial.name: dict(trial.choice) for trial in self._left}
+        over = {trial.name: trial for trial in known if trial.is_over and wanted.get(trial.name) == dict(trial.choice)}
         self.trials += [over[trial.name] for trial in self._left if trial.name in over]
         self._left = [trial for trial in self._left if trial.name not in over]
 

@@ -59,12 +59,13 @@ class Purification(DefendedStudy):
         scans, seconds, flagged = 0, 0.0, 0
         for ward in self.wards(role):
             changed = with_settings(ward, **self._settings(choice))
-            defended = changed.parts.defended("whole")
-            known = (self.run, ward.parts.hospital_id, role, self.scans, self.tier, self.epsilon, self.attack_steps)
+            defence = str(choice.get("defence", "whole"))
+            defended = changed.parts.defended(defence)
+            known = (self.run, ward.parts.hospital_id, role, self.scans, defence, self.tier, self.epsilon)
             attacked = (
-                attacked_once(*known, self.seed)
+                attacked_once(*known, self.attack_steps, self.seed)
                 if self.tier == "T2"
-                else changed.attacked(self.tier, self.epsilon, Budget(steps=self.attack_steps), seed=self.seed)
+                else changed.attacked(defence, self.tier, self.epsilon, Budget(steps=self.attack_steps), seed=self.seed)
             )
             for name, images in (("clean_accuracy", ward.images), ("robust_accuracy", attacked)):
                 began = time.process_time()
@@ -84,8 +85,8 @@ class Purification(DefendedStudy):
         return [self._own]
 
     def references(self) -> dict[str, Choice]:
-        """The run's own settings, and no gate that ever opens."""
-        return {"default": self._own, "never purified": {**self._own, "closed": True}}
+        """The run's own settings, and no defence at all, attacked through its own classifier."""
+        return {"default": self._own, "no defence": {**self._own, "defence": "no_defence"}}
 
     def choose(self, trials: Sequence[Trial]) -> Trial | None:
         """The most robust of those no worse than the run's own settings without an attack; of equals the quickest."""
@@ -116,17 +117,15 @@ class Purification(DefendedStudy):
     def _settings(self, choice: Choice) -> dict[str, object]:
         least = int(choice["least_depth"])
         chosen = {name: choice[name] for name in SETTINGS if name in choice}
-        if choice.get("closed"):
-            chosen |= {"false_positive_rate": 1e-9}
         return {**chosen, "most_depth": least + round(float(choice["deeper"]) * (self._deepest - least))}
 
 
 @lru_cache(maxsize=64)
 def attacked_once(
-    run: str, hospital_id: str, role: Role, scans: int, tier: str, epsilon: float, steps: int, seed: int
+    run: str, hospital_id: str, role: Role, scans: int, defence: str, tier: str, epsilon: float, steps: int, seed: int
 ) -> torch.Tensor:
     """Scans of a hospital attacked by one who does not know the defence's settings: the same for every choice."""
     tested = opened(run).tested
     neighbour = tested[(tested.index(hospital_id) + 1) % len(tested)]
     ward = ward_of(run, hospital_id, neighbour, role, scans)
-    return ward.attacked(tier, epsilon, Budget(steps=steps), seed=seed)
+    return ward.attacked(defence, tier, epsilon, Budget(steps=steps), seed=seed)

@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from ray import tune as ray_tune
 from ray.exceptions import RayError
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
@@ -36,6 +37,7 @@ RETRIES = 2  # of a trial whose process died; an error in it is an answer and is
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger has all of it
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths are of the folder in which the command was given
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # only trials of a search have a score
 }
@@ -117,7 +119,7 @@ def run(
                     verbose=0,
                 ),
             ).fit()
-        except RayError as error:
+        except (RayError, TuneError) as error:
             raise ExperimentError(f"Ray Tune stopped: {' '.join(str(error).split())}") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -142,7 +144,7 @@ def started(resources: Resources) -> Iterator[None]:
     os.environ.update(QUIET)
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers would give way to whatever else runs here
     own = start_ray(resources.address)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what went wrong stands in the ledger
     for module in plugin_modules:  # a user's own study travels with its code
         ray.cloudpickle.register_pickle_by_value(module)
     try:
