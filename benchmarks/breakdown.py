@@ -1,7 +1,7 @@
 """Where rules break down: `python -m benchmarks.breakdown` writes docs/results/breakdown.csv and the picture of it.
 
-The study `breakdown` on the embedded data: four rules under sign flipping, ever stronger by 3 of 10 hospitals, and at its
-usual strength by 0 to 4 of 10. What is done is not done again.
+The study `breakdown` on the embedded data: four rules under sign flipping, ever stronger by 3 of 10 hospitals, and at
+its usual strength by 0 to 4 of 10. What is done is not done again.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from tune.phase import Budget
 from tune.poisoning import Poisoning
 from tune.purification import Purification
 from tune.result import conclude
-from tune.runner import Resources, run
+from tune.runner import Observer, Resources, run
 from tune.studies import describe_study, parse_study
 from tune.study import Study
 from tune.tracker import StudyTracker
@@ -38,6 +38,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 ROOT = Path(__file__).parents[1]
+ONE = Resources(jobs=1)  # a second process would cost more than it brings
 SMALL = {
     "data": "fedplatform.data.lesions:Lesions(hospitals=5, patients_per_hospital=20)",
     "size": 16,
@@ -54,8 +55,10 @@ def searched(ledger: Ledger) -> list[Trial]:
     return ledger.of("search")
 
 
-def measured(study: Study, folder: Path, *, trials: int, **options: object) -> Ledger:
-    return run(study, Budget(trials), folder=folder, name=folder.name, **options)  # type: ignore[arg-type]
+def measured(
+    study: Study, folder: Path, *, trials: int, resources: Resources = ONE, observers: tuple[Observer, ...] = ()
+) -> Ledger:
+    return run(study, Budget(trials), folder=folder, name=folder.name, resources=resources, observers=observers)
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +97,41 @@ def test_a_trial_that_raises_is_kept_with_its_error_and_the_others_go_on(tmp_pat
     assert "fell off the cliff" in page
 
 
-def test_more_trials_may_be_asked_for_and_only_they_are_run(tmp_path: Path) -> None:
-    study = Hill(str(tmp_path / "diary"))
-    before = {trial.name: trial for trial in measured(study, tmp_path / "hill", trials=3)}
-    after = {trial.name: trial for trial in measured(study, tmp_path / "hill", trials=5)}
+@pytest.fixture(scope="module")
+def twice(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Trial]]]:
+    """The folder of a study that was asked for three trials, then for five, and its trials after each call."""
+    folder = tmp_path_factory.mktemp("runs") / "hill"
+    study = Hill(str(folder.parent / "diary"))
+    calls = []
+    for trials in (3, 5):
+        with StudyTracker(folder, "hill", ["height"]) as tracker:
+            ledger = measured(study, folder, trials=trials, observers=(tracker,))
+        calls.append({trial.name: trial for trial in ledger})
+    return folder, calls
+
+
+def test_more_trials_may_be_asked_for_and_only_they_are_run(twice: tuple[Path, list[dict[str, Trial]]]) -> None:
+    folder, (before, after) = twice
     assert {name: after[name] for name in before} == before
-    assert len({trial.choice["x"] for trial in searched(Ledger(tmp_path / "hill" / "trials"))}) == 5
+    assert len({trial.choice["x"] for trial in searched(Ledger(folder / "trials"))}) == 5
+
+
+def test_mlflow_has_a_run_for_the_study_and_one_within_for_each_trial(
+    twice: tuple[Path, list[dict[str, Trial]]],
+) -> None:
+    folder, (_, trials) = twice
+    client = MlflowClient(f"sqlite:///{folder.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tune")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert [run.info.run_name for run in parents] == ["hill"]
+    children = {run.info.run_name: run for run in runs if run not in parents}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parents[0].info.run_id}
+    assert set(children) == {trial.title for trial in trials.values()}
+    for trial in trials.values():
+        assert children[trial.title].data.metrics["height"] == pytest.approx(trial.figures["height"])
+        assert children[trial.title].data.params["x"] == str(trial.choice["x"])
 
 
 def test_the_hopeless_are_stopped_and_never_win(tmp_path: Path) -> None:
@@ -238,22 +270,6 @@ def test_the_strongest_attack_on_a_scan_keeps_its_epsilon_and_its_budget(defende
     assert all(trial.state is State.FINISHED for trial in ledger), [trial.error for trial in ledger]
     conclude(study, ledger, tmp_path / "evasion")
     assert "attack" in yaml.safe_load((tmp_path / "evasion" / "attack.yaml").read_text())
-
-
-def test_mlflow_has_a_run_for_the_study_and_one_within_for_each_trial(tmp_path: Path) -> None:
-    study, folder = Hill(str(tmp_path / "diary")), tmp_path / "runs" / "hill"
-    for trials in (2, 3):
-        with StudyTracker(folder, "hill", ["height"]) as tracker:
-            ledger = measured(study, folder, trials=trials, observers=(tracker,))
-    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("tune").experiment_id])
-    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    assert [run.info.run_name for run in parents] == ["hill"]
-    children = {run.info.run_name: run for run in runs if run not in parents}
-    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parents[0].info.run_id}
-    for trial in searched(ledger):
-        assert children[trial.name].data.metrics["height"] == pytest.approx(trial.figures["height"])
-        assert children[trial.name].data.params["x"] == str(trial.choice["x"])
 
 
 def test_the_study_that_the_docs_show_runs_as_any_other(base: str, tmp_path: Path) -> None:

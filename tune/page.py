@@ -86,7 +86,8 @@ def _history(study: Study, trials: Sequence[Trial]) -> Picture | None:
         for state, mark in MARKS.items():
             places = [(n, t.figures[first]) for n, t in enumerate(shown) if t.state is state and first in t.figures]
             if places:
-                axes.scatter(*zip(*places, strict=True), marker=mark, color=COLOURS[0], label=str(state), s=26)
+                numbers, values = zip(*places, strict=True)
+                axes.scatter(numbers, values, marker=mark, color=COLOURS[0], label=str(state), s=26)
         whole = [(n, t.figures[first]) for n, t in enumerate(shown) if t.state is State.FINISHED]
         if whole and len({trial.phase for trial in shown}) == 1:
             numbers, values = zip(*whole, strict=True)

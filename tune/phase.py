@@ -136,7 +136,9 @@ class Search:
                     seed=seed, n_startup_trials=max(8, len(self._starts)), multivariate=True, constant_liar=True
                 )
             )
-        directions = ["maximize" if goal == "max" else "minimize" for goal in self._objectives.values()]
+        directions: list[Literal["minimize", "maximize"]] = [
+            "maximize" if goal == "max" else "minimize" for goal in self._objectives.values()
+        ]
         return optuna.create_study(directions=directions, sampler=sampler)
 
     def recall(self, known: Sequence[Trial]) -> None:

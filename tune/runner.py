@@ -178,15 +178,15 @@ class Planner(Searcher):
         self._live: dict[str, tuple[Trial, float]] = {}
         self._phase: Phase | None = None
 
-    def suggest(self, trial_id: str) -> dict[str, object] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """The next trial; None while the next phase waits for one that runs."""
         try:
             trial = self._next()
         except Exception as error:  # Tune would swallow it and wait for ever
             self.error = error
-            return str(Searcher.FINISHED)
+            return Searcher.FINISHED
         if trial is None:
-            return None if self._live else str(Searcher.FINISHED)
+            return None if self._live else Searcher.FINISHED
         self._live[trial_id] = (self._keep(trial), time.monotonic())
         return {"choice": dict(trial.choice), "role": str(trial.role), "searches": isinstance(self._phase, Search)}
 
@@ -272,11 +272,11 @@ def score(study: Study, figures: Figures) -> float:
     return turned(goal, figures.get(first, float("nan")))
 
 
-class TrialProcess(ray_tune.Trainable):  # type: ignore[misc]
+class TrialProcess(ray_tune.Trainable):
     """The process in which trials run one after another, a step a call."""
 
-    def setup(self, config: dict[str, Any], study: Study, place: Workplace) -> None:
-        """Before the first trial."""
+    def setup(self, config: dict[str, Any], study: Study, place: Workplace) -> None:  # type: ignore[override]
+        """Before the first trial; what follows the config comes from ``with_parameters``."""
         torch.set_num_threads(1)
         self._study, self._place = study, place
         self.reset_config(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,11 +34,13 @@ def parse_study(text: str, settings: Mapping[str, object], *, seed: int) -> Stud
     head, _, rest = text.partition("(")
     inner = rest.rstrip().removesuffix(")").rstrip().rstrip(",")
     told = ", ".join(filter(None, [inner, *(f"{name}={value!r}" for name, value in settings.items())]))
-    study = build(f"{head}({told})" if told else head, STUDIES, what="study", given={})
-    if not isinstance(study, Study) or not dataclasses.is_dataclass(study):
+    study: object = build(f"{head}({told})" if told else head, STUDIES, what="study", given={})
+    fields = getattr(study, "__dataclass_fields__", None)
+    if not isinstance(study, Study) or fields is None:
         raise ExperimentError(f"{text!r} is no study: a frozen dataclass that extends tune.study.Study")
-    names = {field.name for field in dataclasses.fields(study)}
-    return dataclasses.replace(study, seed=seed) if "seed" in names and "seed=" not in text else study
+    if "seed" in fields and "seed=" not in text and "seed" not in settings:
+        return parse_study(text, {**settings, "seed": seed}, seed=seed)
+    return study
 
 
 def describe_study(study: Study) -> str:

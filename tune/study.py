@@ -182,7 +182,7 @@ def halving(*, after: int, steps: int) -> TrialScheduler:
     )
 
 
-class Outdone(FIFOScheduler):  # type: ignore[misc]
+class Outdone(FIFOScheduler):
     """Stops a trial whose score so far is below that of a finished one.
 
     Sound where a score can only fall from step to step, such as a worst case over ever more attacks: then nothing that
@@ -190,7 +190,7 @@ class Outdone(FIFOScheduler):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._best = float("-inf")
         self._last: dict[str, float] = {}
 

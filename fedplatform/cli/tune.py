@@ -134,7 +134,7 @@ def tune(
         from tune.studies import describe_study, parse_study, slug_of_study
         from tune.tracker import StudyTracker
 
-        asked = {"rule": rule, "run": run_folder, "base": base}
+        asked: dict[str, object] = {"rule": rule, "run": run_folder, "base": base}
         chosen = parse_study(study, given(asked), seed=seed)
         text = describe_study(chosen)
         name = name or f"tune-{slug_of_study(chosen)}{'-random' if sampler == 'random' else ''}-seed{seed}"
