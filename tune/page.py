@@ -183,7 +183,11 @@ def _fronts(study: Study, trials: Sequence[Trial]) -> list[Picture]:
         return draw
 
     return [
-        _picture(f"{names[0]} against {other}", against(other), f"{len(front)} of {len(whole)} trials are on the front")
+        _picture(
+            f"Pareto front, {names[0]} against {other}",
+            against(other),
+            f"{len(front)} of {len(whole)} trials are on the front",
+        )
         for other in names[1:]
     ]
 
