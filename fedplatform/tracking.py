@@ -76,15 +76,19 @@ class MlflowTracker:
         settings: Mapping[str, str],
         folder: Path,
         tracking_uri: str | None = None,
+        parent: str = "",
         run_id: str | None = None,
     ) -> Self:
         """Open a run with ``settings`` as its parameters, or go on with the one called ``run_id``.
+
+        A new one lies within the run ``parent`` where there is one.
 
         ``folder`` is the folder of all runs. Without ``tracking_uri`` the variable MLFLOW_TRACKING_URI decides, and
         without it figures go to ``mlflow.db`` and files to ``mlflow-artifacts/``, both in that folder.
         """
         tracker = cls(folder)
-        tracker._attempt("start", partial(tracker._open, experiment_name, run_name, settings, tracking_uri, run_id))
+        begin = partial(tracker._open, experiment_name, run_name, settings, tracking_uri, parent, run_id)
+        tracker._attempt("start", begin)
         return tracker
 
     @property
@@ -113,12 +117,20 @@ class MlflowTracker:
         """Copy a file to the federation's run."""
         self._attempt("log a file", lambda: self._client.log_artifact(self._run_id, str(path)))
 
+    def log_figures(self, figures: Mapping[str, float], *, step: int) -> None:
+        """Send figures that are of no round."""
+        self._attempt(
+            "log figures",
+            lambda: self._client.log_batch(self._run_id, metrics=_metrics(figures, step, _milliseconds())),
+        )
+
     def _open(
         self,
         experiment_name: str,
         run_name: str,
         settings: Mapping[str, str],
         tracking_uri: str | None,
+        parent: str,
         run_id: str | None,
     ) -> None:
         # Set before MLflow is imported, which reads them then; an unreachable server must cost seconds, not minutes.
@@ -148,7 +160,8 @@ class MlflowTracker:
         if run_id is not None:
             self._go_on(run_id)
             return
-        self._run_id = client.create_run(self._experiment_id, run_name=run_name).info.run_id
+        tags = {"mlflow.parentRunId": parent} if parent else None
+        self._run_id = client.create_run(self._experiment_id, run_name=run_name, tags=tags).info.run_id
         client.log_batch(self._run_id, params=[Param(key, value) for key, value in settings.items()])
 
     def _go_on(self, run_id: str) -> None:

@@ -15,6 +15,7 @@ from fedplatform.cli.kubernetes import k8s
 from fedplatform.cli.serving import publish, serve
 from fedplatform.cli.terminal import SuggestingGroup, complain
 from fedplatform.cli.training import compare, report, run
+from fedplatform.cli.tune import tune
 from fedplatform.specification import nearest
 
 
@@ -45,7 +46,7 @@ def fedplatform() -> None:
 COMMANDS = (
     *(run, defend, evaluate, certify),
     *(publish, serve, keys, diagnose, audit),
-    *(compare, data, bench, report),
+    *(compare, tune, data, bench, report),
     *(doctor, node, certificate, submit, jobs, k8s),
 )
 for command in COMMANDS:

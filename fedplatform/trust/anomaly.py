@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,20 @@ class AnomalyDetection:
     direction: tuple[float, float] = (1.5, 2.5)
     harm: tuple[float, float] = (4.0, 8.0)
     strangeness: tuple[float, float] = (5.0, 10.0)
+
+    def weighted(self, *, length: float, direction: float, harm: float, strangeness: float) -> AnomalyDetection:
+        """The same with the z-scores of each test counted so many times; 0 leaves it out."""
+
+        def over(bounds: tuple[float, float], weight: float) -> tuple[float, float]:
+            low, high = (bound / weight if weight else math.inf for bound in bounds)
+            return low, high
+
+        return AnomalyDetection(
+            length=over(self.length, length),
+            direction=over(self.direction, direction),
+            harm=over(self.harm, harm),
+            strangeness=over(self.strangeness, strangeness),
+        )
 
     def __call__(self, fingerprints: Fingerprints) -> Anomalies:
         """The severities of a round's n hospitals."""
@@ -79,4 +94,6 @@ class Anomalies:
 def ramp(values: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
     """0 up to the first bound, 1 from the second, straight between."""
     low, high = bounds
+    if math.isinf(low):
+        return np.zeros_like(values)
     return ((values - low) / (high - low)).clip(0.0, 1.0)

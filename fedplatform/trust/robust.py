@@ -15,7 +15,20 @@ from fedplatform.trust.scorer import Lesson
 
 @dataclass(frozen=True)
 class RobustScores:
-    """Trust is what the anomaly detection leaves: 1 where nothing is strange, 0 where one thing is beyond doubt."""
+    """Trust is what the anomaly detection leaves: 1 where nothing is strange, 0 where one thing is beyond doubt.
+
+    The four numbers weigh its tests: a z-score counts so many times. 0 leaves a test out.
+    """
+
+    length: float = 1.0
+    direction: float = 1.0
+    harm: float = 1.0
+    strangeness: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, weight in vars(self).items():
+            if not weight >= 0:
+                raise ValueError(f"RobustScores needs {name} >= 0, got {weight}")
 
     @property
     def needs_lessons(self) -> bool:
@@ -27,7 +40,7 @@ class RobustScores:
 
     def score(self, fingerprints: Fingerprints, reputation: np.ndarray, skill: object) -> np.ndarray:
         """Trust (n,) in the hospitals of a round."""
-        return AnomalyDetection()(fingerprints).normality
+        return AnomalyDetection().weighted(**vars(self))(fingerprints).normality
 
     def learn(
         self, fingerprints: Fingerprints, beliefs: np.ndarray, skill: object, *, generator: torch.Generator

@@ -1,0 +1,96 @@
+"""Studies of a finished run whose defence is trained: what an attack, or other settings, make of its scans."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from fedplatform.data.splits import Role
+from fedplatform.defended_run import DefendedRun, HospitalParts
+from fedplatform.experiment import Experiment, ExperimentError
+from fedplatform.robustness import check_within, spread_evenly
+from fedplatform.seeding import torch_generator
+from fedplatform.threats import TIERS, Attacker, Budget, Victim
+from tune.study import Study
+from tune.trial import Choice
+
+
+@dataclass(frozen=True, eq=False)
+class Ward:
+    """One hospital's scans in a role and its parts, and a neighbour's classifier."""
+
+    parts: HospitalParts
+    neighbour: torch.nn.Module
+    images: torch.Tensor  # (n, c, h, w) in [0, 1]
+    labels: torch.Tensor  # (n,)
+
+    def attacked(self, defence: str, tier: str, epsilon: float, budget: Budget, *, seed: int) -> torch.Tensor:
+        """The scans as the attacker of a tier leaves them, whose victim is this defence with these parts' settings."""
+        generator = torch_generator(seed, "tune", tier, self.parts.hospital_id)
+        victim = Victim(self.parts.defended(defence), self.neighbour)
+        found = TIERS[tier](Attacker(epsilon, budget, generator), victim, self.images, self.labels)
+        check_within(found, self.images, epsilon)
+        return found
+
+
+@dataclass(frozen=True)
+class DefendedStudy(Study):
+    """A study on the scans of a finished run; an implementation adds what is chosen.
+
+    ``run`` is a run's folder with a trained defence. Of each of its first ``hospitals`` at most ``scans`` scans are
+    measured. Thresholds are fitted on all validation scans of a hospital, as they are when it is served; so while the
+    search goes on, they have seen the scans that measure them, for all choices alike.
+    """
+
+    run: str = ""
+    hospitals: int = 3
+    scans: int = 20
+    epsilon: float = 4 / 255
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise ExperimentError("this study needs a finished run with a trained defence: --run RUN")
+        opened(self.run)
+
+    def experiment(self, choice: Choice) -> Experiment:
+        """The run's own: only what comes after its training is chosen."""
+        del choice
+        return opened(self.run).experiment
+
+    def wards(self, role: Role) -> Iterator[Ward]:
+        """The hospitals whose scans are measured."""
+        tested = opened(self.run).tested
+        for number, hospital_id in enumerate(tested[: self.hospitals]):
+            yield ward_of(self.run, hospital_id, tested[(number + 1) % len(tested)], role, self.scans)
+
+    @abstractmethod
+    def references(self) -> dict[str, Choice]:
+        """What the winner is shown beside."""
+
+
+@lru_cache(maxsize=2)
+def opened(run: str) -> DefendedRun:
+    """The run, read once a process."""
+    return DefendedRun(Path(run).resolve())
+
+
+@lru_cache(maxsize=64)
+def ward_of(run: str, hospital_id: str, neighbour: str, role: Role, scans: int) -> Ward:
+    """One hospital, read once a process."""
+    parts = opened(run).hospital(hospital_id)
+    images, labels = parts.test if role is Role.TEST else parts.validation
+    chosen = spread_evenly(len(labels), scans).tolist()
+    return Ward(parts, opened(run).hospital(neighbour).tuned, images[chosen], labels[chosen])
+
+
+def with_settings(ward: Ward, **changes: object) -> Ward:
+    """The same hospital with other settings of its defence. Raises :class:`ExperimentError` where they do not fit."""
+    settings = ward.parts.settings
+    changed = type(settings).from_settings({**settings.settings(), **changes})
+    return replace(ward, parts=replace(ward.parts, settings=changed))
