@@ -9,14 +9,18 @@ import numpy as np
 import torch
 
 from actors.cohort import RayCohort
+from actors.outside.desk import RemoteDesk
+from fedplatform.cohort import Cohort
 from fedplatform.checkpoint import CheckpointFolder, Checkpoints
 from fedplatform.engine import Earlier, Outcome, ServerRole, cohort_plan
 from fedplatform.experiment import Experiment
 from fedplatform.messages import RoundReport
+from fedplatform.outside.cohort import JoinedCohort, OutsideCohort
 
 
 class Server:
-    """The server of one experiment; it adds to :class:`fedplatform.engine.ServerRole` only where the hospitals are.
+    """The server of one experiment; it adds to :class:`fedplatform.engine.ServerRole` only where the hospitals are: in actors
+    of their own, and outside the cluster behind a ``desk``.
 
     Started again, it goes on after its newest checkpoint, with hospitals' actors of its own; the old ones die with it.
     """
@@ -30,15 +34,21 @@ class Server:
         num_hosts: int,
         start: np.ndarray | None = None,
         checkpoints: CheckpointFolder | None = None,
+        desk: RemoteDesk | None = None,
     ) -> None:
         torch.set_num_threads(1)
         opened = Checkpoints.open(checkpoints, experiment.rule) if checkpoints else None
-        self._cohort = RayCohort(
-            cohort_plan(experiment, shards, state_folder=state_folder, launch=opened.launch if opened else None),
+        launch = opened.launch if opened else None
+        self._inside = RayCohort(
+            cohort_plan(experiment, shards, state_folder=state_folder, launch=launch),
             num_hosts=num_hosts,
             deadline_s=experiment.deadline_s,
         )
-        self._role = ServerRole(experiment, shards, self._cohort, start=start, checkpoints=opened)
+        cohort: Cohort = self._inside
+        if desk is not None:
+            outside = OutsideCohort(desk, experiment.outside, deadline_s=experiment.deadline_s, launch=launch)
+            cohort = JoinedCohort(self._inside, outside, hospital_ids=experiment.hospital_ids())
+        self._role = ServerRole(experiment, shards, cohort, start=start, checkpoints=opened)
 
     def earlier(self) -> Earlier:
         """What earlier launches left, this actor's own before it died among them."""
@@ -54,4 +64,4 @@ class Server:
 
     def close(self) -> None:
         """End the hospitals' actors."""
-        self._cohort.close()
+        self._inside.close()

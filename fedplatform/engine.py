@@ -14,7 +14,7 @@ from fedplatform.checkpoint import Checkpoint, CheckpointFolder, Checkpoints
 from fedplatform.cohort import Cohort, CohortPlan, InProcessCohort
 from fedplatform.data.shards import ROOT, Manifest, Shard
 from fedplatform.data.splits import Role
-from fedplatform.experiment import Experiment
+from fedplatform.experiment import Experiment, ExperimentError
 from fedplatform.federation import Federation, FederationState
 from fedplatform.hospital import Hospital
 from fedplatform.messages import Predictions, RoundReport
@@ -78,11 +78,11 @@ def local_training(experiment: Experiment, manifest: Manifest) -> LocalTraining:
 def cohort_plan(
     experiment: Experiment, shards: Path, *, state_folder: Path, launch: Launch | None = None
 ) -> CohortPlan:
-    """How to bring up each hospital of an experiment."""
+    """How to bring up each hospital of an experiment that is not outside."""
     manifest = Manifest.load(shards)
     files = (shards.resolve() / shard.file for shard in manifest.hospitals)
     return CohortPlan(
-        shard_files=dict(zip(experiment.hospital_ids(), files, strict=True)),
+        shard_files=dict(zip(experiment.inside, files, strict=True)),
         training=local_training(experiment, manifest),
         liars=experiment.who_lies(),
         state_folder=state_folder,
@@ -163,7 +163,9 @@ class InProcessEngine:
         start: np.ndarray | None = None,
         checkpoints: Path | None = None,
     ) -> AbstractContextManager[RunningFederation]:
-        """Bring up hospitals and server here."""
+        """Bring up hospitals and server here. Raises :class:`ExperimentError` where some are outside."""
+        if experiment.outside:
+            raise ExperimentError("hospitals outside come through a gateway, and that takes --engine ray")
         folder = CheckpointFolder.of(checkpoints, experiment) if checkpoints else None
         opened = Checkpoints.open(folder, experiment.rule) if folder else None
         plan = cohort_plan(experiment, shards, state_folder=state_folder, launch=opened.launch if opened else None)

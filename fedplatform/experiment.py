@@ -113,6 +113,10 @@ def _describe_augmentation(augmentation: Augmentation | None) -> str:
     return "none" if augmentation is None else describe(augmentation, AUGMENTATIONS)
 
 
+def _parse_names(value: object) -> object:
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
 class Experiment(Settings):
     """Everything that a federated training run depends on; equal experiments give equal weights, bit for bit."""
 
@@ -140,6 +144,11 @@ class Experiment(Settings):
         "quantity_skew(sigma=1.0), site",
     )
     hospitals: int = Field(10, ge=1, description="number of hospitals, liars among them")
+    outside: Annotated[tuple[str, ...], BeforeValidator(_parse_names), PlainSerializer(list)] = Field(
+        (),
+        description="hospitals outside the cluster, NAME,NAME...; they bring their own data and come through "
+        "the gateway (docs/joining.md) [default: none]",
+    )
     liars: int = Field(3, ge=0, description="how many of them lie (chosen by the seed)")
     attack: Annotated[PoisoningAttack | None, BeforeValidator(_parse_attack), PlainSerializer(_describe_attack)] = (
         Field("none", description=f"what liars do: none, {', '.join(ATTACKS)}, or your own as FILE.py:CLASS")  # type: ignore[assignment]
@@ -213,6 +222,12 @@ class Experiment(Settings):
             raise ValueError(
                 f"at least one hospital must be honest, got {self.liars} liars of {self.hospitals} hospitals"
             )
+        if unknown := set(self.outside) - set(self.hospital_ids()):
+            raise ValueError(f"outside names hospitals, got {min(unknown)!r}{nearest(min(unknown), self.hospital_ids())}")
+        if self.liars >= len(self.inside) and self.outside:
+            raise ValueError(
+                f"liars are simulated and live inside, got {self.liars} of {len(self.inside)} hospitals inside"
+            )
         if self.attack is not None and self.liars == 0:
             raise ValueError(f"attack {_describe_attack(self.attack)} needs at least one liar, got liars=0")
         if self.quorum > self.hospitals:
@@ -251,10 +266,15 @@ class Experiment(Settings):
         """The names of the hospitals, in order."""
         return tuple(f"hospital-{number:02d}" for number in range(self.hospitals))
 
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """The hospitals whose scans are dealt out of the data set, in order."""
+        return tuple(name for name in self.hospital_ids() if name not in self.outside)
+
     def who_lies(self) -> Liars:
         """The liars that the seed picks. The choice does not depend on the attack, so that runs can be paired."""
-        drawn = numpy_generator(self.seed, "liars").choice(self.hospitals, size=self.liars, replace=False)
-        ids = self.hospital_ids()
+        ids = self.inside
+        drawn = numpy_generator(self.seed, "liars").choice(len(ids), size=self.liars, replace=False)
         return Liars(tuple(ids[number] for number in sorted(drawn)), self.attack, self.hospitals)
 
     def open_data(self, folder: Path | None = None) -> Source:

@@ -10,6 +10,7 @@ from fedplatform.cli.bench import bench
 from fedplatform.cli.data import data
 from fedplatform.cli.defence import certify, defend, evaluate
 from fedplatform.cli.intake import audit, diagnose, keys
+from fedplatform.cli.joining import join, keygen
 from fedplatform.cli.serving import publish, serve
 from fedplatform.cli.terminal import SuggestingGroup, complain
 from fedplatform.cli.training import compare, report, run
@@ -42,6 +43,7 @@ def fedplatform() -> None:
 
 COMMANDS = (
     *(run, defend, evaluate, certify),
+    *(join, keygen),
     *(publish, serve, keys, diagnose, audit),
     *(compare, data, bench, report),
 )

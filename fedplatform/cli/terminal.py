@@ -33,7 +33,7 @@ class SuggestingGroup(click.Group):
 
 
 @contextmanager
-def opened(engine: str, address: str, hosts: int | None) -> Iterator[Any]:
+def opened(engine: str, address: str, hosts: int | None, *, outside: Any = None) -> Iterator[Any]:
     """The engine that was asked for, closed at the end."""
     from actors.engine import RayEngine
     from fedplatform.engine import InProcessEngine
@@ -41,7 +41,7 @@ def opened(engine: str, address: str, hosts: int | None) -> Iterator[Any]:
     if engine == "local":
         yield InProcessEngine()
         return
-    ray_engine = RayEngine(address=address, num_hosts=hosts)
+    ray_engine = RayEngine(address=address, num_hosts=hosts, outside=outside)
     try:
         yield ray_engine
     finally:
@@ -54,6 +54,7 @@ def one_line_errors() -> Iterator[None]:
     from actors.cohort import CohortError
     from fedplatform.data.error import DataError
     from fedplatform.experiment import ExperimentError
+    from fedplatform.outside.refusal import Refusal
     from fedplatform.report import ReportError
     from fedplatform.serving.audit import AuditError
     from fedplatform.serving.owned import OwnedFileError
@@ -62,7 +63,7 @@ def one_line_errors() -> Iterator[None]:
 
     expected = (
         *(CohortError, DataError, ExperimentError, ReportError, SpecificationError),
-        *(AuditError, OwnedFileError, Refused),
+        *(AuditError, OwnedFileError, Refusal, Refused),
         OSError,
     )
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from fedplatform.cli.joining import gateway_of, gateway_options
 from fedplatform.cli.options import experiment_options, given, where_options, whole_numbers, words
 from fedplatform.cli.terminal import console, one_line_errors, opened
 
@@ -15,6 +16,7 @@ from fedplatform.cli.terminal import console, one_line_errors, opened
 @experiment_options
 @where_options
 @click.option("--name", metavar="NAME", help="name of the run [default: data-rule-attack-seed]")
+@gateway_options
 @click.option(
     "--resume", "stopped", metavar="NAME", help="go on with the stopped run NAME, in place of RECIPE and settings"
 )
@@ -27,6 +29,10 @@ def run(
     address: str,
     hosts: int | None,
     name: str | None,
+    gateway: str | None,
+    roster: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     stopped: str | None,
     **changes: object,
 ) -> None:
@@ -53,6 +59,12 @@ def run(
       fedplatform run runs/lesions-mean-none-seed0/experiment.yaml
       fedplatform run --resume lesions-mean-none-seed0
 
+    Hospitals that are no part of this cluster come through a gateway and bring their own data (docs/joining.md):
+
+    \b
+      fedplatform run lesions --outside hospital-08,hospital-09 --roster roster.yaml --gateway 0.0.0.0:8443 \\
+        --tls-cert cert.pem --tls-key key.pem
+
     \b
     Exit status: 0 done, 1 could not be done (one line says why), 2 mistyped.
     """
@@ -70,12 +82,13 @@ def run(
         folder = RunFolder.reopen(runs, stopped) if stopped else None
         settings = folder.read_settings() if folder else {**load_settings(str(recipe)), **given(changes)}
         experiment = Experiment.from_settings(settings)
+        outside = gateway_of(experiment, gateway, roster, tls_cert, tls_key)
         title = (
             f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.liars} liars, "
             f"attack {experiment.attack_slug}, rule {experiment.rule_slug}"
         )
         with (
-            opened(engine, address, hosts) as runner,
+            opened(engine, address, hosts, outside=outside) as runner,
             RoundTable(title, rounds=experiment.rounds, console=console) as table,
         ):
             if folder:
