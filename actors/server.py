@@ -10,8 +10,8 @@ import torch
 
 from actors.cohort import RayCohort
 from actors.outside.desk import RemoteDesk
-from fedplatform.cohort import Cohort
 from fedplatform.checkpoint import CheckpointFolder, Checkpoints
+from fedplatform.cohort import Cohort
 from fedplatform.engine import Earlier, Outcome, ServerRole, cohort_plan
 from fedplatform.experiment import Experiment
 from fedplatform.messages import RoundReport
@@ -19,8 +19,8 @@ from fedplatform.outside.cohort import JoinedCohort, OutsideCohort
 
 
 class Server:
-    """The server of one experiment; it adds to :class:`fedplatform.engine.ServerRole` only where the hospitals are: in actors
-    of their own, and outside the cluster behind a ``desk``.
+    """The server of one experiment; it adds to :class:`fedplatform.engine.ServerRole` only where the hospitals are: in
+    actors of their own, and outside the cluster behind a ``desk``.
 
     Started again, it goes on after its newest checkpoint, with hospitals' actors of its own; the old ones die with it.
     """

@@ -223,7 +223,9 @@ class Experiment(Settings):
                 f"at least one hospital must be honest, got {self.liars} liars of {self.hospitals} hospitals"
             )
         if unknown := set(self.outside) - set(self.hospital_ids()):
-            raise ValueError(f"outside names hospitals, got {min(unknown)!r}{nearest(min(unknown), self.hospital_ids())}")
+            raise ValueError(
+                f"outside names hospitals, got {min(unknown)!r}{nearest(min(unknown), self.hospital_ids())}"
+            )
         if self.liars >= len(self.inside) and self.outside:
             raise ValueError(
                 f"liars are simulated and live inside, got {self.liars} of {len(self.inside)} hospitals inside"

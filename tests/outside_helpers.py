@@ -65,7 +65,7 @@ def update(size: int, *, hospital_id: str = "a", round_number: int = 2, scans: i
 
 @dataclass
 class Forger:
-    """Sends what must be refused, through the session of hospital ``a``, while ``b`` has answered already."""
+    """Sends what must be refused, through the session of hospital ``a``, some of it in the name of ``b``."""
 
     line: Line
     keys: dict[str, Ed25519PrivateKey]  # of a and b, and of one that the roster does not know

@@ -1,4 +1,4 @@
-"""The deployment that hospitals outside speak to: it carries bytes to the desk and sentences back, and decides nothing."""
+"""The deployment that hospitals outside speak to: bytes go to the desk and sentences come back; it decides nothing."""
 
 # No "from __future__ import annotations" here: under serve.ingress FastAPI would not find what the names mean. And no
 # function below the class: the decorator packs the class, and with it what this module holds at that moment.

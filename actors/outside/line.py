@@ -18,8 +18,8 @@ TIMEOUT_S = (10, 60)  # to connect; between two pieces of an answer
 class HttpLine:
     """The :class:`fedplatform.outside.agent.Line` to a URL; ``authority`` is a file of certificates to trust instead.
 
-    Raises :class:`ExperimentError` where the server's certificate is not trusted: whatever else fails may be better in a
-    moment, that will not.
+    Raises :class:`ExperimentError` where the server's certificate is not trusted: that will not be better in a moment,
+    as whatever else fails may.
     """
 
     def __init__(self, url: str, *, authority: Path | None) -> None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from fedplatform.experiment import Experiment
     from fedplatform.outside.envelope import Header
     from fedplatform.outside.refusal import Refusal
-    from fedplatform.outside.terms import Terms
     from fedplatform.outside.work import Task
 
 
@@ -72,8 +71,8 @@ def gateway_of(
 def keygen(file: Path) -> None:
     """Make the key with which a hospital signs what it sends.
 
-    FILE (mode 600) never leaves the hospital. What is printed goes, with the hospital's name in front, into the roster of
-    whoever runs the federation; by a way on which nobody can exchange it, such as the telephone.
+    FILE (mode 600) never leaves the hospital. What is printed goes, with the hospital's name in front, into the roster
+    of whoever runs the federation; by a way on which nobody can exchange it, such as the telephone.
 
     \b
     Example:
@@ -88,14 +87,34 @@ def keygen(file: Path) -> None:
 @click.command()
 @click.argument("url", metavar="URL")
 @click.option("--hospital", required=True, metavar="NAME", help="this hospital's name in the roster")
-@click.option("--data", required=True, type=click.Path(path_type=Path, exists=True), metavar="PATH",
-              help="its scans: a folder with one subfolder a class, an .npz, a .parquet, or a finished shard")
-@click.option("--key", required=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="its private key, from 'fedplatform keygen'")
-@click.option("--ca", type=click.Path(path_type=Path, exists=True), metavar="FILE",
-              help="certificate of the authority behind the gateway's [default: those that this machine trusts]")
-@click.option("--state", type=click.Path(path_type=Path), default=Path("joined"), show_default=True, metavar="FOLDER",
-              help="where the shard and the hospital's own part of the model are kept")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path, exists=True),
+    metavar="PATH",
+    help="its scans: a folder with one subfolder a class, an .npz, a .parquet, or a finished shard",
+)
+@click.option(
+    "--key",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="its private key, from 'fedplatform keygen'",
+)
+@click.option(
+    "--ca",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="FILE",
+    help="certificate of the authority behind the gateway's [default: those that this machine trusts]",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default=Path("joined"),
+    show_default=True,
+    metavar="FOLDER",
+    help="where the shard and the hospital's own part of the model are kept",
+)
 @click.option("--yes", is_flag=True, help="do not ask before anything leaves the house")
 def join(
     url: str, *, hospital: str, data: Path, key: Path, ca: Path | None, state: Path, yes: bool
@@ -135,7 +154,7 @@ def join(
             watcher.rounds = terms.experiment().rounds
             agent.take_part(membership.admit)
         except KeyboardInterrupt:
-            click.echo(f"\nleft {hospital}'s seat in round {watcher.round}; the same command comes back to it", err=True)
+            click.echo(f"\nleft in round {watcher.round}; the same command comes back", err=True)
             sys.exit(130)
         if agent.weights is not None:
             click.echo(f"finished; the model: {membership.write_model(agent.weights)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -34,7 +35,7 @@ TRIES = 5  # to have one message taken
 T = TypeVar("T")
 
 
-class Unreachable(OSError):
+class Unreachable(OSError):  # noqa: N818 - a state that passes
     """The server could not be reached, or not be understood; it may be in a moment."""
 
 
@@ -158,7 +159,7 @@ class Agent:
     def _fetch(self, task: Task) -> np.ndarray:
         body = bytearray()
         while len(body) < task.size:
-            piece = self._asked(lambda token: self._line.weights(token, task.base, len(body)))
+            piece = self._asked(partial(self._line.weights, base=task.base, offset=len(body)))
             if not piece:
                 raise Refusal(Reason.ALTERED, "the server sent fewer bytes of its weights than it said")
             body += piece
@@ -170,11 +171,11 @@ class Agent:
 
     def _send(self, envelope: Envelope, body: bytes) -> None:
         header = envelope.header
-        done = self._asked(lambda token: self._line.announce(token, envelope.wire()))
+        done = self._asked(partial(self._line.announce, envelope=envelope.wire()))
         self._watcher.sending(header, done)
         while done < len(body):
             piece = body[done : done + CHUNK]
-            done = self._asked(lambda token, at=done, piece=piece: self._line.append(token, header.digest, at, piece))  # type: ignore[misc]
+            done = self._asked(partial(self._line.append, digest=header.digest, offset=done, piece=piece))
             self._watcher.sending(header, done)
 
     def _asked(self, question: Callable[[str], T]) -> T:
@@ -202,9 +203,7 @@ class Agent:
         if self._run not in (None, hello.run):
             raise ExperimentError("the server runs another federation now; this one is over here")
         self._run = hello.run
-        greeting = Greeting.sign(
-            key=self._key, run=hello.run, hospital_id=self._hospital_id, challenge=hello.challenge
-        )
+        greeting = Greeting.sign(key=self._key, run=hello.run, hospital_id=self._hospital_id, challenge=hello.challenge)
         return self._line.enter(greeting.wire())
 
 

@@ -28,7 +28,9 @@ class Counter(Protocol):
 class OutsideCohort:
     """The hospitals of a roster behind a desk. They are asked first and heard later, while those inside are at work."""
 
-    def __init__(self, desk: Counter, hospital_ids: tuple[str, ...], *, deadline_s: float, launch: Launch | None) -> None:
+    def __init__(
+        self, desk: Counter, hospital_ids: tuple[str, ...], *, deadline_s: float, launch: Launch | None
+    ) -> None:
         self.hospital_ids = hospital_ids
         self._desk = desk
         self._deadline_s = deadline_s

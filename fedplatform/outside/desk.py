@@ -1,4 +1,4 @@
-"""The server's side: who is at the door, what is asked of them, which messages are taken; the rest goes to the ledger."""
+"""The server's side: who is at the door, what is asked of them, which messages are taken; the ledger has the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a hospital signs: over run, hospital, round, kind, the weights it started from, and the digest of what it sends."""
+"""What a hospital signs: run, hospital, round, kind, the weights it started from, and the digest of what it sends."""
 
 from __future__ import annotations
 

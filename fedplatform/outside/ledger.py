@@ -16,7 +16,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        path.touch()
+        self._path = path
         sync_folder(path.parent)
 
     def write_down(self, refusal: Refusal, **claimed: object) -> None:
@@ -27,6 +28,7 @@ class Ledger:
             "sentence": refusal.sentence,
             **claimed,
         }
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._path.open("ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())

@@ -61,7 +61,8 @@ class Membership:
         yield f"    labels        {shown} numbers: the true class of each of these scans"
         yield "    loss          1 number for each of the two: the mean loss of these answers"
         if self._trainer.layout.personal:
-            yield f"What stays here beside the scans: {len(self._trainer.layout.personal)} arrays of the model's own part"
+            own = len(self._trainer.layout.personal)
+            yield f"What stays here beside the scans: {own} arrays of the model's own part"
 
     def write_model(self, weights: np.ndarray) -> Path:
         """The federation's shared part of the model (d,) beside this hospital's own part, as safetensors."""

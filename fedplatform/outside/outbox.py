@@ -26,7 +26,9 @@ class Outbox:
             return None
         header = envelope.header
         wanted = (run, task.kind, task.round, task.base, sha256(body).hexdigest())
-        return (envelope, body) if (header.run, header.kind, header.round, header.base, header.digest) == wanted else None
+        return (
+            (envelope, body) if (header.run, header.kind, header.round, header.base, header.digest) == wanted else None
+        )
 
     def is_of_this_launch(self, task: Task) -> bool:
         """Whether what is here was made in the launch of the server that asks now."""
