@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo load browser lint test clean
+.PHONY: demo load soak browser lint test clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,10 @@ demo: $(VENV)/.ready
 load: $(VENV)/.ready
 	test -d runs/demo-scan/defence || $(MAKE) demo
 	$(BIN)/python -m benchmarks.load runs/demo-scan
+
+# Twenty random schedules of faults on a Ray cluster on this machine; docs/results/soak.csv holds what came of them.
+soak: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.soak
 
 # A browser looks at the report as a person would; without one those tests say that they were skipped.
 browser:

@@ -8,20 +8,24 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # one machine, for minutes
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would have them wait for all else on a busy machine
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")  # on which a node may need more than Ray's 30, too
 
 import numpy as np
 import pandas as pd
-import ray  # noqa: F401 - it brings psutil along
 import yaml
 from psutil import NoSuchProcess, Process
 from ray.cluster_utils import Cluster
@@ -35,11 +39,11 @@ from fedplatform.messages import HospitalState, Reply
 from fedplatform.training import Trainer
 
 PATIENCE_S = 300.0  # for anything that a loaded machine may take its time over
-# A machine is dead after three seconds of silence, in place of a minute.
+# A machine is dead after some ten seconds of silence, in place of a minute; a busy one answers sooner.
 IMPATIENT = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 1000,
-    "health_check_timeout_ms": 1000,
+    "health_check_timeout_ms": 3000,
     "health_check_failure_threshold": 3,
 }
 MEMORY = 80 * 2**20
@@ -84,22 +88,30 @@ def until(true: Callable[[], bool], what: str, *, patience_s: float = PATIENCE_S
         time.sleep(0.1)
 
 
+def free_ports() -> dict[str, int]:
+    """Ports for a node's agents; Ray's own choice has a node wait for them, and give up after 15 s."""
+    names = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+    with ExitStack() as held:
+        ports = {}
+        for name in names:
+            place = held.enter_context(socket.socket())
+            place.bind(("127.0.0.1", 0))
+            ports[name] = place.getsockname()[1]
+    return ports
+
+
 class Machines:
     """A Ray cluster: a head without CPUs, on which driver and server run, and nodes of one CPU for the hospitals."""
 
     def __init__(self, *, nodes: int) -> None:
-        self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 0,
-                "include_dashboard": False,
-                "object_store_memory": MEMORY,
-                "_system_config": IMPATIENT,
-            },
-        )
-        self.address: str = self._cluster.address
-        self._nodes = [self._fresh() for _ in range(nodes)]
         self._known: set[Process] = set()
+        self._nodes: list[Any] = []
+        self._cluster = Cluster()
+        self._cluster.add_node(
+            num_cpus=0, include_dashboard=False, object_store_memory=MEMORY, _system_config=IMPATIENT, **free_ports()
+        )
+        self._nodes += [self._fresh() for _ in range(nodes)]
+        self.address: str = self._cluster.address
 
     def actors(self, kind: str) -> list[Process]:
         """The processes of this cluster's actors of a class, in the order of their ids."""
@@ -146,8 +158,8 @@ class Machines:
         """Processes of this cluster that still run."""
         return [process for process in self._known if process.is_running() and process.status() != "zombie"]
 
-    def _fresh(self) -> object:
-        return self._cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    def _fresh(self) -> Any:
+        return self._cluster.add_node(num_cpus=1, object_store_memory=MEMORY, **free_ports())
 
     def _processes(self) -> set[Process]:
         nodes = [self._cluster.head_node, *self._nodes] if self._cluster.head_node else self._nodes
@@ -156,7 +168,7 @@ class Machines:
         return running
 
     @staticmethod
-    def _below(node: object) -> set[Process]:
+    def _below(node: Any) -> set[Process]:
         found: set[Process] = set()
         for infos in node.all_processes.values():
             for info in infos:
@@ -173,7 +185,8 @@ class Driver:
 
     def __init__(self, folder: Path, arguments: list[str], *, prefix: tuple[str, ...] = ()) -> None:
         self.output = folder / f"driver-{len(list(folder.glob('driver-*')))}.txt"
-        environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+        # One database for all runs beside each other: to make its tables takes longer than a run.
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder.parent / 'mlflow.db'}"}
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "fedplatform", "run", *arguments],

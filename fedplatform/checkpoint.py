@@ -29,6 +29,7 @@ from fedplatform.tables import reports_of, tables_of
 STATE, TENSORS, SUMS = "state.json", "state.safetensors", "SHA256SUMS"
 LAUNCH = "launch"  # the file that counts launches
 ROOT, MEMORY = "root", "memory"
+DAMAGED = "damaged"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ class Checkpoints:
 
     @classmethod
     def open(cls, folder: CheckpointFolder, rule: Aggregator) -> Self:
-        """Look for the newest intact checkpoint, and count one more launch.
+        """Look for the newest intact checkpoint, set damaged ones aside, and count one more launch.
 
         Raises :class:`ExperimentError` where there are checkpoints and none is intact, where they are of another
         experiment, or the folder cannot be written.
@@ -81,6 +82,11 @@ class Checkpoints:
         launch = Launch(checkpoints._counted() + 1, found.state.round_number if found else 0)
         try:
             write_durably(folder.path / LAUNCH, str(launch.number).encode())
+            for unfinished in folder.path.glob(".round-*.partial"):
+                shutil.rmtree(unfinished)
+            for number in checkpoints._numbers():
+                if number > launch.resumed_from:  # damaged; hospitals go back behind it, so it must never come back
+                    checkpoints._of(number).rename(folder.path / f"{DAMAGED}-{launch.number}-{number:06d}")
         except OSError as error:
             raise ExperimentError(f"cannot write to {folder.path}: {error.strerror or error}") from error
         checkpoints.launch = launch
@@ -104,8 +110,8 @@ class Checkpoints:
             raise ExperimentError(
                 f"cannot write checkpoint {path}: {error.strerror or error}; what was written before is intact"
             ) from error
-        for old in self._numbers()[:-KEPT_ROUNDS]:
-            shutil.rmtree(self._of(old), ignore_errors=True)
+        for old in (*map(self._of, self._numbers()[:-KEPT_ROUNDS]), *self._folder.glob(f"{DAMAGED}-*")):
+            shutil.rmtree(old, ignore_errors=True)
 
     def _find(self) -> None:
         refused = []

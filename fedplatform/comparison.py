@@ -136,6 +136,7 @@ def compare(
                 data_folder=data_folder,
                 shards=None if central else shards,
                 observer=observer,
+                resumable=False,
             )
             results.add(cell, rule, (reports[-1].accuracy, reports[-1].macro_f1, reports[-1].auc))
     write_comparison(folder, results.frame)

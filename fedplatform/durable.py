@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 
 def write_durably(path: Path, data: bytes) -> None:
     """Put a file in place, replacing one that is there; it outlives a power cut once this returns. Raises OSError."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(partial, data)
@@ -23,9 +24,8 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def write_folder_durably(path: Path, files: Mapping[str, bytes]) -> None:
     """Put a whole folder in place, replacing one that is there: all of its files or none. Raises OSError."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         for name, data in files.items():
             _write(partial / name, data)
@@ -46,6 +46,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _partial(path: Path) -> Path:
+    """Another name in the same folder, which no other process uses: one that was taken for dead may still write."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -62,14 +62,16 @@ def run(
     shards: Path | None = None,
     partitioning: Progress = nobody,
     observer: Observer = nobody,
+    resumable: bool = True,
 ) -> tuple[RunFolder, list[RoundReport]]:
     """Run an experiment and leave ``runs/<name>/`` behind.
 
     ``shards`` is a folder of shards that are written already; without it they are written first. A run that fails
     before its first round leaves nothing; one that fails later leaves the rounds that it finished, and :func:`resume`
-    goes on with it.
+    goes on with it. One that is not ``resumable`` writes no checkpoints.
     """
-    require_storable(experiment.rule, hospitals=experiment.hospitals, has_root=experiment.root_size > 0)
+    if resumable:
+        require_storable(experiment.rule, hospitals=experiment.hospitals, has_root=experiment.root_size > 0)
     default = f"{experiment.data_slug}-{experiment.rule_slug}-{experiment.attack_slug}-seed{experiment.seed}"
     folder = RunFolder.create(runs, name) if name else RunFolder.create_numbered(runs, default)
     reports: list[RoundReport] = []
@@ -79,12 +81,15 @@ def run(
             if shards is None:
                 shards = folder.path / "shards"
                 partition_data(experiment, shards, data_folder=data_folder, progress=partitioning)
-            _conduct(experiment, folder, reports, engine=engine, shards=shards, observer=observer)
+            checkpoints = folder.checkpoints if resumable else None
+            _conduct(
+                experiment, folder, reports, engine=engine, shards=shards, checkpoints=checkpoints, observer=observer
+            )
     except BaseException as error:
-        if folder.has_rounds:
-            error.add_note(f"go on with: {folder.how_to_resume}")
-        else:
+        if not (reports or folder.has_rounds):
             shutil.rmtree(folder.path, ignore_errors=True)
+        elif resumable:
+            error.add_note(f"go on with: {folder.how_to_resume}")
         raise
     return folder, reports
 
@@ -111,7 +116,16 @@ def resume(
             shards = shards or folder.path / "shards"
             if not (shards / MANIFEST).exists():  # stopped while scans were dealt
                 partition_data(experiment, shards, data_folder=data_folder, progress=partitioning)
-            _conduct(experiment, folder, reports, engine=engine, shards=shards, observer=observer, resumed=resumed)
+            _conduct(
+                experiment,
+                folder,
+                reports,
+                engine=engine,
+                shards=shards,
+                checkpoints=folder.checkpoints,
+                observer=observer,
+                resumed=resumed,
+            )
         except BaseException as error:
             error.add_note(f"go on with: {folder.how_to_resume}")
             raise
@@ -125,6 +139,7 @@ def _conduct(
     *,
     engine: Engine,
     shards: Path,
+    checkpoints: Path | None,
     observer: Observer,
     resumed: Callable[[Sequence[RoundReport]], object] = nobody,
 ) -> None:
@@ -139,9 +154,7 @@ def _conduct(
     )
     with (
         tracker as tracking,
-        engine.launch(
-            experiment, shards, state_folder=folder.state_folder, checkpoints=folder.checkpoints
-        ) as federation,
+        engine.launch(experiment, shards, state_folder=folder.state_folder, checkpoints=checkpoints) as federation,
     ):
         if tracking.run_id:
             folder.write_tracked_as(tracking.run_id)

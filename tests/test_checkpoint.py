@@ -6,6 +6,7 @@ import logging
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,14 +43,14 @@ def one_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield uri
 
 
-class PulledPlug(Exception):
+class PulledPlugError(Exception):
     """The end of a process that nobody asked for."""
 
 
 def pull_the_plug(after: int):
     def observe(report: RoundReport) -> None:
         if report.round_number == after:
-            raise PulledPlug
+            raise PulledPlugError
 
     return observe
 
@@ -90,13 +91,13 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     experiment = small.replace(**{**changes, "rounds": 4, "f": 1})
     engine = InProcessEngine()
     run(experiment, engine=engine, runs=tmp_path, name="unbroken", shards=shards)
-    with pytest.raises(PulledPlug):
+    with pytest.raises(PulledPlugError):
         run(experiment, engine=engine, runs=tmp_path, name="broken", shards=shards, observer=pull_the_plug(1))
     seen: list[int] = []
     for after in (2, 4):
         folder = RunFolder.reopen(tmp_path, "broken")
         if after < experiment.rounds:
-            with pytest.raises(PulledPlug):
+            with pytest.raises(PulledPlugError):
                 resume(folder, engine=engine, shards=shards, observer=pull_the_plug(after))
             continue
         resume(folder, engine=engine, shards=shards, observer=lambda report: seen.append(report.round_number))
@@ -112,7 +113,7 @@ def stopped(small: Experiment, shards: Path, tmp_path_factory: pytest.TempPathFa
     """A run of six rounds that was stopped after the fifth. Nobody writes here; copy it."""
     runs = tmp_path_factory.mktemp("runs")
     experiment = small.replace(rounds=6, rule="mean", attack="none", liars=0)
-    with pytest.raises(PulledPlug) as stop:
+    with pytest.raises(PulledPlugError) as stop:
         run(experiment, engine=InProcessEngine(), runs=runs, name="stopped", shards=shards, observer=pull_the_plug(5))
     assert f"fedplatform run --resume stopped --runs {runs}" in stop.value.__notes__[0]
     run(experiment, engine=InProcessEngine(), runs=runs, name="unbroken", shards=shards)
@@ -173,14 +174,14 @@ def test_a_corrupt_checkpoint_is_refused_and_the_one_before_taken_and_that_is_sa
 def test_no_intact_checkpoint_is_an_error_and_not_a_new_beginning(copied: RunFolder, shards: Path) -> None:
     for name in checkpoints_of(copied):
         (copied.checkpoints / name / "state.json").write_text("{}")
-    with pytest.raises(ExperimentError, match="no checkpoint in .* is intact"):
+    with pytest.raises(ExperimentError, match=r"no checkpoint in .* is intact"):
         resume(copied, engine=InProcessEngine(), shards=shards)
     assert len(checkpoints_of(copied)) == KEPT_ROUNDS, "nothing is thrown away"
 
 
 def test_another_experiment_is_refused(copied: RunFolder, shards: Path) -> None:
     copied.write_settings({**copied.read_settings(), "learning_rate": 0.01})
-    with pytest.raises(ExperimentError, match="of another experiment than the experiment.yaml"):
+    with pytest.raises(ExperimentError, match=r"of another experiment than the experiment\.yaml"):
         resume(copied, engine=InProcessEngine(), shards=shards)
 
 
@@ -226,8 +227,7 @@ def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_is_intact(
     experiment = small.replace(rounds=3, rule="mean", attack="none", liars=0)
 
     def fill_the_disk(report: RoundReport) -> None:
-        filler = tiny_disk / "filler"
-        with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+        with suppress(OSError), (tiny_disk / "filler").open("wb", buffering=0) as file:
             while file.write(bytes(4096)):
                 pass
 
@@ -246,7 +246,7 @@ def test_a_resumed_run_is_the_same_run_in_mlflow(
     small: Experiment, shards: Path, tmp_path: Path, one_database: str
 ) -> None:
     experiment = small.replace(rounds=3, rule="mean", attack="none", liars=0)
-    with pytest.raises(PulledPlug):
+    with pytest.raises(PulledPlugError):
         run(experiment, engine=InProcessEngine(), runs=tmp_path, name="mine", shards=shards, observer=pull_the_plug(2))
     resume(RunFolder.reopen(tmp_path, "mine"), engine=InProcessEngine(), shards=shards)
     client = MlflowClient(one_database)
@@ -335,7 +335,7 @@ def test_a_memory_that_cannot_be_stored_is_refused_before_anybody_trains(
     small: Experiment, shards: Path, tmp_path: Path
 ) -> None:
     experiment = small.replace(rule=Remembers(), attack="none", liars=0)
-    with pytest.raises(ExperimentError, match="memory of Remembers cannot be stored.* is a Diary, .*extending.md"):
+    with pytest.raises(ExperimentError, match=r"memory of Remembers cannot be stored.* is a Diary, .*extending\.md"):
         run(experiment, engine=InProcessEngine(), runs=tmp_path, name="mine", shards=shards)
     assert not (tmp_path / "mine").exists()
     with pytest.raises(ExperimentError, match="LearnsInSecret learns and must say what its skill is made of"):
@@ -344,7 +344,7 @@ def test_a_memory_that_cannot_be_stored_is_refused_before_anybody_trains(
 
 def test_a_declared_memory_is_stored(small: Experiment, shards: Path, tmp_path: Path) -> None:
     experiment = small.replace(rule=SaysWhatItRemembers(), attack="none", liars=0)
-    with pytest.raises(PulledPlug):
+    with pytest.raises(PulledPlugError):
         run(experiment, engine=InProcessEngine(), runs=tmp_path, name="m", shards=shards, observer=pull_the_plug(1))
     found = Checkpoints.open(CheckpointFolder.of(tmp_path / "m" / "checkpoints", experiment), experiment.rule).found
     assert found is not None

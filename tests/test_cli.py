@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 
 from fedplatform.cli import main
 from fedplatform.cli.options import words
+from fedplatform.live import RoundTable
+from fedplatform.messages import RoundReport
 
 QUICK = [
     "--size", "32", "--hospitals", "5", "--liars", "1", "--rounds", "2", "--model", "small_cnn(width=4)",
@@ -73,6 +75,34 @@ def test_a_run_leaves_all_that_it_promises(
     assert "<html" in (folder / "report.html").read_text()
     assert (tmp_path / "mlflow.db").exists()
     assert not list(folder.glob("**/*.partial"))
+
+
+def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, scans: Path
+) -> None:
+    command = ["run", "lesions", *QUICK, "--data", scans, "--runs", tmp_path, "--name", "mine"]
+    with monkeypatch.context() as patch:
+        patch.setattr(RoundTable, "__call__", stop_by_hand)
+        assert call(patch, *command) == 130
+    said = capsys.readouterr().err
+    assert f"finished rounds are kept; go on with: fedplatform run --resume mine --runs {tmp_path}" in said
+    again = ["run", "--resume", "mine", "--runs", tmp_path, "--engine", "local"]
+    assert call(monkeypatch, *again, "--rounds", "7") == 2
+    assert "a resumed run keeps its name and settings" in capsys.readouterr().err
+    assert call(monkeypatch, *again) == 0
+    shown = capsys.readouterr().out
+    assert "going on after round 1/2" in shown
+    assert "round 2/2" in shown
+    assert call(monkeypatch, *again) == 1
+    assert "run 'mine' is finished; nothing is left to resume" in capsys.readouterr().err
+    assert call(monkeypatch, *again[:2], "mime", *again[3:]) == 1
+    assert "did you mean 'mine'?" in capsys.readouterr().err
+    assert call(monkeypatch, "run") == 2
+    assert "give a RECIPE or --resume NAME" in capsys.readouterr().err
+
+
+def stop_by_hand(table: RoundTable, report: RoundReport) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_resolved_file_runs_the_same_experiment_again(
