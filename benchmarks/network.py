@@ -37,6 +37,15 @@ class Cables:
         for number in range(nodes + 1):
             self._plug_in(number)
 
+    def plug_in_here(self) -> str:
+        """Have this machine itself on the bridge, until the network is removed; its address there."""
+        here, address = f"fp{os.getpid()}h", "10.77.0.254"
+        self._do("ip", "link", "add", here, "type", "veth", "peer", "name", "here", "netns", self._switch)
+        self._in(self._switch, "ip", "link", "set", "here", "master", "bridge0", "up")
+        self._do("ip", "addr", "add", f"{address}/24", "dev", here)
+        self._do("ip", "link", "set", here, "up")
+        return address
+
     def on(self, number: int) -> tuple[str, ...]:
         """What stands before a command to have it run on a machine."""
         return ("ip", "netns", "exec", self._names[number])

@@ -82,6 +82,7 @@ class Forger:
         said: dict[str, object] = {
             "key": self.keys["a"],
             "run": self.run,
+            "launch": 0,
             "hospital_id": "a",
             "round_number": self.round_number,
             "kind": Kind.UPDATE,
@@ -171,6 +172,7 @@ class Forger:
             (Reason.NOT_ASKED, lambda: self.announce(self.good(kind=Kind.PREDICTIONS))),
             (Reason.NOT_ASKED, lambda: self.line.append(self.token, "2" * 64, 0, b"unannounced")),
             (Reason.STALE, lambda: self.announce(self.good(base="3" * 64))),
+            (Reason.STALE, lambda: self.announce(self.good(launch=1))),
             (Reason.REPLAYED, self.greet_twice),
             (Reason.OVERSIZE, lambda: self.announce(self.good(bytes(update_bytes(self.size) + 1)))),
             (Reason.OVERSIZE, lambda: self.announce(self.good().wire() + b" " * 4096)),

@@ -18,6 +18,7 @@ from authority import make_certificate
 from endpoint_process import free_port
 from outside_helpers import Forger, Silent, answer, keys_of, reasons, roster_of, session, update
 
+from benchmarks.faults import Machines
 from fedplatform.messages import Update
 from fedplatform.outside.agent import Agent
 from fedplatform.outside.body import encode_update, encode_weights
@@ -47,7 +48,7 @@ class Gate:
 
 
 @pytest.fixture(scope="module")
-def gate(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     """A gateway for hospitals a and b on this machine, in front of a desk."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -56,15 +57,20 @@ def gate(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
     from actors.outside.serving import GatewayOptions, gateway
 
     folder = tmp_path_factory.mktemp("gate")
+    machines = Machines(nodes=0)
+    ray.init(address=machines.address, log_to_driver=False, logging_level="error")
     authority, certificate, key = make_certificate(folder, "127.0.0.1")
     roster = roster_of({name: KEYS[name] for name in ("a", "b")})
     terms = Terms(run=RUN, data="none", hospitals=2, classes=("well", "ill"), channels=1, training={})
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = open_desk(roster, terms, folder / "gateway", where=here)
     port = free_port()
-    with gateway(actor, GatewayOptions("127.0.0.1", port, roster, (str(certificate), str(key)))):
-        yield Gate(f"https://127.0.0.1:{port}", authority, folder / "gateway", RemoteDesk(actor), actor)
-    ray.kill(actor)
+    try:
+        with gateway(actor, GatewayOptions("127.0.0.1", port, roster, (str(certificate), str(key)))):
+            yield Gate(f"https://127.0.0.1:{port}", authority, folder / "gateway", RemoteDesk(actor), actor)
+    finally:
+        ray.shutdown()
+        machines.stop()
 
 
 def test_dozens_of_wrong_messages_over_https_change_nothing_and_each_is_written_down(gate: Gate) -> None:
@@ -74,7 +80,9 @@ def test_dozens_of_wrong_messages_over_https_change_nothing_and_each_is_written_
     line = gate.line()
     token = session(line, "a", KEYS["a"])
     body = encode_update(update(SIZE, hospital_id="b"))
-    of_b = Envelope.seal(body, key=KEYS["b"], run=RUN, hospital_id="b", round_number=2, kind=Kind.UPDATE, base=base)
+    of_b = Envelope.seal(
+        body, key=KEYS["b"], run=RUN, launch=0, hospital_id="b", round_number=2, kind=Kind.UPDATE, base=base
+    )
     forger = Forger(line, KEYS, RUN, 2, base, SIZE, token, of_b, np.random.default_rng(3))
     before = len(reasons(gate.folder / "refusals.jsonl"))
     attacks = forger.attacks()
@@ -85,7 +93,7 @@ def test_dozens_of_wrong_messages_over_https_change_nothing_and_each_is_written_
     assert reasons(gate.folder / "refusals.jsonl")[before:] == [reason.value for reason, _ in attacks]
     for name in ("a", "b"):
         mine = encode_update(update(SIZE, hospital_id=name, fill=0.25))
-        seal = {"key": KEYS[name], "run": RUN, "hospital_id": name, "round_number": 2, "base": base}
+        seal = {"key": KEYS[name], "run": RUN, "launch": 0, "hospital_id": name, "round_number": 2, "base": base}
         answer(line, session(line, name, KEYS[name]), Envelope.seal(mine, kind=Kind.UPDATE, **seal), mine)
     taken = gate.desk.collect(10).answers
     assert {name: float(got.delta.sum()) for name, got in taken.items()} == {"a": SIZE / 4, "b": SIZE / 4}
@@ -135,7 +143,7 @@ def test_a_desk_killed_in_mid_upload_costs_no_round_and_the_upload_goes_on(gate:
     while not sent:
         try:
             base = sha256(encode_weights(weights)).hexdigest()
-            seal = {"key": KEYS["b"], "run": RUN, "hospital_id": "b", "round_number": 3, "base": base}
+            seal = {"key": KEYS["b"], "run": RUN, "launch": 0, "hospital_id": "b", "round_number": 3, "base": base}
             answer(line, session(line, "b", KEYS["b"]), Envelope.seal(b, kind=Kind.UPDATE, **seal), b)
             sent = True
         except (OSError, Refusal):

@@ -21,6 +21,7 @@ from outside_helpers import reasons
 from PIL import Image
 from safetensors.numpy import load_file
 
+from benchmarks.faults import Machines
 from benchmarks.network import Cables, missing_rights
 from fedplatform.cohort import InProcessCohort
 from fedplatform.data.lesions import Lesions
@@ -42,6 +43,7 @@ class Federation:
 
     folder: Path
     cables: Cables | None
+    cluster: str
     address: str
     port: int
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -50,9 +52,9 @@ class Federation:
     def run_folder(self) -> Path:
         return self.folder / "runs" / "joined"
 
-    def start(self, machine: int, name: str, *words: str) -> subprocess.Popen[bytes]:
-        """Run fedplatform on a machine (0 is the server's); what it says goes to a file."""
-        prefix = self.cables.on(machine) if self.cables else ()
+    def start(self, machine: int | None, name: str, *words: str) -> subprocess.Popen[bytes]:
+        """Run fedplatform on a machine, or here; what it says goes to a file."""
+        prefix = self.cables.on(machine) if self.cables and machine is not None else ()
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         with (self.folder / name).open("ab") as output:
             process = subprocess.Popen(
@@ -61,7 +63,6 @@ class Federation:
                 env=environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{self.folder / 'mlflow.db'}"},
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
             )
         self.started.append(process)
         return process
@@ -70,14 +71,14 @@ class Federation:
         """Start the server, or start it again."""
         tls = ["--tls-cert", "server.pem", "--tls-key", "server.key"]
         door = ["--gateway", f"{self.address}:{self.port}", "--roster", "roster.yaml", *tls]
-        return self.start(0, "server.txt", "run", *words, *door, "--hosts", "1")
+        return self.start(None, "server.txt", "run", *words, *door, "--hosts", "1", "--address", self.cluster)
 
     def join(self, number: int, data: str) -> subprocess.Popen[bytes]:
         """Have a hospital join."""
         name = OUTSIDE[number]
         url = f"https://{self.address}:{self.port}"
         words = ["--hospital", name, "--data", data, "--key", f"{name}.key", "--ca", "authority.pem", "--yes"]
-        return self.start(number + 1, f"{name}.txt", "join", url, *words)
+        return self.start(number, f"{name}.txt", "join", url, *words)
 
     def broken(self, number: int) -> int:
         """How often a hospital has said that the line is broken."""
@@ -96,10 +97,10 @@ class Federation:
             time.sleep(0.2)
 
     def end(self) -> None:
-        """End every process that is still there, and what it started."""
+        """End every process that is still there."""
         for process in self.started:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
                 process.wait()
 
 
@@ -107,10 +108,13 @@ class Federation:
 def joined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A finished federation in which a cable was out for a while, and the server's driver killed and started again."""
     folder = tmp_path_factory.mktemp("j")
-    cables = None if missing_rights() else Cables(nodes=2)
-    address = "10.77.0.1" if cables else "127.0.0.1"
-    federation = Federation(folder, cables, address, free_port())
+    cables = None if missing_rights() else Cables(nodes=1)
+    machines = None
+    federation = None
     try:
+        address = cables.plug_in_here() if cables else "127.0.0.1"
+        machines = Machines(nodes=1)
+        federation = Federation(folder, cables, machines.address, address, free_port())
         make_certificate(folder, address)
         write_scans(folder)
         roster = []
@@ -135,17 +139,20 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
         federation.wait(lambda: "round 2 of 3: training" in federation.said("hospital-08.txt"), "round 2")
         before = federation.broken(1)
         if cables:
-            cables.cut(1)
-        os.killpg(first.pid, signal.SIGKILL)
+            cables.cut(0)
+        first.kill()
         first.wait()
         federation.wait(lambda: federation.broken(1) > before, "a broken line")
         if cables:
-            cables.heal(1)
+            cables.heal(0)
         second = federation.serve("--resume", "joined")
         federation.wait(lambda: all(p.poll() == 0 for p in (second, *hospitals)), "the end")
         yield federation
     finally:
-        federation.end()
+        if federation:
+            federation.end()
+        if machines:
+            machines.stop()
         if cables:
             cables.remove()
 

@@ -65,7 +65,9 @@ def base() -> str:
 
 
 def signed(name: str, body: bytes) -> Envelope:
-    return Envelope.seal(body, key=KEYS[name], run=RUN, hospital_id=name, round_number=2, kind=Kind.UPDATE, base=base())
+    return Envelope.seal(
+        body, key=KEYS[name], run=RUN, launch=0, hospital_id=name, round_number=2, kind=Kind.UPDATE, base=base()
+    )
 
 
 def test_a_thousand_wrong_messages_change_nothing_and_each_is_written_down_with_its_reason(tmp_path: Path) -> None:
@@ -383,8 +385,9 @@ def test_an_agent_survives_a_cut_a_lost_answer_and_a_new_server_in_mid_upload(
     assert there.update is not None
     assert update.delta.tobytes() == there.update.delta.tobytes()
     assert watcher.breaks == 2
-    assert 8000 in watcher.resumed_at[3:], "what had come before the cut was not sent again"
-    assert reasons(tmp_path / "gateway/refusals.jsonl") == ["no session"]
+    assert watcher.resumed_at == [0, 4000, 8000, 8000, 12000, len(encode_update(update))], "a byte was sent twice"
+    assert [refusal.reason for refusal in watcher.refusals] == [Reason.STALE]
+    assert reasons(tmp_path / "gateway/refusals.jsonl") == ["no session", "stale"]
 
 
 def test_an_agent_stops_sending_what_is_no_update(

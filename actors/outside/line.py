@@ -68,7 +68,8 @@ class HttpLine:
         except requests.exceptions.RequestException as error:
             raise Unreachable(f"{self._url}: {_reason(error)}") from error
         if answer.status_code == 200:
-            return answer.content
+            body: bytes = answer.content
+            return body
         said = _said(answer)
         if said.get("reason") in set(Reason):
             raise Refusal(Reason(said["reason"]), str(said.get("error", ""))[:500])

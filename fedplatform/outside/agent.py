@@ -23,7 +23,7 @@ from fedplatform.outside.envelope import Envelope, Greeting, Header, Kind
 from fedplatform.outside.outbox import Outbox
 from fedplatform.outside.refusal import Reason, Refusal
 from fedplatform.outside.terms import Terms
-from fedplatform.outside.work import CHUNK, Hello, State, Task, Work
+from fedplatform.outside.work import CHUNK, Hello, State, Task, Work, launch_number
 from fedplatform.own_state import Launch
 from fedplatform.settings import ExperimentError
 
@@ -124,9 +124,9 @@ class Agent:
         assert self._run is not None
         outbox = Outbox(self._folder / "outbox" / self._run)
         message = outbox.find(task, run=self._run)
-        if message is None or not outbox.is_of_this_launch(task):
+        launch = Launch(*task.launch) if task.launch else None
+        if message is None or message[0].header.launch != launch_number(launch):
             weights = self._fetch(task)
-            launch = Launch(*task.launch) if task.launch else None
             if self._participant is None or launch != self._launch:
                 self._participant, self._launch = admit(launch), launch
             self._watcher.working(task)
@@ -135,13 +135,14 @@ class Agent:
                 body,
                 key=self._key,
                 run=self._run,
+                launch=launch_number(launch),
                 hospital_id=self._hospital_id,
                 round_number=task.round,
                 kind=task.kind,
                 base=task.base,
             )
             message = envelope, body
-            outbox.keep(*message, task)
+            outbox.keep(*message)
         self._send(*message)
 
     def _answer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -27,7 +28,7 @@ def update_bytes(size: int) -> int:
 
 def encode_update(update: Update) -> bytes:
     """An update as safetensors; its fields are ``delta``, ``num_examples``, ``train_loss`` and ``seconds``."""
-    return save(
+    return _body(
         {
             DELTA: np.ascontiguousarray(update.delta),
             EXAMPLES: np.array([update.num_examples], np.int64),
@@ -71,14 +72,14 @@ def encode_predictions(predictions: Sequence[Predictions]) -> bytes:
         tensors[f"{one.role}.{PROBABILITIES}"] = np.ascontiguousarray(one.probabilities, np.float32)
         tensors[f"{one.role}.{LABELS}"] = np.ascontiguousarray(one.labels, np.int64)
         tensors[f"{one.role}.{MEAN_LOSS}"] = np.array([one.loss], np.float64)
-    return save(tensors)
+    return _body(tensors)
 
 
 def decode_predictions(
     body: bytes, *, hospital_id: str, roles: Sequence[Role], num_classes: int
 ) -> tuple[Predictions, ...]:
     """Read predictions in these roles. Raises :class:`Refusal` for whatever is none."""
-    kinds = {PROBABILITIES: np.float32, LABELS: np.int64, MEAN_LOSS: np.float64}
+    kinds: dict[str, Any] = {PROBABILITIES: np.float32, LABELS: np.int64, MEAN_LOSS: np.float64}
     found = _tensors(body, {f"{role}.{name}": kind for role in roles for name, kind in kinds.items()})
     read = []
     for role in roles:
@@ -100,7 +101,7 @@ def decode_predictions(
 
 def encode_weights(weights: np.ndarray) -> bytes:
     """The weights (d,) as they go to hospitals."""
-    return save({"weights": np.ascontiguousarray(weights, np.float32)})
+    return _body({"weights": np.ascontiguousarray(weights, np.float32)})
 
 
 def decode_weights(body: bytes) -> np.ndarray:
@@ -108,10 +109,15 @@ def decode_weights(body: bytes) -> np.ndarray:
     return _tensors(body, {"weights": np.float32})["weights"]
 
 
-def _tensors(body: bytes, kinds: Mapping[str, type[np.generic]]) -> dict[str, np.ndarray]:
+def _body(tensors: Mapping[str, np.ndarray]) -> bytes:
+    body: bytes = save(dict(tensors))
+    return body
+
+
+def _tensors(body: bytes, kinds: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Exactly these arrays of exactly these types."""
     try:
-        found = load(body)
+        found: dict[str, np.ndarray] = load(body)
     except (SafetensorError, KeyError, ValueError, TypeError, OverflowError, AttributeError) as error:
         raise Refusal(Reason.MALFORMED, f"this is no safetensors file: {' '.join(str(error).split())[:100]}") from error
     got = {name: array.dtype for name, array in found.items()}

@@ -27,7 +27,7 @@ from fedplatform.outside.ledger import Ledger
 from fedplatform.outside.refusal import Reason, Refusal
 from fedplatform.outside.terms import Terms
 from fedplatform.outside.uploads import Uploads
-from fedplatform.outside.work import CHUNK, Hello, Order, State, Task, Work
+from fedplatform.outside.work import CHUNK, Hello, Order, State, Task, Work, launch_number
 
 CHALLENGE_S = 120.0  # that a hospital has to answer a challenge
 RUN, LEDGER, UPLOADS = "run-id", "refusals.jsonl", "uploads"
@@ -228,6 +228,8 @@ class Desk:
             raise Refusal(Reason.LATE, f"round {header.round} has its {header.kind} already")
         if order is None or got > due:
             raise Refusal(Reason.NOT_ASKED, f"{header.kind} of round {header.round} is not due")
+        if header.launch != launch_number(order.launch):
+            raise Refusal(Reason.STALE, "this was made before the server went back; it may be made again")
         if header.base != self._base:
             raise Refusal(Reason.STALE, "this was made from other weights than those that were sent out")
         if hospital_id in self._answers:
@@ -277,6 +279,7 @@ def _claims(header: Header) -> dict[str, object]:
     return {
         "hospital": header.hospital,
         "run": header.run,
+        "launch": header.launch,
         "round": header.round,
         "kind": header.kind,
         "size": header.size,

@@ -1,4 +1,4 @@
-"""What a hospital signs: run, hospital, round, kind, the weights it started from, and the digest of what it sends."""
+"""What a hospital signs: run, launch, round, kind, the weights it started from, and the digest of what it sends."""
 
 from __future__ import annotations
 
@@ -31,9 +31,13 @@ class Kind(StrEnum):
 
 
 class Header(Strict):
-    """What a message is; ``base`` is the SHA-256 of the weights as they were sent out, ``digest`` that of the body."""
+    """What a message is; ``base`` is the SHA-256 of the weights as they were sent out, ``digest`` that of the body.
+
+    ``launch`` is the number of the server's launch, 0 where it counts none.
+    """
 
     run: RunId
+    launch: int = Field(ge=0, le=2**40)
     hospital: HospitalId
     round: int = Field(ge=1, le=10**9)
     kind: Kind
@@ -55,6 +59,7 @@ class Envelope(Strict):
         *,
         key: Ed25519PrivateKey,
         run: str,
+        launch: int,
         hospital_id: str,
         round_number: int,
         kind: Kind,
@@ -63,6 +68,7 @@ class Envelope(Strict):
         """Sign a body."""
         header = Header(
             run=run,
+            launch=launch,
             hospital=hospital_id,
             round=round_number,
             kind=kind,

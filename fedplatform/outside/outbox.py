@@ -12,11 +12,10 @@ from fedplatform.outside.work import Task
 
 
 class Outbox:
-    """``message.json``, ``message.safetensors`` and the launch for which the message was made."""
+    """``message.json``, the envelope, and ``message.safetensors``, the body."""
 
     def __init__(self, folder: Path) -> None:
         self._envelope, self._body = folder / "message.json", folder / "message.safetensors"
-        self._launch = folder / "message.launch"
 
     def find(self, task: Task, *, run: str) -> tuple[Envelope, bytes] | None:
         """The message that answers a task, made in this launch of the server or in one before."""
@@ -30,17 +29,8 @@ class Outbox:
             (envelope, body) if (header.run, header.kind, header.round, header.base, header.digest) == wanted else None
         )
 
-    def is_of_this_launch(self, task: Task) -> bool:
-        """Whether what is here was made in the launch of the server that asks now."""
-        return self._launch.exists() and self._launch.read_text() == _launch(task)
-
-    def keep(self, envelope: Envelope, body: bytes, task: Task) -> None:
+    def keep(self, envelope: Envelope, body: bytes) -> None:
         """Put a message in, in place of the one before."""
         self._envelope.unlink(missing_ok=True)
         write_durably(self._body, body)
-        write_durably(self._launch, _launch(task).encode())
         write_durably(self._envelope, envelope.wire())
-
-
-def _launch(task: Task) -> str:
-    return " ".join(map(str, task.launch or ()))

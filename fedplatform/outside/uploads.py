@@ -17,9 +17,14 @@ class Uploads:
         self._folder = folder
 
     def begin(self, hospital_id: str, envelope: Envelope) -> int:
-        """Expect a message, in place of another that was announced; how many bytes of it are here already."""
-        if self.announced(hospital_id) != envelope:
-            self.drop(hospital_id)
+        """Expect a message, in place of another that was announced; how many bytes of it are here already.
+
+        It may come under a new envelope, where the server went back to the round before.
+        """
+        before = self.announced(hospital_id)
+        if before != envelope:
+            if before is None or before.header.digest != envelope.header.digest:
+                self.drop(hospital_id)
             write_durably(self._envelope(hospital_id), envelope.wire())
         return self.received(hospital_id)
 

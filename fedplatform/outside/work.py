@@ -19,6 +19,11 @@ CHUNK = 2**20  # the most bytes that travel in one piece, either way
 Count = Annotated[int, Field(ge=0, le=2**40)]
 
 
+def launch_number(launch: Launch | None) -> int:
+    """The number of a launch, 0 where none are counted."""
+    return launch.number if launch else 0
+
+
 @dataclass(frozen=True, eq=False)
 class Order:
     """What the server asks of all hospitals outside: an update from ``weights`` (d,), or predictions in ``roles``."""
