@@ -130,7 +130,7 @@ class RayEngine:
     ) -> Iterator[RunningFederation]:
         """Place the actors, and take them down on the way out. The server runs on this machine, where the run is.
 
-        Raises :class:`ExperimentError` where hospitals are outside and there is no gateway, or one for nobody.
+        Raises :class:`ExperimentError` where hospitals are outside and there is no gateway.
         """
         with (
             self._door(experiment, shards, state_folder.parent / "gateway") as desk,
@@ -145,12 +145,12 @@ class RayEngine:
     @contextmanager
     def _door(self, experiment: Experiment, shards: Path, folder: Path) -> Iterator[RemoteDesk | None]:
         """The desk behind its gateway, where hospitals are outside."""
-        if bool(experiment.outside) != (self._outside is not None):
-            who = ", ".join(experiment.outside) or "nobody"
-            raise ExperimentError(f"a gateway and a roster are for hospitals outside; here {who} is outside")
-        if self._outside is None:
+        if not experiment.outside:
             yield None
             return
+        if self._outside is None:
+            who = ", ".join(experiment.outside)
+            raise ExperimentError(f"outside: {who}; only 'fedplatform run' lets them in, by --gateway and --roster")
         terms = Terms.of(experiment, Manifest.load(shards), run=run_id(folder.resolve()))
         actor = open_desk(self._outside.roster.only(experiment.outside), terms, folder.resolve(), where=_here())
         try:

@@ -146,8 +146,8 @@ class Experiment(Settings):
     hospitals: int = Field(10, ge=1, description="number of hospitals, liars among them")
     outside: Annotated[tuple[str, ...], BeforeValidator(_parse_names), PlainSerializer(list)] = Field(
         (),
-        description="hospitals outside the cluster, NAME,NAME...; they bring their own data and come through "
-        "the gateway (docs/joining.md) [default: none]",
+        description="hospitals outside the cluster, NAME,NAME...: they bring their own data and come through the "
+        "gateway, see docs/joining.md (default: none)",
     )
     liars: int = Field(3, ge=0, description="how many of them lie (chosen by the seed)")
     attack: Annotated[PoisoningAttack | None, BeforeValidator(_parse_attack), PlainSerializer(_describe_attack)] = (
