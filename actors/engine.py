@@ -17,18 +17,24 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cohort import CohortError, cause
 from actors.joining import LOCAL, join
+from actors.outside.desk import RemoteDesk, open_desk
+from actors.outside.serving import GatewayOptions, gateway, prepare
 from actors.placement import require_nodes
 from actors.server import Server
 from fedplatform.aggregation import Mixed
 from fedplatform.checkpoint import CheckpointFolder
+from fedplatform.data.shards import Manifest
 from fedplatform.engine import Earlier, Outcome, RunningFederation
 from fedplatform.experiment import Experiment, ExperimentError
 from fedplatform.messages import RoundReport
+from fedplatform.outside.desk import run_id
+from fedplatform.outside.terms import Terms
 from fedplatform.places import Place
 from fedplatform.trust import OptiGradTrust
 
 RESTART_TIMEOUT_S = 360.0  # the hospitals' actors start anew, too
 DEATHS_IN_A_ROUND = 3  # of the server: then it is the round that kills it, and a person has to look
+FAREWELL_S = 10.0  # for hospitals outside to hear that it is over
 
 log = logging.getLogger(__name__)
 
@@ -99,18 +105,25 @@ class RayEngine:
     ``address`` is a running cluster's, or ``local`` to start one here; ``num_hosts`` how many actors the hospitals
     share, by default as many as there are CPUs, and never more than there are hospitals. On a cluster, hospitals that
     have places live there, each in an actor of its own; a Ray of one's own is a simulation, and nobody's place.
+    Hospitals outside the cluster come through a gateway, ``outside``.
     """
 
-    def __init__(self, *, address: str = "local", num_hosts: int | None = None) -> None:
+    def __init__(
+        self, *, address: str = "local", num_hosts: int | None = None, outside: GatewayOptions | None = None
+    ) -> None:
         self._num_hosts = num_hosts
         self._is_simulation = address == LOCAL
+        self._outside = outside
+        if outside:
+            prepare()
         self._started = not ray.is_initialized()
         if self._started:
             join(address)
 
     def places(self, experiment: Experiment) -> tuple[Place, ...]:
         """Where the hospitals live on this cluster. Raises :class:`PlacementError` at once where a node is missing."""
-        places = () if self._is_simulation else experiment.places
+        inside = [place for place in experiment.places if place.name in experiment.inside]
+        places = () if self._is_simulation else tuple(inside)
         require_nodes(places)
         return places
 
@@ -124,16 +137,57 @@ class RayEngine:
         start: np.ndarray | None = None,
         checkpoints: Path | None = None,
     ) -> Iterator[RunningFederation]:
-        """Place the actors, and take them down on the way out. The server runs on this machine, where the run is."""
+        """Place the actors, and take them down on the way out. The server runs on this machine, where the run is.
+
+        Raises :class:`ExperimentError` where hospitals are outside and there is no gateway.
+        """
+        with (
+            self._door(experiment, shards, state_folder.parent / "gateway") as desk,
+            self._placed(
+                experiment, shards, state_folder=state_folder, start=start, checkpoints=checkpoints, desk=desk
+            ) as federation,
+        ):
+            yield federation
+            if desk:
+                desk.finish(FAREWELL_S)
+
+    @contextmanager
+    def _door(self, experiment: Experiment, shards: Path, folder: Path) -> Iterator[RemoteDesk | None]:
+        """The desk behind its gateway, where hospitals are outside."""
+        if not experiment.outside:
+            yield None
+            return
+        if self._outside is None:
+            who = ", ".join(experiment.outside)
+            raise ExperimentError(f"outside: {who}; only 'fedplatform run' lets them in, by --gateway and --roster")
+        terms = Terms.of(experiment, Manifest.load(shards), run=run_id(folder.resolve()))
+        actor = open_desk(self._outside.roster.only(experiment.outside), terms, folder.resolve(), where=_here())
+        try:
+            with gateway(actor, self._outside):
+                yield RemoteDesk(actor)
+        finally:
+            ray.kill(actor)
+
+    @contextmanager
+    def _placed(
+        self,
+        experiment: Experiment,
+        shards: Path,
+        *,
+        state_folder: Path,
+        start: np.ndarray | None,
+        checkpoints: Path | None,
+        desk: RemoteDesk | None,
+    ) -> Iterator[RunningFederation]:
+        """The server and, through it, the hospitals inside."""
         send_by_value(experiment)
         places = self.places(experiment)
         cpus = int(ray.cluster_resources().get("CPU", 1))
-        num_hosts = min(self._num_hosts or cpus, experiment.hospitals)
+        num_hosts = min(self._num_hosts or cpus, len(experiment.inside))
         if num_hosts > cpus and not places:
             raise CohortError(f"{num_hosts} hospital actors need as many CPUs, got {cpus}")
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         remote: Any = ray.remote  # its type stubs do not know every scheduling strategy
-        actor = remote(num_cpus=0, max_restarts=-1 if checkpoints else 0, scheduling_strategy=here)(Server)
+        actor = remote(num_cpus=0, max_restarts=-1 if checkpoints else 0, scheduling_strategy=_here())(Server)
         server = actor.remote(
             experiment,
             shards.resolve(),
@@ -142,6 +196,7 @@ class RayEngine:
             places=places,
             start=start,
             checkpoints=CheckpointFolder.of(checkpoints, experiment) if checkpoints else None,
+            desk=desk,
         )
         try:
             yield RayFederation(server, restarts=checkpoints is not None)
@@ -158,6 +213,11 @@ class RayEngine:
         """Shut Ray down if this engine started it."""
         if self._started:
             ray.shutdown()
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    """This machine, where the run is."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def send_by_value(experiment: Experiment) -> None:

@@ -11,17 +11,20 @@ import torch
 from actors.cohort import RayCohort
 from actors.hospital import HospitalHost
 from actors.masked import MaskedHospitalHost, RayMaskedHospitals
+from actors.outside.desk import RemoteDesk
 from fedplatform.checkpoint import CheckpointFolder, Checkpoints
 from fedplatform.cohort import Cohort
 from fedplatform.engine import Earlier, Outcome, ServerRole, cohort_plan
 from fedplatform.experiment import Experiment
 from fedplatform.messages import RoundReport
+from fedplatform.outside.cohort import JoinedCohort, OutsideCohort
 from fedplatform.places import Place
 from fedplatform.secure import GroupedCohort
 
 
 class Server:
-    """The server of one experiment; it adds to :class:`fedplatform.engine.ServerRole` only where the hospitals are.
+    """The server of one experiment; it adds to :class:`fedplatform.engine.ServerRole` only where the hospitals are: in
+    actors of their own, and outside the cluster behind a ``desk``.
 
     Started again, it goes on after its newest checkpoint, with hospitals' actors of its own; the old ones die with it.
     """
@@ -36,27 +39,26 @@ class Server:
         places: Sequence[Place] = (),
         start: np.ndarray | None = None,
         checkpoints: CheckpointFolder | None = None,
+        desk: RemoteDesk | None = None,
     ) -> None:
         torch.set_num_threads(1)
         opened = Checkpoints.open(checkpoints, experiment.server_rule) if checkpoints else None
-        plan = cohort_plan(
-            experiment,
-            shards,
-            state_folder=state_folder,
-            places=places,
-            launch=opened.launch if opened else None,
-        )
-        self._cohort = RayCohort(
+        launch = opened.launch if opened else None
+        plan = cohort_plan(experiment, shards, state_folder=state_folder, places=places, launch=launch)
+        self._inside = RayCohort(
             plan,
             num_hosts=num_hosts,
             places=places,
             deadline_s=experiment.deadline_s,
             host=HospitalHost if plan.privacy is None else MaskedHospitalHost,
         )
-        cohort: Cohort = self._cohort
+        cohort: Cohort = self._inside
         if plan.privacy is not None:
-            masked = RayMaskedHospitals(self._cohort, plan, deadline_s=experiment.deadline_s)
+            masked = RayMaskedHospitals(self._inside, plan, deadline_s=experiment.deadline_s)
             cohort = GroupedCohort(masked, plan.privacy, seed=experiment.seed)
+        if desk is not None:
+            outside = OutsideCohort(desk, experiment.outside, deadline_s=experiment.deadline_s, launch=launch)
+            cohort = JoinedCohort(self._inside, outside, hospital_ids=experiment.hospital_ids())
         self._role = ServerRole(experiment, shards, cohort, start=start, checkpoints=opened)
 
     def earlier(self) -> Earlier:
@@ -73,4 +75,4 @@ class Server:
 
     def close(self) -> None:
         """End the hospitals' actors."""
-        self._cohort.close()
+        self._inside.close()

@@ -27,31 +27,28 @@ def missing_rights() -> str:
     return f"networks of one's own need the right to make them: {tried.stderr.strip()}" if tried.returncode else ""
 
 
-class Network:
-    """A head (number 0) and hospital nodes, each a machine with its own address on one bridge."""
+class Cables:
+    """Machines 0, 1, ... with addresses of their own, 10.77.0.1, 10.77.0.2, ..., on one bridge."""
 
-    def __init__(self, folder: Path, *, nodes: int) -> None:
-        self._folder = folder
+    def __init__(self, *, nodes: int) -> None:
         self._names = [f"fp{os.getpid()}n{number}" for number in range(nodes + 1)]
         self._switch = f"fp{os.getpid()}s"
-        self.address = "10.77.0.1:6379"
         self._add_switch()
         for number in range(nodes + 1):
             self._plug_in(number)
-        self._ray(0, "--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={folder}/ray")
-        for number in range(1, nodes + 1):
-            self.join(number)
 
-    @property
-    def on_the_head(self) -> tuple[str, ...]:
-        """What stands before a command to have it run on the head."""
-        return ("ip", "netns", "exec", self._names[0])
+    def plug_in_here(self) -> str:
+        """Have this machine itself on the bridge, until the network is removed; its address there."""
+        here, address = f"fp{os.getpid()}h", "10.77.0.254"
+        self._do("ip", "link", "add", here, "type", "veth", "peer", "name", "here", "netns", self._switch)
+        self._in(self._switch, "ip", "link", "set", "here", "master", "bridge0", "up")
+        self._do("ip", "addr", "add", f"{address}/24", "dev", here)
+        self._do("ip", "link", "set", here, "up")
+        return address
 
-    def join(self, number: int) -> None:
-        """Start Ray on a node, anew where it ran before: what systemd or a pod's restart policy would do."""
-        for process in self._processes(self._names[number]):
-            os.kill(process, signal.SIGKILL)
-        self._ray(number, f"--address={self.address}", "--num-cpus=1")
+    def on(self, number: int) -> tuple[str, ...]:
+        """What stands before a command to have it run on a machine."""
+        return ("ip", "netns", "exec", self._names[number])
 
     def cut(self, number: int) -> None:
         """Pull the cable of a node."""
@@ -94,11 +91,6 @@ class Network:
         self._in(name, "ip", "link", "set", "eth0", "up")
         self._in(name, "ip", "route", "add", "default", "dev", "eth0")  # Ray asks the route for its own address
 
-    def _ray(self, number: int, *options: str) -> None:
-        health = {f"RAY_health_check_{name}": value for name, value in HEALTH.items()}
-        command = [*RAY, "start", f"--node-ip-address=10.77.0.{number + 1}", "--object-store-memory=80000000"]
-        self._in(self._names[number], *command, "--disable-usage-stats", *options, environment=health)
-
     def _in(self, name: str, *command: str, environment: dict[str, str] | None = None) -> None:
         self._do("ip", "netns", "exec", name, *command, environment=environment)
 
@@ -114,3 +106,30 @@ class Network:
     def _processes(name: str) -> list[int]:
         listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
         return [int(word) for word in listed.stdout.split()]
+
+
+class Network(Cables):
+    """A Ray head on machine 0, and hospital nodes on the others."""
+
+    def __init__(self, folder: Path, *, nodes: int) -> None:
+        super().__init__(nodes=nodes)
+        self.address = "10.77.0.1:6379"
+        self._ray(0, "--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={folder}/ray")
+        for number in range(1, nodes + 1):
+            self.join(number)
+
+    @property
+    def on_the_head(self) -> tuple[str, ...]:
+        """What stands before a command to have it run on the head."""
+        return self.on(0)
+
+    def join(self, number: int) -> None:
+        """Start Ray on a node, anew where it ran before: what systemd or a pod's restart policy would do."""
+        for process in self._processes(self._names[number]):
+            os.kill(process, signal.SIGKILL)
+        self._ray(number, f"--address={self.address}", "--num-cpus=1")
+
+    def _ray(self, number: int, *options: str) -> None:
+        health = {f"RAY_health_check_{name}": value for name, value in HEALTH.items()}
+        command = [*RAY, "start", f"--node-ip-address=10.77.0.{number + 1}", "--object-store-memory=80000000"]
+        self._in(self._names[number], *command, "--disable-usage-stats", *options, environment=health)

@@ -280,7 +280,7 @@ class DefendedRun:
         counts = (shard.counts for shard in self.manifest.hospitals)
         tested = tuple(
             name
-            for name, count in zip(self.experiment.hospital_ids(), counts, strict=True)
+            for name, count in zip(self.experiment.inside, counts, strict=True)
             if name not in liars and any(count[Role.VALIDATION]) and any(count[Role.TEST])
         )
         if not tested:
@@ -289,7 +289,7 @@ class DefendedRun:
 
     def hospital(self, hospital_id: str) -> HospitalParts:
         """One hospital's parts, read from its own shard and state."""
-        number = self.experiment.hospital_ids().index(hospital_id)
+        number = self.experiment.inside.index(hospital_id)
         shard = Shard.open(self.shards / self.manifest.hospitals[number].file)
         return HospitalParts(
             hospital_id,

@@ -14,7 +14,7 @@ from fedplatform.checkpoint import Checkpoint, CheckpointFolder, Checkpoints
 from fedplatform.cohort import Cohort, CohortPlan, InProcessCohort, InProcessMaskedHospitals
 from fedplatform.data.shards import ROOT, Manifest, Shard
 from fedplatform.data.splits import Role
-from fedplatform.experiment import Experiment
+from fedplatform.experiment import Experiment, ExperimentError
 from fedplatform.federation import Federation, FederationState
 from fedplatform.hospital import Hospital
 from fedplatform.messages import Predictions, RoundReport
@@ -85,15 +85,16 @@ def cohort_plan(
     places: Sequence[Place] = (),
     launch: Launch | None = None,
 ) -> CohortPlan:
-    """How to bring up each hospital of an experiment, whose shard lies in ``shards``, or in its place where it has one.
+    """How to bring up each hospital of an experiment that is not outside.
 
-    Of a folder ``shards`` whose hospitals have their own, only ``manifest.json`` and the root set are read.
+    Its shard lies in ``shards``, or in its place where it has one. Of a folder ``shards`` whose hospitals have their
+    own, only ``manifest.json`` and the root set are read.
     """
     manifest = Manifest.load(shards)
     files = [Path(place.shard) for place in places if place.shard]
     files = files or [shards.resolve() / shard.file for shard in manifest.hospitals]
     return CohortPlan(
-        shard_files=dict(zip(experiment.hospital_ids(), files, strict=True)),
+        shard_files=dict(zip(experiment.inside, files, strict=True)),
         training=local_training(experiment, manifest),
         liars=experiment.who_lies(),
         state_folder=state_folder,
@@ -185,7 +186,9 @@ class InProcessEngine:
         start: np.ndarray | None = None,
         checkpoints: Path | None = None,
     ) -> AbstractContextManager[RunningFederation]:
-        """Bring up hospitals and server here."""
+        """Bring up hospitals and server here. Raises :class:`ExperimentError` where some are outside."""
+        if experiment.outside:
+            raise ExperimentError("hospitals outside come through a gateway, and that takes --engine ray")
         folder = CheckpointFolder.of(checkpoints, experiment) if checkpoints else None
         opened = Checkpoints.open(folder, experiment.server_rule) if folder else None
         launch = opened.launch if opened else None

@@ -125,6 +125,10 @@ def _describe_privacy(privacy: Grouped | None) -> str:
     return "none" if privacy is None else describe(privacy, PRIVACY)
 
 
+def _parse_names(value: object) -> object:
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
 class Experiment(Settings):
     """Everything that a federated training run depends on; equal experiments give equal weights, bit for bit."""
 
@@ -154,6 +158,11 @@ class Experiment(Settings):
     hospitals: int = Field(10, ge=1, description="number of hospitals, liars among them; in a file, or a list of them")
     places: tuple[Place, ...] = Field(
         (), description="where each hospital lives; a file lists them under 'hospitals' (docs/cluster.md)"
+    )
+    outside: Annotated[tuple[str, ...], BeforeValidator(_parse_names), PlainSerializer(list)] = Field(
+        (),
+        description="hospitals outside the cluster, NAME,NAME...: they bring their own data and come through the "
+        "gateway, see docs/joining.md (default: none)",
     )
     liars: int = Field(3, ge=0, description="how many of them lie (chosen by the seed)")
     attack: Annotated[PoisoningAttack | None, BeforeValidator(_parse_attack), PlainSerializer(_describe_attack)] = (
@@ -237,10 +246,20 @@ class Experiment(Settings):
             raise ValueError(
                 f"at least one hospital must be honest, got {self.liars} liars of {self.hospitals} hospitals"
             )
+        if unknown := set(self.outside) - set(self.hospital_ids()):
+            raise ValueError(
+                f"outside names hospitals, got {min(unknown)!r}{nearest(min(unknown), self.hospital_ids())}"
+            )
+        if self.liars >= len(self.inside) and self.outside:
+            raise ValueError(
+                f"liars are simulated and live inside, got {self.liars} of {len(self.inside)} hospitals inside"
+            )
         if self.attack is not None and self.liars == 0:
             raise ValueError(f"attack {_describe_attack(self.attack)} needs at least one liar, got liars=0")
         if self.quorum > self.hospitals:
             raise ValueError(f"the quorum is at most the number of hospitals, got {self.quorum} of {self.hospitals}")
+        if self.outside and self.privacy is not None:
+            raise ValueError("hospitals outside send single updates; privacy needs all of them inside")
         if self.places:
             require_distinct(self.places, count=self.hospitals)
         try_rule(self.rule, hospitals=self._seen_by_rule(), has_root=self.root_size > 0)
@@ -303,10 +322,15 @@ class Experiment(Settings):
             return tuple(place.name for place in self.places)
         return tuple(f"hospital-{number:02d}" for number in range(self.hospitals))
 
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """The hospitals whose scans are dealt out of the data set, in order."""
+        return tuple(name for name in self.hospital_ids() if name not in self.outside)
+
     def who_lies(self) -> Liars:
         """The liars that the seed picks. The choice does not depend on the attack, so that runs can be paired."""
-        drawn = numpy_generator(self.seed, "liars").choice(self.hospitals, size=self.liars, replace=False)
-        ids = self.hospital_ids()
+        ids = self.inside
+        drawn = numpy_generator(self.seed, "liars").choice(len(ids), size=self.liars, replace=False)
         return Liars(tuple(ids[number] for number in sorted(drawn)), self.attack, self.hospitals)
 
     def open_data(self, folder: Path | None = None) -> Source:

@@ -39,13 +39,13 @@ def partition_data(
 ) -> Manifest:
     """Write the shard of every hospital, and the server's root set, into ``folder``."""
     liars = experiment.who_lies().hospital_ids
-    ids = experiment.hospital_ids()
+    ids = experiment.inside
     source = experiment.open_data(data_folder)
     return write_partition(
         source,
         name=experiment.data_slug,
         how=experiment.partition,
-        num_hospitals=experiment.hospitals,
+        num_hospitals=len(ids),
         graders=[number for number, name in enumerate(ids) if name not in liars],
         split=experiment.split,
         root_size=experiment.root_size,

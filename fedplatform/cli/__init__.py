@@ -11,6 +11,7 @@ from fedplatform.cli.cluster import certificate, doctor, jobs, node, submit
 from fedplatform.cli.data import data
 from fedplatform.cli.defence import certify, defend, evaluate
 from fedplatform.cli.intake import audit, diagnose, keys
+from fedplatform.cli.joining import join, keygen
 from fedplatform.cli.kubernetes import k8s
 from fedplatform.cli.serving import publish, serve
 from fedplatform.cli.terminal import SuggestingGroup, complain
@@ -45,6 +46,7 @@ def fedplatform() -> None:
 
 COMMANDS = (
     *(run, defend, evaluate, certify),
+    *(join, keygen),
     *(publish, serve, keys, diagnose, audit),
     *(compare, tune, data, bench, report),
     *(doctor, node, certificate, submit, jobs, k8s),

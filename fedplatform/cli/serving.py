@@ -112,7 +112,7 @@ def serve(
 
         if (tls_cert is None) != (tls_key is None):
             raise ExperimentError("TLS needs both --tls-cert and --tls-key")
-        if keys is None and not _is_loopback(host):
+        if keys is None and not is_loopback(host):
             raise ExperimentError(f"without --keys only this machine may ask: --host 127.0.0.1, got {host}")
         named = run_or_registry.startswith(REGISTRY)
         if named and state is None:
@@ -159,7 +159,8 @@ def say_fitting(hospital_id: str, done: int, total: int) -> None:
     console.print(f"fitting {hospital_id} ({done + 1} of {total})")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

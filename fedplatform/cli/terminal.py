@@ -36,7 +36,9 @@ class SuggestingGroup(click.Group):
 
 
 @contextmanager
-def opened(engine: str, address: str, hosts: int | None, experiment: Experiment | None = None) -> Iterator[Any]:
+def opened(
+    engine: str, address: str, hosts: int | None, experiment: Experiment | None = None, *, outside: Any = None
+) -> Iterator[Any]:
     """The engine that was asked for, closed at the end; a cluster on which the experiment cannot run is told of now."""
     from actors.engine import RayEngine
     from fedplatform.engine import InProcessEngine
@@ -44,7 +46,7 @@ def opened(engine: str, address: str, hosts: int | None, experiment: Experiment 
     if engine == "local":
         yield InProcessEngine()
         return
-    ray_engine = RayEngine(address=address, num_hosts=hosts)
+    ray_engine = RayEngine(address=address, num_hosts=hosts, outside=outside)
     try:
         if experiment is not None:
             ray_engine.places(experiment)
@@ -74,6 +76,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from actors.security import ClusterError
     from fedplatform.data.error import DataError
     from fedplatform.experiment import ExperimentError
+    from fedplatform.outside.refusal import Refusal
     from fedplatform.report import ReportError
     from fedplatform.serving.audit import AuditError
     from fedplatform.serving.owned import OwnedFileError
@@ -82,7 +85,7 @@ def _expected() -> tuple[type[Exception], ...]:
 
     return (
         *(ClusterError, CohortError, DataError, ExperimentError, ReportError, SpecificationError),
-        *(AuditError, OwnedFileError, Refused),
+        *(AuditError, OwnedFileError, Refusal, Refused),
         OSError,
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from fedplatform.cli.joining import gateway_of, gateway_options
 from fedplatform.cli.options import experiment_options, given, where_options, whole_numbers, words
 from fedplatform.cli.terminal import console, one_line_errors, opened
 
@@ -15,6 +16,7 @@ from fedplatform.cli.terminal import console, one_line_errors, opened
 @experiment_options
 @where_options
 @click.option("--name", metavar="NAME", help="name of the run [default: data-rule-attack-seed]")
+@gateway_options
 @click.option(
     "--shards",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -34,6 +36,10 @@ def run(
     hosts: int | None,
     name: str | None,
     shards: Path | None,
+    gateway: str | None,
+    roster: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     stopped: str | None,
     **changes: object,
 ) -> None:
@@ -65,6 +71,12 @@ def run(
     On a cluster (--address, or RAY_ADDRESS) each hospital that the file lists runs on the node that is labelled as its
     own, and nowhere else; without, the same file is simulated on this machine (docs/cluster.md).
 
+    Hospitals that are no part of this cluster come through a gateway and bring their own data (docs/joining.md):
+
+    \b
+      fedplatform run lesions --outside hospital-08,hospital-09 --roster roster.yaml --gateway 0.0.0.0:8443 \\
+        --tls-cert cert.pem --tls-key key.pem
+
     \b
     Exit status: 0 done, 1 could not be done (one line says why), 2 mistyped.
     """
@@ -87,6 +99,7 @@ def run(
         has_own_shards = any(place.shard for place in experiment.places)
         if on_a_cluster and shards is None and folder is None and has_own_shards:
             raise ExperimentError("hospitals open their own shards: --shards FOLDER with the server's manifest.json")
+        outside = gateway_of(experiment, gateway, roster, tls_cert, tls_key)
         title = (
             f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.liars} liars, "
             f"attack {experiment.attack_slug}, rule {experiment.rule_slug}"
@@ -94,7 +107,7 @@ def run(
         if experiment.privacy is not None:
             console.print(promise(experiment.privacy, rounds=experiment.rounds), soft_wrap=True)
         with (
-            opened(engine, address, hosts, experiment) as runner,
+            opened(engine, address, hosts, experiment, outside=outside) as runner,
             RoundTable(title, rounds=experiment.rounds, console=console) as table,
         ):
             if folder:

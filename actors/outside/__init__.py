@@ -1,0 +1,1 @@
+"""The gateway for hospitals outside the cluster, on Ray Serve, and the way to it."""

@@ -1,0 +1,61 @@
+"""The desk as an actor, and how the server reaches it: again and again, should it have to be started anew."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from fedplatform.outside.desk import Collected, Desk
+from fedplatform.outside.identity import Roster
+from fedplatform.outside.terms import Terms
+from fedplatform.outside.work import Order
+
+THREADS = 16  # requests that it serves at a time; each holds its lock for the time of a small write
+
+
+def open_desk(roster: Roster, terms: Terms, folder: Path, *, where: Any) -> Any:
+    """A desk in an actor of its own; one that dies is started again and finds on the disk what had come in."""
+    remote: Any = ray.remote  # its type stubs do not know every scheduling strategy
+    options = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": THREADS, "scheduling_strategy": where}
+    return remote(**options)(Desk).remote(roster, terms, folder)
+
+
+class RemoteDesk:
+    """The :class:`fedplatform.outside.cohort.Counter` of that actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self._order: Order | None = None
+
+    def ask(self, order: Order) -> None:
+        """See :meth:`Desk.ask`."""
+        self._order = order
+        while True:
+            try:
+                ray.get(self._actor.ask.remote(order))
+                return
+            except RayActorError:
+                time.sleep(0.5)
+
+    def finish(self, timeout_s: float) -> None:
+        """See :meth:`Desk.finish`."""
+        with suppress(RayActorError):  # then there is nobody left to be told
+            ray.get(self._actor.finish.remote(timeout_s))
+
+    def collect(self, timeout_s: float) -> Collected:
+        """See :meth:`Desk.collect`; a desk that died meanwhile is given the order again."""
+        until = time.monotonic() + timeout_s
+        while True:
+            left = max(0.0, until - time.monotonic())
+            try:
+                collected: Collected = ray.get(self._actor.collect.remote(left))
+                return collected
+            except RayActorError:
+                if not left or self._order is None:
+                    return Collected({}, {})
+                self.ask(self._order)

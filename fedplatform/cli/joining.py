@@ -1,0 +1,222 @@
+"""Commands of hospitals outside the cluster: join, keygen; and the options of the gateway that they come through."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedplatform.cli.terminal import console, one_line_errors
+
+if TYPE_CHECKING:
+    from fedplatform.experiment import Experiment
+    from fedplatform.outside.envelope import Header
+    from fedplatform.outside.refusal import Refusal
+    from fedplatform.outside.work import Task
+
+
+def gateway_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a gateway."""
+    file = click.Path(path_type=Path)
+    for option in reversed(
+        [
+            click.option("--gateway", metavar="HOST:PORT", help="listen here for the hospitals outside"),
+            click.option("--roster", type=file, metavar="FILE",
+                         help="their public keys: 'hospital: ed25519:...' lines, from 'fedplatform keygen'"),
+            click.option("--tls-cert", type=file, metavar="FILE", help="certificate of the gateway, for https"),
+            click.option("--tls-key", type=file, metavar="FILE", help="its private key"),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def gateway_of(
+    experiment: Experiment, gateway: str | None, roster: Path | None, tls_cert: Path | None, tls_key: Path | None
+) -> Any:
+    """What these options ask for; None where nobody is outside. Raises :class:`ExperimentError`."""
+    from fedplatform.experiment import ExperimentError
+
+    if not experiment.outside and gateway is None and roster is None:
+        return None
+    if not experiment.outside:
+        raise ExperimentError("--gateway is for hospitals outside; --outside NAME,NAME says which they are")
+    if gateway is None or roster is None:
+        raise ExperimentError(
+            f"{', '.join(experiment.outside)} outside: --gateway HOST:PORT and --roster FILE let them in"
+        )
+    if (tls_cert is None) != (tls_key is None):
+        raise ExperimentError("TLS needs both --tls-cert and --tls-key")
+    host, _, port = gateway.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ExperimentError(f"--gateway takes HOST:PORT, got {gateway!r}")
+    from actors.outside.serving import GatewayOptions
+    from fedplatform.cli.serving import is_loopback
+    from fedplatform.outside.identity import Roster
+
+    if tls_cert is None and not is_loopback(host):
+        raise ExperimentError(f"without --tls-cert only this machine may come: --gateway 127.0.0.1:{port}, got {host}")
+    tls = (str(tls_cert.resolve()), str(tls_key.resolve())) if tls_cert and tls_key else None
+    return GatewayOptions(host, int(port), Roster.load(roster).only(experiment.outside), tls)
+
+
+@click.command()
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+def keygen(file: Path) -> None:
+    """Make the key with which a hospital signs what it sends.
+
+    FILE (mode 600) never leaves the hospital. What is printed goes, with the hospital's name in front, into the roster
+    of whoever runs the federation; by a way on which nobody can exchange it, such as the telephone.
+
+    \b
+    Example:
+      fedplatform keygen st-mary.key
+    """
+    with one_line_errors():
+        from fedplatform.outside.identity import make_key
+
+        click.echo(make_key(file))
+
+
+@click.command()
+@click.argument("url", metavar="URL")
+@click.option("--hospital", required=True, metavar="NAME", help="this hospital's name in the roster")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path, exists=True),
+    metavar="PATH",
+    help="its scans: a folder with one subfolder a class, an .npz, a .parquet, or a finished shard",
+)
+@click.option(
+    "--key",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="its private key, from 'fedplatform keygen'",
+)
+@click.option(
+    "--ca",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="FILE",
+    help="certificate of the authority behind the gateway's [default: those that this machine trusts]",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default=Path("joined"),
+    show_default=True,
+    metavar="FOLDER",
+    help="where the shard and the hospital's own part of the model are kept",
+)
+@click.option("--yes", is_flag=True, help="do not ask before anything leaves the house")
+def join(
+    url: str, *, hospital: str, data: Path, key: Path, ca: Path | None, state: Path, yes: bool
+) -> None:  # fmt: skip
+    """Take part in a federation from this hospital's own network.
+
+    All connections go out from here, to URL. Scans are made ready and stay on this machine; what leaves it is shown
+    before and while it does: in every round one signed update and the predictions for its own test scans. A broken
+    line and a server that is started again cost nothing but time. Ctrl-C leaves; the same command comes back.
+
+    \b
+    Example:
+      fedplatform join https://federation.example:8443 --hospital st-mary --data scans/ --key st-mary.key
+    """
+    with one_line_errors():
+        from actors.outside.line import HttpLine
+        from fedplatform.cli.progress import partitioning_bar
+        from fedplatform.outside.agent import Agent
+        from fedplatform.outside.identity import read_key
+        from fedplatform.outside.membership import Membership
+        from fedplatform.outside.own_shard import own_shard
+
+        folder = state / hospital
+        watcher = Teller()
+        agent = Agent(
+            HttpLine(url, authority=ca), hospital_id=hospital, key=read_key(key), folder=folder, watcher=watcher
+        )
+        try:
+            terms = agent.terms()
+            with partitioning_bar() as progress:
+                shard = own_shard(data, terms, folder / "shard", progress=progress)
+            membership = Membership(hospital, terms, shard, folder)
+            for line in membership.what_leaves():
+                click.echo(line)
+            if not yes:
+                click.confirm("Does this hospital agree?", abort=True)
+            watcher.rounds = terms.experiment().rounds
+            agent.take_part(membership.admit)
+        except KeyboardInterrupt:
+            click.echo(f"\nleft in round {watcher.round}; the same command comes back", err=True)
+            sys.exit(130)
+        if agent.weights is not None:
+            click.echo(f"finished; the model: {membership.write_model(agent.weights)}")
+
+
+class Teller:
+    """Tells the hospital's person, line by line, what comes in and what leaves the house."""
+
+    def __init__(self) -> None:
+        self.rounds = 0
+        self.round = 0
+        self._first_round = 0
+        self._began = time.monotonic()
+        self._shown = ""
+
+    def unreachable(self, error: OSError, pause_s: float) -> None:
+        """The line is broken."""
+        self._say(f"no connection ({error}); trying again in {pause_s:.0f} s")
+
+    def fetching(self, task: Task, done: int) -> None:
+        """Weights come in."""
+        self._start(task.round)
+        self._bytes(f"round {task.round} of {self.rounds}: in: weights", done, task.size)
+
+    def working(self, task: Task) -> None:
+        """This hospital trains or predicts."""
+        what = "training on own scans" if task.kind == "update" else "trying the new model on own scans"
+        self._say(f"round {task.round} of {self.rounds}: {what}{self._left()}")
+
+    def sending(self, header: Header, done: int) -> None:
+        """Something leaves the house."""
+        self._bytes(
+            f"round {header.round} of {self.rounds}: OUT: signed {header.kind}, SHA-256 {header.digest[:12]}",
+            done,
+            header.size,
+        )
+
+    def refused(self, refusal: Refusal) -> None:
+        """The server did not take it."""
+        self._say(f"the server refused it: {refusal}")
+
+    def _start(self, number: int) -> None:
+        if number != self.round:
+            if not self._first_round:
+                self._first_round, self._began = number, time.monotonic()
+            self.round = number
+
+    def _left(self) -> str:
+        done = self.round - self._first_round
+        if not done:
+            return ""
+        seconds = (time.monotonic() - self._began) / done * (self.rounds - self.round + 1)
+        return f"; about {timedelta(seconds=round(seconds))} left"
+
+    def _bytes(self, what: str, done: int, total: int) -> None:
+        if console.is_terminal and done < total:
+            click.echo(f"\r{what} {done:,} of {total:,} bytes", nl=False)
+            return
+        if done == total or not done:
+            self._say(f"{what}, {done:,} of {total:,} bytes")
+
+    def _say(self, line: str) -> None:
+        if line != self._shown:
+            click.echo(f"\r{line}" if console.is_terminal else line)
+        self._shown = line

@@ -1,0 +1,1 @@
+"""Hospitals outside the cluster: signed messages in place of shared processes; no Ray, no HTTP."""

@@ -1,0 +1,212 @@
+"""The hospital's side: it asks what there is to do, fetches weights, trains on its own scans, and sends what it signed.
+
+All connections go out. The line may break and the server be started again at any moment: the agent asks anew, with
+longer and longer pauses, and an upload goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedplatform.hospital import Participant
+from fedplatform.outside.body import decode_weights, encode_predictions, encode_update, seconds_in
+from fedplatform.outside.envelope import Envelope, Greeting, Header, Kind
+from fedplatform.outside.outbox import Outbox
+from fedplatform.outside.refusal import Reason, Refusal
+from fedplatform.outside.terms import Terms
+from fedplatform.outside.work import CHUNK, Hello, State, Task, Work, launch_number
+from fedplatform.own_state import Launch
+from fedplatform.settings import ExperimentError
+
+POLL_S = 1.0
+LONGEST_PAUSE_S = 60.0
+PATIENCE_S = 24 * 3600.0  # without a word from the server
+TRIES = 5  # to have one message taken
+
+T = TypeVar("T")
+
+
+class Unreachable(OSError):  # noqa: N818 - a state that passes
+    """The server could not be reached, or not be understood; it may be in a moment."""
+
+
+class Line(Protocol):
+    """The way to a :class:`fedplatform.outside.desk.Desk`; its methods are the desk's, and raise Unreachable, too."""
+
+    def hello(self) -> bytes: ...
+
+    def enter(self, greeting: bytes) -> str: ...
+
+    def terms(self, token: str) -> bytes: ...
+
+    def work(self, token: str) -> bytes: ...
+
+    def weights(self, token: str, base: str, offset: int) -> bytes: ...
+
+    def announce(self, token: str, envelope: bytes) -> int: ...
+
+    def append(self, token: str, digest: str, offset: int, piece: bytes) -> int: ...
+
+
+class Watcher(Protocol):
+    """Whoever shows the hospital's person what is going on; of bytes, how many are through and how many there are."""
+
+    def unreachable(self, error: Unreachable, pause_s: float) -> None: ...
+
+    def fetching(self, task: Task, done: int) -> None: ...
+
+    def working(self, task: Task) -> None: ...
+
+    def sending(self, header: Header, done: int) -> None: ...
+
+    def refused(self, refusal: Refusal) -> None: ...
+
+
+class Agent:
+    """One hospital's part in one run; ``folder`` is its own and private."""
+
+    def __init__(
+        self,
+        line: Line,
+        *,
+        hospital_id: str,
+        key: Ed25519PrivateKey,
+        folder: Path,
+        watcher: Watcher,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._line = line
+        self._hospital_id = hospital_id
+        self._key = key
+        self._folder = folder
+        self._watcher = watcher
+        self._sleep = sleep
+        self._token: str | None = None
+        self._run: str | None = None
+        self._launch: Launch | None = None
+        self._participant: Participant | None = None
+        self._tries: dict[Task, int] = {}
+        self.weights: np.ndarray | None = None
+        """The newest weights (d,) of the federation that came here."""
+
+    def terms(self) -> Terms:
+        """What the federation asks of this hospital. Raises :class:`Refusal` where it does not know the hospital."""
+        return Terms.model_validate_json(self._asked(self._line.terms))
+
+    def take_part(self, admit: Callable[[Launch | None], Participant]) -> None:
+        """Do what the server asks until it has nothing more to ask.
+
+        ``admit`` brings the hospital up, anew whenever the server goes back to a round before.
+        """
+        while (work := Work.read(self._asked(self._line.work))).state is not State.FINISHED:
+            if work.task is None or self._tries.get(_without_clock(work.task), 0) >= TRIES:
+                self._sleep(POLL_S)
+                continue
+            try:
+                self._do(work.task, admit)
+            except Refusal as refusal:
+                self._watcher.refused(refusal)
+                lost = TRIES if refusal.reason in (Reason.MALFORMED, Reason.OVERSIZE) else 1
+                task = _without_clock(work.task)
+                self._tries = {task: self._tries.get(task, 0) + lost}
+                self._sleep(POLL_S)
+
+    def _do(self, task: Task, admit: Callable[[Launch | None], Participant]) -> None:
+        assert self._run is not None
+        outbox = Outbox(self._folder / "outbox" / self._run)
+        message = outbox.find(task, run=self._run)
+        launch = Launch(*task.launch) if task.launch else None
+        if message is None or message[0].header.launch != launch_number(launch):
+            weights = self._fetch(task)
+            if self._participant is None or launch != self._launch:
+                self._participant, self._launch = admit(launch), launch
+            self._watcher.working(task)
+            body = self._answer(self._participant, task, weights, earlier=message)
+            envelope = Envelope.seal(
+                body,
+                key=self._key,
+                run=self._run,
+                launch=launch_number(launch),
+                hospital_id=self._hospital_id,
+                round_number=task.round,
+                kind=task.kind,
+                base=task.base,
+            )
+            message = envelope, body
+            outbox.keep(*message)
+        self._send(*message)
+
+    def _answer(
+        self, participant: Participant, task: Task, weights: np.ndarray, *, earlier: tuple[Envelope, bytes] | None
+    ) -> bytes:
+        if task.kind is Kind.UPDATE:
+            update = participant.train(weights, task.round)
+            if earlier is not None:
+                # The server went back, and the hospital with it. The same training took another time; said with the
+                # first one's, it is the same message, of which a part may be there already.
+                update = replace(update, seconds=seconds_in(earlier[1]))
+            return encode_update(update)
+        return encode_predictions(participant.evaluate(weights, task.roles, round_number=task.round))
+
+    def _fetch(self, task: Task) -> np.ndarray:
+        body = bytearray()
+        while len(body) < task.size:
+            piece = self._asked(partial(self._line.weights, base=task.base, offset=len(body)))
+            if not piece:
+                raise Refusal(Reason.ALTERED, "the server sent fewer bytes of its weights than it said")
+            body += piece
+            self._watcher.fetching(task, len(body))
+        if sha256(body).hexdigest() != task.base:
+            raise Refusal(Reason.ALTERED, "the SHA-256 of the weights that came is not the one that the server named")
+        self.weights = decode_weights(bytes(body))
+        return self.weights
+
+    def _send(self, envelope: Envelope, body: bytes) -> None:
+        header = envelope.header
+        done = self._asked(partial(self._line.announce, envelope=envelope.wire()))
+        self._watcher.sending(header, done)
+        while done < len(body):
+            piece = body[done : done + CHUNK]
+            done = self._asked(partial(self._line.append, digest=header.digest, offset=done, piece=piece))
+            self._watcher.sending(header, done)
+
+    def _asked(self, question: Callable[[str], T]) -> T:
+        """Ask until there is an answer; show the key anew where the server has forgotten who asks."""
+        pause_s, waited_s = POLL_S, 0.0
+        while True:
+            try:
+                if self._token is None:
+                    self._token = self._enter()
+                return question(self._token)
+            except Unreachable as error:
+                if waited_s >= PATIENCE_S:
+                    raise
+                self._watcher.unreachable(error, pause_s)
+                self._sleep(pause_s)
+                waited_s += pause_s
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            except Refusal as refusal:
+                if refusal.reason is not Reason.NO_SESSION:
+                    raise
+                self._token = None
+
+    def _enter(self) -> str:
+        hello = Hello.read(self._line.hello())
+        if self._run not in (None, hello.run):
+            raise ExperimentError("the server runs another federation now; this one is over here")
+        self._run = hello.run
+        greeting = Greeting.sign(key=self._key, run=hello.run, hospital_id=self._hospital_id, challenge=hello.challenge)
+        return self._line.enter(greeting.wire())
+
+
+def _without_clock(task: Task) -> Task:
+    return task.model_copy(update={"seconds_left": 0.0})
