@@ -196,7 +196,7 @@ def test_help_of_every_command_teaches(
         (["rn"], "no command 'rn'; did you mean 'run'?"),
         (["data", "adit"], "no command 'adit'; did you mean 'audit'?"),
         (["run", "lesions", "--ruel", "mean"], "no option --ruel; did you mean '--rule'?"),
-        (["run"], "Missing argument"),
+        (["run"], "give a RECIPE or --resume NAME"),
         (["run", "lesions", "--rounds", "many"], "'many' is not a valid integer"),
         (["defned", "runs/x"], "no command 'defned'; did you mean 'defend'?"),
         (["evaluate"], "Missing argument"),
