@@ -158,7 +158,7 @@ class RayEngine:
 
 
 def head_answers() -> bool:
-    """Whether the cluster still has its head; without it every call to Ray waits, and after a minute ends the process."""
+    """Whether the cluster still has its head; without it calls to Ray wait, and after a minute it ends the process."""
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=CALL_TIMEOUT_S).close()
