@@ -255,6 +255,18 @@ class Waits(torch.nn.Module):
         return images
 
 
+def wait_for(actors: RayCohort, hospital_id: str) -> None:
+    """Until the hospital's actor, which died, has been started again."""
+    until = time.monotonic() + 120
+    while True:
+        try:
+            actors.process_of(hospital_id)
+            return
+        except ray.exceptions.RayActorError:
+            assert time.monotonic() < until
+            time.sleep(0.5)
+
+
 @pytest.mark.usefixtures("ray_here")
 def test_a_hospital_killed_in_mid_round_drops_out_and_no_host_gives_a_single_update(
     grouped: Experiment, shards: Path, tmp_path: Path
@@ -277,6 +289,7 @@ def test_a_hospital_killed_in_mid_round_drops_out_and_no_host_gives_a_single_upd
     closed = {name for name, reply in first.items() if "stays closed" in reply.reason}
     assert opened
     assert opened | closed | {"hospital-03"} == set(first)
+    wait_for(actors, "hospital-03")
     second = cohort.train(weights, 2)
     assert {reply.state for reply in second} == {HospitalState.REPORTED}
     with pytest.raises(ray.exceptions.RayTaskError, match="gives no single update"):
