@@ -37,7 +37,7 @@ def publish(trials: list[Trial]) -> None:
     figure = Figure(figsize=(5.4 * len(axes_there), 3.8), layout="constrained")
     for place, axis in zip(figure.subplots(1, len(axes_there), squeeze=False)[0], axes_there, strict=True):
         draw_lines(place, [curve for curve in curves if curve.axis == axis])
-    figure.suptitle("Accuracy on test scans under sign flipping, ten hospitals, embedded data, one seed", fontsize=10)
+    figure.suptitle("Sign flipping by liars among ten hospitals: test scans, one seed", fontsize=10)
     figure.savefig(DOCS / "pictures/breakdown.png", dpi=110)
 
 

@@ -140,6 +140,7 @@ def test_the_hopeless_are_stopped_and_never_win(tmp_path: Path) -> None:
     stopped = [trial for trial in searched(ledger) if trial.state is State.STOPPED]
     best = study.choose(searched(ledger))
     assert stopped
+    assert {len(trial.steps) for trial in stopped} == {2}
     assert best is not None
     assert best.state is State.FINISHED
     # After the first look a stopped runner has fewer seconds on the clock than any that ran to its end.

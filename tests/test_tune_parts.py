@@ -18,7 +18,7 @@ from fedplatform.attacks import ATTACKS
 from fedplatform.data.splits import Role
 from fedplatform.experiment import ExperimentError, describe_rule, parse_rule
 from fedplatform.specification import SpecificationError
-from tune.curve import Curve, curves_of
+from tune.curve import Curve, breakdowns, curves_of
 from tune.page import front_of
 from tune.phase import Budget, Listing, Search
 from tune.poisoning import STRENGTHS, Poisoning, attacked
@@ -202,6 +202,21 @@ def test_curves_are_means_over_seeds_of_cells_by_rule_and_attack() -> None:
         for n, (liars, seed, accuracy) in enumerate([(0, 0, 0.8), (0, 1, 0.9), (1, 0, 0.6), (1, 1, 0.5)])
     ]  # fmt: skip
     assert curves_of(cells) == [Curve("mean", "ipm", "liars", (0.0, 1.0), (pytest.approx(0.85), pytest.approx(0.55)))]
+
+
+def test_strength_and_liars_each_say_where_a_rule_breaks_down() -> None:
+    def cell(label: str, strength: float, liars: int, accuracy: float) -> Trial:
+        choice = {"rule": "mean", "attack": "ipm", "strength": strength, "liars": liars}
+        return Trial("curve", 0, choice, Role.TEST, label, State.FINISHED, ({"accuracy": accuracy},))
+
+    by_strength = [
+        cell(f"mean, ipm at {strength:g}", strength, 3, accuracy) for strength, accuracy in [(0, 0.9), (1, 0.6)]
+    ]
+    by_liars = [cell(f"mean, ipm by {liars}", 1, liars, accuracy) for liars, accuracy in [(0, 0.9), (1, 0.8)]]
+    assert breakdowns([*by_strength, *by_liars]) == {
+        "mean under ipm, against strength": "breaks down at 1",
+        "mean under ipm, against liars": "holds up to 1",
+    }
 
 
 def test_a_study_is_text_and_text_is_a_study() -> None:

@@ -61,8 +61,9 @@ def curves_of(trials: Sequence[Trial]) -> list[Curve]:
 def breakdowns(trials: Sequence[Trial]) -> Mapping[str, str]:
     """Where each rule breaks down, in words, by rule, attack and axis."""
     return {
-        f"{curve.rule} under {curve.attack}": f"{curve.axis} {curve.breaks_at:g}"
+        f"{curve.rule} under {curve.attack}, against {curve.axis}": f"breaks down at {curve.breaks_at:g}"
         if math.isfinite(curve.breaks_at)
-        else f"no {curve.axis} up to {curve.places[-1]:g}"
+        else f"holds up to {curve.places[-1]:g}"
         for curve in curves_of(trials)
+        if len(curve.places) > 1
     }

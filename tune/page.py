@@ -108,7 +108,7 @@ def _slices(study: Study, trials: Sequence[Trial]) -> Picture | None:
         return None
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.9 * rows), layout="constrained")
+    figure = Figure(figsize=(3.6 * columns, 3.6 * rows), layout="constrained")
     for axes, name in zip(np.atleast_1d(figure.subplots(rows, columns)).ravel(), names, strict=False):
         values = [trial.choice.get(name) for trial in shown]
         figures = [trial.figures.get(first, math.nan) for trial in shown]

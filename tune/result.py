@@ -72,7 +72,7 @@ def summary(study: Study, trials: Sequence[Trial], winner: Choice | None) -> lis
         for trial in trials
         if trial.role is Role.TEST and trial.phase == "test" and trial.figures
     ]
-    lines += [f"{rule}: breaks down at {where}" for rule, where in breakdowns(trials).items()]
+    lines += [f"{rule}: {what}" for rule, what in breakdowns(trials).items()]
     return lines
 
 

@@ -238,12 +238,12 @@ class Planner(Searcher):
             self._tell(trial)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The end, of whichever kind."""
+        """The end, of whichever kind; the step at which a trial is stopped is told here alone."""
+        result = result or {}
+        self.on_trial_result(trial_id, result)
         trial, since = self._live.pop(trial_id)
-        said = str((result or {}).get("error", ""))
-        if error:
-            said = f"its process died {RETRIES + 1} times"
-        state = State.FAILED if said else State.FINISHED if (result or {}).get("is_whole") else State.STOPPED
+        said = f"its process died {RETRIES + 1} times" if error else str(result.get("error", ""))
+        state = State.FAILED if said else State.FINISHED if result.get("is_whole") else State.STOPPED
         trial = self._keep(replace(trial, state=state, error=said, seconds=time.monotonic() - since))
         assert self._phase is not None
         self._phase.tell(trial)
