@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cohort import CohortError, cause
@@ -31,6 +32,7 @@ from fedplatform.outside.terms import Terms
 from fedplatform.trust import OptiGradTrust
 
 RESTART_TIMEOUT_S = 360.0  # the hospitals' actors start anew, too
+CALL_TIMEOUT_S = 10.0
 DEATHS_IN_A_ROUND = 3  # of the server: then it is the round that kills it, and a person has to look
 FAREWELL_S = 10.0  # for hospitals outside to hear that it is over
 
@@ -80,13 +82,17 @@ class RayFederation:
         """Wait for the server in place of the one that died, and hand out what that one had finished and not told."""
         if not self._restarts:
             raise error
+        if not head_answers():
+            raise CohortError("the Ray cluster's head node is gone") from error
         log.warning("the server actor died after round %d; it is started again from its checkpoint", self._done)
         until = time.monotonic() + RESTART_TIMEOUT_S
         while True:
             try:
-                earlier: Earlier = ray.get(self._server.earlier.remote())
+                earlier: Earlier = ray.get(self._server.earlier.remote(), timeout=CALL_TIMEOUT_S)
                 break
-            except ActorUnavailableError:
+            except (ActorUnavailableError, GetTimeoutError):
+                if not head_answers():
+                    raise CohortError("the Ray cluster's head node is gone") from error
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.5)
@@ -194,19 +200,30 @@ class RayEngine:
                 raise error.cause from error  # such as a full disk: its message is one line already
             raise CohortError(f"the server actor failed: {cause(error)}") from error
         finally:
-            with suppress(RayError):  # it is going down either way, and the first error is the one to show
-                ray.get(server.close.remote(), timeout=10)
-            ray.kill(server)
+            if head_answers():  # else Ray would end this process, before anybody has said why
+                with suppress(RayError):  # it is going down either way, and the first error is the one to show
+                    ray.get(server.close.remote(), timeout=CALL_TIMEOUT_S)
+                ray.kill(server)
 
     def close(self) -> None:
         """Shut Ray down if this engine started it."""
-        if self._started:
+        if self._started and head_answers():
             ray.shutdown()
 
 
 def _here() -> NodeAffinitySchedulingStrategy:
     """This machine, where the run is."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def head_answers() -> bool:
+    """Whether the cluster still has its head; without it calls to Ray wait, and after a minute it ends the process."""
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CALL_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def send_by_value(experiment: Experiment) -> None:
