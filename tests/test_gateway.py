@@ -54,9 +54,10 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from actors.outside.desk import RemoteDesk, open_desk
-    from actors.outside.serving import GatewayOptions, gateway
+    from actors.outside.serving import GatewayOptions, gateway, prepare
 
     folder = tmp_path_factory.mktemp("gate")
+    prepare()
     machines = Machines(nodes=0)
     ray.init(address=machines.address, log_to_driver=False, logging_level="error")
     authority, certificate, key = make_certificate(folder, "127.0.0.1")

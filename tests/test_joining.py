@@ -21,6 +21,7 @@ from outside_helpers import reasons
 from PIL import Image
 from safetensors.numpy import load_file
 
+from actors.outside.serving import prepare
 from benchmarks.faults import Machines
 from benchmarks.network import Cables, missing_rights
 from fedplatform.cohort import InProcessCohort
@@ -113,6 +114,7 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     federation = None
     try:
         address = cables.plug_in_here() if cables else "127.0.0.1"
+        prepare()
         machines = Machines(nodes=1)
         federation = Federation(folder, cables, machines.address, address, free_port())
         make_certificate(folder, address)

@@ -36,6 +36,7 @@ class GatewayOptions:
 def prepare() -> None:
     """Tell a Ray that is about to be started here what Serve's proxy needs to know."""
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # a busy machine is slow to start it
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers would give way to whatever else runs here
     os.environ[VARIABLE] = IMPORT_PATH
 
 
