@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from actors import security
@@ -59,8 +60,15 @@ class Jobs:
             logging.getLogger(chatty).setLevel(logging.ERROR)
         try:
             self._client = JobSubmissionClient(address)
+        except AuthenticationError as error:
+            raise security.AccessError(
+                f"the dashboard at {address} refuses the token: copy {security.TOKEN_FILE} from the cluster's head node"
+            ) from error
         except (ConnectionError, RuntimeError) as error:
-            raise security.AccessError(_why_not(address, error)) from error
+            raise security.AccessError(
+                f"no dashboard answers at {address}; it listens on the head node alone, "
+                "and 'ssh -L 8265:127.0.0.1:8265 HEAD' brings it here"
+            ) from error
 
     def submit(self, run: str, words: Sequence[str], *, folder: Path | None = None) -> None:
         """Run ``fedplatform WORDS`` on the head node, in a copy of ``folder``."""
@@ -147,12 +155,3 @@ def _job(details: Any) -> Job:
     started = datetime.fromtimestamp((details.start_time or 0) / 1000, UTC)
     message, _, _ = " ".join(str(details.message or "").split()).partition(", last available logs")  # seen already
     return Job(details.metadata[RUN], details.submission_id, str(details.status), message, started)
-
-
-def _why_not(address: str, error: Exception) -> str:
-    if str(error).startswith("Authentication"):
-        return f"the dashboard at {address} refuses the token: copy {security.TOKEN_FILE} from the cluster's head node"
-    return (
-        f"no dashboard answers at {address}; it listens on the head node alone, "
-        "and 'ssh -L 8265:127.0.0.1:8265 HEAD' brings it here"
-    )

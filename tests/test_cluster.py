@@ -196,9 +196,10 @@ def test_the_probes_of_kubernetes_are_answered_without_a_token(federation: Feder
 
 
 def test_a_job_is_cancelled_by_the_name_of_its_run(federation: Federation) -> None:
-    done = federation.nodes.run("fedplatform submit federation.yaml --shards server --rounds 5000 --name long --detach")
+    long = f"--shards {federation.nodes.folder}/server --rounds 5000 --name long --detach"
+    done = federation.nodes.run(f"fedplatform submit federation.yaml {long}")
     assert done.returncode == 0, done.stderr
-    again = federation.nodes.run("fedplatform submit federation.yaml --name long --detach")
+    again = federation.nodes.run(f"fedplatform submit federation.yaml {long}")
     assert "under way" in again.stderr
     assert federation.nodes.run("fedplatform jobs cancel long").returncode == 0
     followed = federation.nodes.run("fedplatform jobs follow long")
