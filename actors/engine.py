@@ -161,7 +161,7 @@ class RayEngine:
         actor = open_desk(self._outside.roster.only(experiment.outside), terms, folder.resolve(), where=_here())
         try:
             open_gateway(actor, self._outside)
-            yield RemoteDesk(actor)
+            yield RemoteDesk(terms.run)
         finally:
             if head_answers():
                 close_gateway()

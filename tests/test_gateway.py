@@ -68,7 +68,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     port = free_port()
     try:
         open_gateway(actor, GatewayOptions("127.0.0.1", port, roster, (str(certificate), str(key))))
-        yield Gate(f"https://127.0.0.1:{port}", authority, folder / "gateway", RemoteDesk(actor), actor)
+        yield Gate(f"https://127.0.0.1:{port}", authority, folder / "gateway", RemoteDesk(RUN), actor)
     finally:
         close_gateway()
         ray.shutdown()
