@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.cohort import CohortError, cause
 from actors.joining import LOCAL, join
 from actors.outside.desk import RemoteDesk, open_desk
-from actors.outside.serving import GatewayOptions, gateway, prepare
+from actors.outside.serving import GatewayOptions, close_gateway, open_gateway, prepare
 from actors.placement import require_nodes
 from actors.server import Server
 from fedplatform.aggregation import Mixed
@@ -169,10 +169,12 @@ class RayEngine:
         terms = Terms.of(experiment, Manifest.load(shards), run=run_id(folder.resolve()))
         actor = open_desk(self._outside.roster.only(experiment.outside), terms, folder.resolve(), where=_here())
         try:
-            with gateway(actor, self._outside):
-                yield RemoteDesk(actor)
+            open_gateway(actor, self._outside)
+            yield RemoteDesk(terms.run)
         finally:
-            ray.kill(actor)
+            if head_answers():
+                close_gateway()
+                ray.kill(actor)
 
     @contextmanager
     def _placed(

@@ -54,7 +54,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from actors.outside.desk import RemoteDesk, open_desk
-    from actors.outside.serving import GatewayOptions, gateway, prepare
+    from actors.outside.serving import GatewayOptions, close_gateway, open_gateway, prepare
 
     folder = tmp_path_factory.mktemp("gate")
     prepare()
@@ -67,9 +67,10 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     actor = open_desk(roster, terms, folder / "gateway", where=here)
     port = free_port()
     try:
-        with gateway(actor, GatewayOptions("127.0.0.1", port, roster, (str(certificate), str(key)))):
-            yield Gate(f"https://127.0.0.1:{port}", authority, folder / "gateway", RemoteDesk(actor), actor)
+        open_gateway(actor, GatewayOptions("127.0.0.1", port, roster, (str(certificate), str(key))))
+        yield Gate(f"https://127.0.0.1:{port}", authority, folder / "gateway", RemoteDesk(RUN), actor)
     finally:
+        close_gateway()
         ray.shutdown()
         machines.stop()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,33 @@ THREADS = 16  # requests that it serves at a time; each holds its lock for the t
 def open_desk(roster: Roster, terms: Terms, folder: Path, *, where: Any) -> Any:
     """A desk in an actor of its own; one that dies is started again and finds on the disk what had come in."""
     remote: Any = ray.remote  # its type stubs do not know every scheduling strategy
-    options = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": THREADS, "scheduling_strategy": where}
+    options = {
+        "name": _name(terms.run),
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_concurrency": THREADS,
+        "scheduling_strategy": where,
+    }
     return remote(**options)(Desk).remote(roster, terms, folder)
 
 
-class RemoteDesk:
-    """The :class:`fedplatform.outside.cohort.Counter` of that actor."""
+def _name(run: str) -> str:
+    return f"desk of {run}"
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+
+class RemoteDesk:
+    """The :class:`fedplatform.outside.cohort.Counter` of a run's desk.
+
+    It travels as a name: a handle would lie in the object store, where a server that is started again may miss it.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
         self._order: Order | None = None
+
+    @cached_property
+    def _actor(self) -> Any:
+        return ray.get_actor(_name(self._run))
 
     def ask(self, order: Order) -> None:
         """See :meth:`Desk.ask`."""

@@ -25,7 +25,7 @@ class HttpLine:
     def __init__(self, url: str, *, authority: Path | None) -> None:
         self._url = url.rstrip("/")
         self._session = requests.Session()
-        self._session.verify = str(authority) if authority else True
+        self._authority = str(authority) if authority else None
 
     def hello(self) -> bytes:
         """See :class:`fedplatform.outside.desk.Desk`, for this and all below."""
@@ -55,7 +55,13 @@ class HttpLine:
         url = f"{self._url}/v1/{path}"
         try:
             answer = self._session.request(
-                method, url, headers=headers, timeout=TIMEOUT_S, allow_redirects=False, **what
+                method,
+                url,
+                headers=headers,
+                timeout=TIMEOUT_S,
+                allow_redirects=False,
+                verify=self._authority,  # here and not in the session, where REQUESTS_CA_BUNDLE would overrule it
+                **what,
             )
         except requests.exceptions.SSLError as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -94,4 +100,4 @@ def _said(answer: requests.Response) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     cause = " ".join(str(error).split())
-    return cause.rpartition("] ")[2].rstrip("')") or type(error).__name__
+    return cause.rpartition("] ")[2].rstrip("'\")") or type(error).__name__

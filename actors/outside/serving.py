@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +39,8 @@ def prepare() -> None:
     os.environ[VARIABLE] = IMPORT_PATH
 
 
-@contextmanager
-def gateway(desk: Any, options: GatewayOptions) -> Iterator[None]:
-    """Serve the desk while the block runs. Raises :class:`CohortError` where the cluster serves something else."""
+def open_gateway(desk: Any, options: GatewayOptions) -> None:
+    """Begin to serve a desk. Raises :class:`CohortError` where the cluster serves something else."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     running = serve.status()
     if set(running.applications) - {NAME}:
@@ -59,10 +57,11 @@ def gateway(desk: Any, options: GatewayOptions) -> Iterator[None]:
     )
     logs = LoggingConfig(enable_access_log=False)
     deployment: Any = Ingress  # the decorators' types hide what they make
-    try:
-        serve.start(proxy_location="HeadOnly", http_options=http, logging_config=logs)
-        serve.run(deployment.bind(desk), name=NAME, route_prefix="/", logging_config=logs)
-        yield
-    finally:
-        with suppress(RayError):  # it goes down either way
-            serve.shutdown()
+    serve.start(proxy_location="HeadOnly", http_options=http, logging_config=logs)
+    serve.run(deployment.bind(desk), name=NAME, route_prefix="/", logging_config=logs)
+
+
+def close_gateway() -> None:
+    """Take it down."""
+    with suppress(RayError):  # it goes down either way
+        serve.shutdown()
