@@ -23,7 +23,7 @@ from fedplatform.messages import Update
 from fedplatform.outside.agent import Agent
 from fedplatform.outside.body import encode_update, encode_weights
 from fedplatform.outside.envelope import Envelope, Kind
-from fedplatform.outside.refusal import Reason, Refusal
+from fedplatform.outside.refusal import Refusal
 from fedplatform.outside.terms import Terms
 from fedplatform.outside.work import CHUNK, Order
 from fedplatform.settings import ExperimentError
