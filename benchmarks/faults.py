@@ -38,7 +38,7 @@ from fedplatform.experiment import Experiment
 from fedplatform.messages import HospitalState, Reply
 from fedplatform.training import Trainer
 
-PATIENCE_S = 300.0  # for anything that a loaded machine may take its time over
+PATIENCE_S = 900.0  # for anything that a loaded machine may take its time over
 # A machine is dead after some ten seconds of silence, in place of a minute; a busy one answers sooner.
 IMPATIENT = {
     "health_check_initial_delay_ms": 0,
