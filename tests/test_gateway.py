@@ -23,7 +23,7 @@ from fedplatform.messages import Update
 from fedplatform.outside.agent import Agent
 from fedplatform.outside.body import encode_update, encode_weights
 from fedplatform.outside.envelope import Envelope, Kind
-from fedplatform.outside.refusal import Reason, Refusal
+from fedplatform.outside.refusal import Refusal
 from fedplatform.outside.terms import Terms
 from fedplatform.outside.work import CHUNK, Order
 from fedplatform.settings import ExperimentError
@@ -127,8 +127,7 @@ def test_a_server_that_nobody_vouches_for_is_not_spoken_to(gate: Gate) -> None:
 
 
 def test_a_desk_killed_in_mid_upload_costs_no_round_and_the_upload_goes_on(gate: Gate, tmp_path: Path) -> None:
-    import ray
-
+    before = len(reasons(gate.folder / "refusals.jsonl"))
     weights = np.ones(SIZE, np.float32)
     watcher = KillsTheDesk(gate.actor)
     agent = Agent(gate.line(), hospital_id="a", key=KEYS["a"], folder=tmp_path, watcher=watcher)
@@ -157,16 +156,16 @@ def test_a_desk_killed_in_mid_upload_costs_no_round_and_the_upload_goes_on(gate:
     got = result[0].answers["a"]
     assert isinstance(got, Update)
     assert got.delta.tobytes() == np.full(SIZE, 0.5, np.float32).tobytes()
-    assert CHUNK in watcher.resumed_at[2:], "what had come before was not sent again"
-    assert Reason.ALTERED not in reasons(gate.folder / "refusals.jsonl")[-3:]
-    assert ray.is_initialized()
+    assert watcher.resumed_at[0] == 0
+    assert 0 not in watcher.resumed_at[1:], "what had come before was sent again"
+    assert set(reasons(gate.folder / "refusals.jsonl")[before:]) <= {"no session", "not asked for"}
 
 
 class Halves:
-    """A hospital that learns to halve all weights."""
+    """A hospital whose update says half of every weight."""
 
     def train(self, weights: np.ndarray, round_number: int, **_: object) -> Update:
-        return Update("a", round_number, -weights / 2 + 1, 5, 0.5, 1.0)
+        return Update("a", round_number, weights / 2, 5, 0.5, 1.0)
 
 
 class KillsTheDesk(Silent):

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from outside_helpers import Forger, Silent, answer, keys_of, reasons, roster_of, session, update
 from PIL import Image
 
+from fedplatform.cli import fedplatform
 from fedplatform.cohort import InProcessCohort
 from fedplatform.data.error import DataError
 from fedplatform.data.shards import Manifest
@@ -468,3 +470,24 @@ def test_terms_bring_no_code_into_a_hospital(joined: Experiment, servers_part: P
     bad = terms.model_copy(update={"training": {**terms.training, "model": "somebody.py:Net"}})
     with pytest.raises(ExperimentError, match="code of somebody's own"):
         bad.experiment()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--outside hospital-08", "outside: hospital-08; --gateway HOST:PORT and --roster FILE let them in"),
+        ("--gateway 127.0.0.1:8443 --roster none", "--outside NAME,NAME says which they are"),
+        ("--outside hospital-08 --gateway 8443 --roster none", "--gateway takes HOST:PORT, got '8443'"),
+        ("--outside hospital-08 --gateway 0.0.0.0:8443 --roster none", "without --tls-cert only this machine may come"),
+        ("--outside hospital-08 --gateway 127.0.0.1:8443 --roster none", "none is no roster"),
+    ],
+)
+def test_a_gateway_that_cannot_be_is_one_line_before_anything_is_written(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(fedplatform, ["run", "lesions", *words.split()])
+    assert result.exit_code == 1
+    assert said in result.output
+    assert result.output.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -51,9 +51,10 @@ class RemoteDesk:
         return ray.get_actor(_name(self._run))
 
     def ask(self, order: Order) -> None:
-        """See :meth:`Desk.ask`."""
+        """See :meth:`Desk.ask`; a desk that is being started again is waited for as long as the order is open."""
         self._order = order
-        while True:
+        until = time.monotonic() + order.deadline_s
+        while time.monotonic() < until:
             try:
                 ray.get(self._actor.ask.remote(order))
                 return

@@ -48,7 +48,7 @@ def gateway_of(
         raise ExperimentError("--gateway is for hospitals outside; --outside NAME,NAME says which they are")
     if gateway is None or roster is None:
         raise ExperimentError(
-            f"{', '.join(experiment.outside)} outside: --gateway HOST:PORT and --roster FILE let them in"
+            f"outside: {', '.join(experiment.outside)}; --gateway HOST:PORT and --roster FILE let them in"
         )
     if (tls_cert is None) != (tls_key is None):
         raise ExperimentError("TLS needs both --tls-cert and --tls-key")
@@ -154,7 +154,7 @@ def join(
             watcher.rounds = terms.experiment().rounds
             agent.take_part(membership.admit)
         except KeyboardInterrupt:
-            click.echo(f"\nleft in round {watcher.round}; the same command comes back", err=True)
+            click.echo("\nleft; the same command comes back, and nothing is sent meanwhile", err=True)
             sys.exit(130)
         if agent.weights is not None:
             click.echo(f"finished; the model: {membership.write_model(agent.weights)}")
