@@ -147,28 +147,34 @@ def test_the_last_rounds_are_kept_and_no_pickle_among_them(copied: RunFolder) ->
         assert file.is_dir() or not file.read_bytes().startswith(b"\x80"), "no pickle"
 
 
-@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "hospitals.parquet", "SHA256SUMS"])
-@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
-def test_a_corrupt_checkpoint_is_refused_and_the_one_before_taken_and_that_is_said(
-    copied: RunFolder, stopped: Path, shards: Path, caplog: pytest.LogCaptureFixture, file: str, damage: str
-) -> None:
-    place = copied.checkpoints / "round-000005" / file
+def spoil(place: Path, damage: str) -> None:
     data = bytearray(place.read_bytes())
     data[len(data) // 2] ^= 1
     if damage == "gone":
         place.unlink()
     else:
         place.write_bytes(bytes(data) if damage == "flipped" else bytes(data[: len(data) // 2]))
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "hospitals.parquet", "SHA256SUMS"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_corrupt_checkpoint_is_refused_and_the_one_before_taken(copied: RunFolder, file: str, damage: str) -> None:
+    spoil(copied.checkpoints / "round-000005" / file, damage)
     found = opened(copied)
     assert found.found is not None
     assert found.found.state.round_number == 4
     assert "round-000005 is damaged" in found.refused[0]
-    if (file, damage) == ("state.safetensors", "flipped"):
-        with caplog.at_level(logging.WARNING):
-            resume(copied, engine=InProcessEngine(), shards=shards)
-        assert "round-000005 is damaged" in caplog.text
-        assert without_label(copied.path) == without_label(stopped / "unbroken")
-        pd.testing.assert_frame_equal(figures(copied.path), figures(stopped / "unbroken"))
+
+
+def test_a_run_goes_on_before_a_corrupt_checkpoint_says_so_and_ends_as_if_unbroken(
+    copied: RunFolder, stopped: Path, shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(copied.checkpoints / "round-000005" / "state.safetensors", "flipped")
+    with caplog.at_level(logging.WARNING):
+        resume(copied, engine=InProcessEngine(), shards=shards)
+    assert "round-000005 is damaged" in caplog.text
+    assert without_label(copied.path) == without_label(stopped / "unbroken")
+    pd.testing.assert_frame_equal(figures(copied.path), figures(stopped / "unbroken"))
 
 
 def test_no_intact_checkpoint_is_an_error_and_not_a_new_beginning(copied: RunFolder, shards: Path) -> None:
