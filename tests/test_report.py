@@ -589,7 +589,7 @@ def test_what_a_rule_thinks_of_hospitals_survives_the_disk_bit_for_bit(judgement
         report = replace(report, hospitals=tuple(replace(own, **judgement) for own, judgement in records))
         RunFolder(folder).write_reports([report])
         (again,) = read_run(folder).rounds
-    assert str(asdict(again)) == str({**asdict(report), "confusion": [list(row) for row in report.confusion]})
+        assert str(asdict(again)) == str(asdict(report))
 
 
 def test_a_run_from_before_trust_was_scored_is_still_read(tmp_path):
