@@ -33,6 +33,7 @@ from tune.study import SCORE, Study, Workplace, turned
 from tune.trial import Figures, Ledger, State, Trial
 
 FIGURE = "figure/"
+OURS = ("tune", "actors", "fedplatform")  # packages that every process has
 RETRIES = 2  # of a trial whose process died; an error in it is an answer and is not tried again
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -89,7 +90,7 @@ def run(
     study's, or another process is at it.
     """
     claim(folder, {"study": name, "seed": budget.seed, "sampler": budget.sampler}, what="study")
-    with alone_in(folder), started(resources):
+    with alone_in(folder), started(resources, study):
         ledger = Ledger(folder / "trials")
         scheduler = study.scheduler()
         planner = Planner(study.phases(budget), ledger, scheduler, study, observers, until=time.monotonic() + seconds)
@@ -139,7 +140,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def started(resources: Resources) -> Iterator[None]:
+def started(resources: Resources, study: Study) -> Iterator[None]:
     """Ray, with room for a trial. Raises :class:`ExperimentError` where no node could ever hold one."""
     os.environ.update(QUIET)
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers would give way to whatever else runs here
@@ -147,7 +148,9 @@ def started(resources: Resources) -> Iterator[None]:
     if own:
         join(resources.address)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what went wrong stands in the ledger
-    for module in plugin_modules:  # a user's own study travels with its code
+    own_module = sys.modules[type(study).__module__]
+    is_ours = own_module.__name__.partition(".")[0] in OURS
+    for module in (*plugin_modules, *(() if is_ours else (own_module,))):  # a user's own study travels with its code
         ray.cloudpickle.register_pickle_by_value(module)
     try:
         for kind, needed in resources.placement().required_resources.items():
