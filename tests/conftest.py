@@ -1,4 +1,4 @@
-"""What many tests share: a small real federation's shards, and one Ray for the whole session."""
+"""What many tests share: a small real federation's shards, and a Ray for a module."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def defended(undefended: Path, stages: list[str], tmp_path_factory: pytest.TempP
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
-    """A Ray of our own, whatever else runs on this machine."""
+    """A Ray of our own, whatever else runs on this machine; of a module, for others bring up theirs."""
     import ray
 
     ray.init(

@@ -200,9 +200,8 @@ def test_groups_of_which_there_are_not_two_are_refused_before_anybody_trains(sma
         small.replace(privacy="grouped(size=2)", rule="trimmed_mean(f=1)")
     with pytest.raises(ExperimentError, match="size >= 2"):
         small.replace(privacy="grouped(size=1)")
-    assert small.replace(privacy="grouped(clip=1.0, noise=0.5)", hospitals=6, data="lesions").privacy == Grouped(
-        clip=1.0, noise=0.5
-    )
+    six = small.replace(privacy="grouped(clip=1.0, noise=0.5)", hospitals=6, rule="mean", data="lesions")
+    assert six.privacy == Grouped(clip=1.0, noise=0.5)
 
 
 def test_noise_of_differential_privacy_reaches_the_mean_of_a_group(
