@@ -140,7 +140,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def started(resources: Resources, study: Study) -> Iterator[None]:
+def started(resources: Resources, study: Study | None = None) -> Iterator[None]:
     """Ray, with room for a trial. Raises :class:`ExperimentError` where no node could ever hold one."""
     os.environ.update(QUIET)
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers would give way to whatever else runs here
@@ -148,9 +148,10 @@ def started(resources: Resources, study: Study) -> Iterator[None]:
     if own:
         join(resources.address)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what went wrong stands in the ledger
-    own_module = sys.modules[type(study).__module__]
-    is_ours = own_module.__name__.partition(".")[0] in OURS
-    for module in (*plugin_modules, *(() if is_ours else (own_module,))):  # a user's own study travels with its code
+    modules = list(plugin_modules)
+    if study is not None and type(study).__module__.partition(".")[0] not in OURS:
+        modules.append(sys.modules[type(study).__module__])
+    for module in modules:  # a user's own study travels with its code
         ray.cloudpickle.register_pickle_by_value(module)
     try:
         for kind, needed in resources.placement().required_resources.items():
