@@ -51,14 +51,16 @@ def rounds_with(run: Run, state: str) -> list[int]:
 
 def test_a_killed_hospital_process_is_missed_in_its_round_and_back_soon(hurt_hospitals: Run) -> None:
     states = hurt_hospitals.states()
-    crashed = states.loc[2][states.loc[2]["state"] == "crashed"]
+    missed = rounds_with(hurt_hospitals, "crashed")[0]
+    assert missed in (2, 3), "a quick round may be over before the blow falls"
+    crashed = states.loc[missed][states.loc[missed]["state"] == "crashed"]
     assert 1 <= len(crashed) <= 3
     assert crashed["reason"].str.contains("its process died").all()
     assert set(states.loc[1]["state"]) <= {"reported", "hostile"}
 
 
 def test_a_killed_node_is_missed_and_a_fresh_one_takes_its_hospitals(hurt_hospitals: Run) -> None:
-    assert 4 in rounds_with(hurt_hospitals, "crashed")
+    assert {4, 5} & set(rounds_with(hurt_hospitals, "crashed"))
     assert 8 not in rounds_with(hurt_hospitals, "crashed"), "all are back at the end"
 
 
