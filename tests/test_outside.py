@@ -298,6 +298,13 @@ def membership(agent: Agent, name: str, dealt: Path, folder: Path) -> Membership
     return Membership(name, terms, shard, folder)
 
 
+def test_hospitals_that_knock_in_the_same_moment_get_challenges_of_their_own(
+    joined: Experiment, servers_part: Path, tmp_path: Path
+) -> None:
+    desk = Desk(roster_of(keys_of(*OUTSIDE)), terms_of(joined, servers_part, tmp_path), tmp_path / "gateway")
+    assert len({desk.hello() for _ in range(200)}) == 200
+
+
 def test_hospitals_outside_train_the_same_model_as_if_they_were_inside(
     joined: Experiment, dealt: Path, servers_part: Path, undisturbed: Any, tmp_path: Path
 ) -> None:

@@ -109,8 +109,9 @@ class Desk:
 
     def hello(self) -> bytes:
         """A challenge for whoever knocks."""
-        now = int(time.monotonic() * 1000).to_bytes(8, "big")
-        return Hello(run=self._terms.run, challenge=(now + self._stamp(now)).hex()).wire()
+        # The time, and a draw of its own: two who knock in the same millisecond must not be given one challenge.
+        drawn = int(time.monotonic() * 1000).to_bytes(8, "big") + secrets.token_bytes(8)
+        return Hello(run=self._terms.run, challenge=(drawn + self._stamp(drawn)).hex()).wire()
 
     def enter(self, greeting: bytes) -> str:
         """Let a hospital in that has signed a challenge; the token of its session. Raises :class:`Refusal`."""
@@ -258,15 +259,15 @@ class Desk:
             raise Refusal(Reason.NO_SESSION, "this session is not known; show the key again")
         return hospital_id
 
-    def _stamp(self, moment: bytes) -> bytes:
-        return hmac.digest(self._secret, moment, "sha256")[:24]
+    def _stamp(self, drawn: bytes) -> bytes:
+        return hmac.digest(self._secret, drawn, "sha256")[:16]
 
     def _use_up(self, challenge: str) -> None:
         """Raise :class:`Refusal` unless this challenge was drawn here, not long ago, and never answered before."""
         given = bytes.fromhex(challenge)
         now = time.monotonic()
         age = now - int.from_bytes(given[:8], "big") / 1000
-        if not hmac.compare_digest(given[8:], self._stamp(given[:8])) or age > CHALLENGE_S:
+        if not hmac.compare_digest(given[16:], self._stamp(given[:16])) or age > CHALLENGE_S:
             raise Refusal(Reason.LATE, "this challenge is too old, or not of this server")
         if challenge in self._greeted:
             raise Refusal(Reason.REPLAYED, "this challenge was answered already")
