@@ -216,7 +216,7 @@ def test_what_left_the_house_was_shown_before_and_while_it_did(joined: Federatio
 
 
 def test_nothing_was_refused_but_what_was_under_way_when_the_server_went_back(joined: Federation) -> None:
-    assert set(reasons(joined.run_folder / "gateway" / "refusals.jsonl")) <= {"no session", "not asked for"}
+    assert set(reasons(joined.run_folder / "gateway" / "refusals.jsonl")) <= {"no session", "not asked for", "late"}
 
 
 def test_the_hospitals_were_on_networks_of_their_own(joined: Federation) -> None:
