@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from fedplatform.durable import write_durably
 
 KEPT_ROUNDS = 3  # rounds that a federation can go back, and so the checkpoints of its server
 EARLIER = "earlier"  # the folder of the states before the newest
+LABEL = "round, launch"
 
 
 class SupersededError(RuntimeError):
@@ -49,7 +51,8 @@ class OwnState:
 
     def keep(self, state: Mapping[str, torch.Tensor], *, round_number: int) -> None:
         """Write the state that the hospital has now, in or after this round. Raises :class:`SupersededError`."""
-        label = {"round": str(round_number), "launch": str(self._launch.number if self._launch else 0)}
+        # One entry, because safetensors writes several in no fixed order, and the same state is the same file.
+        label = {LABEL: json.dumps([round_number, self._launch.number if self._launch else 0])}
         if self._launch is not None and self._file.exists():
             there, _ = self._belongs_to(self._launch)
             if there != round_number:
@@ -83,8 +86,8 @@ class OwnState:
     def _label(self) -> tuple[int, int]:
         """The round after which the newest state was, and the launch that wrote it."""
         with safe_open(self._file, framework="pt") as file:
-            label = file.metadata() or {}
-        return int(label.get("round", 0)), int(label.get("launch", 0))
+            round_number, launch = json.loads((file.metadata() or {}).get(LABEL, "[0, 0]"))
+        return round_number, launch
 
     def _earlier(self, round_number: int) -> Path:
         return self._file.parent / EARLIER / self._file.stem / f"round-{round_number:06d}.safetensors"

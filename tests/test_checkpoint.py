@@ -433,6 +433,14 @@ def test_a_hospital_goes_back_to_what_it_had_in_the_round_that_the_server_goes_b
     assert value_of(kept(folder, Launch(2, to))) == 100.0
 
 
+def test_the_same_state_is_the_same_file_bit_for_bit(tmp_path: Path) -> None:
+    files = set()
+    for _ in range(20):
+        kept(tmp_path, Launch(2, 0)).keep({"x": torch.arange(3.0), "y": torch.zeros(2)}, round_number=1)
+        files.add((tmp_path / "h.safetensors").read_bytes())
+    assert len(files) == 1
+
+
 def test_without_a_launch_only_the_newest_state_is_kept(tmp_path: Path) -> None:
     state = kept(tmp_path, None)
     for number in (1, 2, 3):
