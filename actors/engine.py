@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,9 +16,11 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cohort import CohortError, cause
+from actors.http import prepare
 from actors.joining import LOCAL, join
 from actors.outside.desk import RemoteDesk, open_desk
-from actors.outside.serving import GatewayOptions, close_gateway, open_gateway, prepare
+from actors.outside.serving import GatewayOptions, close_gateway, open_gateway
+from actors.own_code import by_value
 from actors.placement import require_nodes
 from actors.server import Server
 from fedplatform.aggregation import Mixed
@@ -249,7 +250,4 @@ def send_by_value(experiment: Experiment) -> None:
         rules = [rule, rule.scorer]
     data = (experiment.data, experiment.partition, experiment.augmentation)
     training = (experiment.model, experiment.algorithm, experiment.objective)
-    for part in (*rules, *data, *training, experiment.attack):
-        module = sys.modules[getattr(part, "__module__", None) or type(part).__module__]
-        if module.__name__.partition(".")[0] not in ("fedplatform", "builtins", "__main__"):
-            ray.cloudpickle.register_pickle_by_value(module)
+    by_value(*rules, *data, *training, experiment.attack)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError
 
 from actors.cohort import RayCohort, cause, crash
 from actors.hospital import HospitalHost
@@ -161,7 +161,7 @@ class RayMaskedHospitals:
                 continue
             try:
                 answers[name] = ray.get(ref)
-            except (RayActorError, RayTaskError) as error:
+            except RayError as error:
                 answers[name] = (
                     Reply(name, HospitalState.MALFORMED, reason=cause(error))
                     if isinstance(error, RangeError)

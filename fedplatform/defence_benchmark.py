@@ -126,8 +126,6 @@ def train(benchmark: DefenceBenchmark, seed: int, folder: Path, data_folder: Pat
         if not (path / "report.html").is_file():
             shutil.rmtree(path, ignore_errors=True)  # a run that was cut off begins anew
             run(benchmark.experiment(kind, seed), engine=InProcessEngine(), runs=folder, name=path.name, shards=shards)
-        if not (path / "shards").exists():  # so that evaluate and certify find them there
-            (path / "shards").symlink_to(Path("..") / shards.name)
         for other in KINDS:
             _share(folder / f"{other}-seed{seed}", path)
         defend(path, benchmark.defence_settings, engine=InProcessEngine(), shards=shards)

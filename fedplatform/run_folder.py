@@ -26,6 +26,22 @@ from fedplatform.tables import tables_of
 SETTINGS, MODEL, TRACKED = "experiment.yaml", "global.safetensors", "mlflow-run"
 
 
+@contextmanager
+def alone_in(folder: Path, *, what: str) -> Iterator[None]:
+    """No other process works in a folder meanwhile, on ``what``. Raises :class:`ExperimentError` where one does."""
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ExperimentError(f"{what} is going on in another process") from None
+    except OSError as error:
+        raise ExperimentError(f"cannot write to {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class RunFolder:
     """``runs/<name>/``: experiment.yaml, rounds.parquet, hospitals.parquet, models, samples, report."""
 
@@ -67,17 +83,8 @@ class RunFolder:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Nobody else works on this run meanwhile. Raises :class:`ExperimentError` where somebody does already."""
-        lock = FileLock(self.path / ".lock", blocking=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ExperimentError(f"run {self.path.name!r} is going on in another process") from None
-        except OSError as error:
-            raise ExperimentError(f"cannot write to {self.path}: {error.strerror or error}") from error
-        try:
+        with alone_in(self.path, what=f"run {self.path.name!r}"):
             yield
-        finally:
-            lock.release()
 
     @property
     def checkpoints(self) -> Path:

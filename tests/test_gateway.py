@@ -53,8 +53,9 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from actors.http import prepare
     from actors.outside.desk import RemoteDesk, open_desk
-    from actors.outside.serving import GatewayOptions, close_gateway, open_gateway, prepare
+    from actors.outside.serving import GatewayOptions, close_gateway, open_gateway
 
     folder = tmp_path_factory.mktemp("gate")
     prepare()

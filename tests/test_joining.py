@@ -21,7 +21,7 @@ from outside_helpers import reasons
 from PIL import Image
 from safetensors.numpy import load_file
 
-from actors.outside.serving import prepare
+from actors.http import prepare
 from benchmarks.faults import Machines
 from benchmarks.network import Cables, missing_rights
 from fedplatform.cohort import InProcessCohort

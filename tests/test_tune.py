@@ -171,7 +171,7 @@ def test_a_killed_driver_loses_nothing_and_a_second_study_beside_it_minds_nothin
                 assert driver.poll() is None, (tmp_path / "said").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            with pytest.raises(ExperimentError, match="another process is at the study"):
+            with pytest.raises(ExperimentError, match="going on in another process"):
                 measured_as(study, tmp_path / "first", text)
         finally:
             os.kill(driver.pid, signal.SIGKILL)

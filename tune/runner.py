@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import ray
 import torch
-from filelock import FileLock, Timeout
 from ray import tune as ray_tune
 from ray.exceptions import RayError
 from ray.tune.error import TuneError
@@ -24,16 +23,16 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from actors.joining import join
+from actors.own_code import by_value
 from fedplatform.comparison import claim
 from fedplatform.data.splits import Role
 from fedplatform.experiment import ExperimentError
-from fedplatform.specification import plugin_modules
+from fedplatform.run_folder import alone_in
 from tune.phase import Budget, Phase, Search
 from tune.study import SCORE, Study, Workplace, turned
 from tune.trial import Figures, Ledger, State, Trial
 
 FIGURE = "figure/"
-OURS = ("tune", "actors", "fedplatform")  # packages that every process has
 RETRIES = 2  # of a trial whose process died; an error in it is an answer and is not tried again
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -90,7 +89,7 @@ def run(
     study's, or another process is at it.
     """
     claim(folder, {"study": name, "seed": budget.seed, "sampler": budget.sampler}, what="study")
-    with alone_in(folder), started(resources, study):
+    with alone_in(folder, what=f"the study in {folder}"), started(resources, study):
         ledger = Ledger(folder / "trials")
         scheduler = study.scheduler()
         planner = Planner(study.phases(budget), ledger, scheduler, study, observers, until=time.monotonic() + seconds)
@@ -130,17 +129,7 @@ def run(
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Nobody else is at this study. Raises :class:`ExperimentError` where somebody is."""
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise ExperimentError(f"another process is at the study in {folder}; choose another --name") from None
-
-
-@contextmanager
-def started(resources: Resources, study: Study | None = None) -> Iterator[None]:
+def started(resources: Resources, study: Study) -> Iterator[None]:
     """Ray, with room for a trial. Raises :class:`ExperimentError` where no node could ever hold one."""
     os.environ.update(QUIET)
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers would give way to whatever else runs here
@@ -148,11 +137,7 @@ def started(resources: Resources, study: Study | None = None) -> Iterator[None]:
     if own:
         join(resources.address)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what went wrong stands in the ledger
-    modules = list(plugin_modules)
-    if study is not None and type(study).__module__.partition(".")[0] not in OURS:
-        modules.append(sys.modules[type(study).__module__])
-    for module in modules:  # a user's own study travels with its code
-        ray.cloudpickle.register_pickle_by_value(module)
+    by_value(study)
     try:
         for kind, needed in resources.placement().required_resources.items():
             there = ray.cluster_resources().get(kind, 0.0)

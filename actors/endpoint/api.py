@@ -14,8 +14,8 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from actors.endpoint.door import TooFast
-from actors.endpoint.gateway import RETRY_AFTER_S, Gateway
 from actors.endpoint.pipeline import Unavailable
+from actors.proxy import RETRY_AFTER_S, Guard
 from fedplatform.serving.answer import ErrorAnswer
 from fedplatform.serving.intake import Refused
 
@@ -83,7 +83,7 @@ api = FastAPI(
     docs_url=None,
     redoc_url=None,
 )
-api.add_middleware(Gateway)
+api.add_middleware(Guard)
 
 
 def request_id_of(request: Request) -> str:

@@ -8,17 +8,16 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from actors.endpoint.arguments import EndpointArguments, UserConfiguration
-from actors.endpoint.gateway import IMPORT_PATH, VARIABLE
+from actors.http import MIDDLEWARES, REQUEST_TIMEOUT_S, VARIABLE
 from fedplatform.serving.versions import CHAMPION
 
 NAME = "fedplatform"
 APPLICATION = "actors.endpoint:app"
-REQUEST_TIMEOUT_S = 60.0
 HEADING = f"""\
 # fedplatform's endpoint for 'serve deploy FILE' or the serveConfigV2 of a RayService.
 # The nodes need a file system in common for the folders below, and this variable where Ray is started on them, or a
 # request whose replica dies gets a bare 500 and no 503:
-#   {VARIABLE}={IMPORT_PATH}
+#   {VARIABLE}={MIDDLEWARES}
 # A version is rolled out, or back, by 'fedplatform publish'; or by its number under user_config and 'serve deploy'.
 """
 

@@ -24,7 +24,6 @@ from actors.endpoint.api import ERRORS, LOCKED, OPEN, POLICY, UPLOAD, api, reque
 from actors.endpoint.arguments import EndpointArguments, UserConfiguration
 from actors.endpoint.catalogue import Catalogue
 from actors.endpoint.door import Door, Visitor
-from actors.endpoint.gateway import BODY_BYTES
 from actors.endpoint.matter import Matter, model_answer, png_text, recent_answer
 from actors.endpoint.metrics import EndpointMetrics
 from actors.endpoint.page import page
@@ -39,6 +38,7 @@ from actors.endpoint.wire import (
     RecentsAnswer,
     StateAnswer,
 )
+from actors.proxy import BODY_BYTES
 from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.examples import FOLDER, read_examples
 from fedplatform.serving.intake import Limits, Refused, read_scans

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -13,13 +12,11 @@ from contextlib import contextmanager, suppress
 import ray
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.config import HTTPOptions
-from ray.serve.schema import LoggingConfig
 
 from actors.endpoint.application import app
 from actors.endpoint.arguments import EndpointArguments
-from actors.endpoint.config_file import NAME, REQUEST_TIMEOUT_S
-from actors.endpoint.gateway import IMPORT_PATH, VARIABLE
+from actors.endpoint.config_file import NAME
+from actors.http import prepare, quieten, start
 from actors.joining import LOCAL, join
 
 LEAST_CPUS = 2  # diagnostician and purifying ask for one each, whatever the machine has
@@ -29,20 +26,12 @@ LEAST_CPUS = 2  # diagnostician and purifying ask for one each, whatever the mac
 def served(arguments: EndpointArguments, *, host: str, port: int, tls: tuple[str, str] | None = None) -> Iterator[str]:
     """Serve while the block runs; gives the address of Ray's metrics. Raises OSError where the port is taken."""
     _check_free(host, port)
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # a busy machine is slow to start it
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers would give way to whatever else runs here
-    os.environ[VARIABLE] = IMPORT_PATH
+    prepare()
     # Ray's own ports are open to the network and ask for the token.
     join(LOCAL, num_cpus=max(LEAST_CPUS, os.cpu_count() or 1))
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    quieten()
     try:
-        certificate, key = tls or (None, None)
-        options = HTTPOptions(
-            host=host, port=port, request_timeout_s=REQUEST_TIMEOUT_S, ssl_certfile=certificate, ssl_keyfile=key
-        )
-        logs = LoggingConfig(enable_access_log=False)
-        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=logs)
-        serve.run(app(arguments), name=NAME, route_prefix="/", logging_config=logs)
+        start(app(arguments), name=NAME, host=host, port=port, tls=tls)
         (node,) = ray.nodes()
         yield f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     finally:

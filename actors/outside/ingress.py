@@ -12,7 +12,7 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from starlette.exceptions import HTTPException
 
-from actors.endpoint.gateway import RETRY_AFTER_S, Gateway
+from actors.proxy import RETRY_AFTER_S, Guard
 from fedplatform.outside.refusal import Reason, Refusal
 from fedplatform.outside.work import CHUNK
 
@@ -32,7 +32,7 @@ Digest = Annotated[str, Query(max_length=64)]
 Offset = Annotated[int, Query(ge=0, le=2**40)]
 
 api = FastAPI(title="fedplatform gateway", version="1", docs_url=None, redoc_url=None, openapi_url=None)
-api.add_middleware(Gateway)
+api.add_middleware(Guard)
 
 
 @api.exception_handler(Refusal)

@@ -11,8 +11,8 @@ from fedplatform.cli.cluster import certificate, doctor, jobs, node, submit
 from fedplatform.cli.data import data
 from fedplatform.cli.defence import certify, defend, evaluate
 from fedplatform.cli.intake import audit, diagnose, keys
-from fedplatform.cli.joining import join, keygen
 from fedplatform.cli.kubernetes import k8s
+from fedplatform.cli.outside import join, keygen
 from fedplatform.cli.serving import publish, serve
 from fedplatform.cli.terminal import SuggestingGroup, complain
 from fedplatform.cli.training import compare, report, run

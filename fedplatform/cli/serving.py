@@ -110,8 +110,7 @@ def serve(
         from fedplatform.serving.publishing import published
         from fedplatform.serving.versions import REGISTRY, registry_uri
 
-        if (tls_cert is None) != (tls_key is None):
-            raise ExperimentError("TLS needs both --tls-cert and --tls-key")
+        tls = tls_pair(tls_cert, tls_key)
         if keys is None and not is_loopback(host):
             raise ExperimentError(f"without --keys only this machine may ask: --host 127.0.0.1, got {host}")
         named = run_or_registry.startswith(REGISTRY)
@@ -127,7 +126,6 @@ def serve(
         }
         if rate is not None:
             arguments |= {"rate": rate, "burst": max(64, int(4 * rate))}
-        tls = (str(tls_cert.resolve()), str(tls_key.resolve())) if tls_cert and tls_key else None
         _serve(arguments, host=host, port=port, tls=tls, build=build)
 
 
@@ -157,6 +155,15 @@ def _serve(settings: dict[str, Any], *, host: str, port: int, tls: tuple[str, st
 def say_fitting(hospital_id: str, done: int, total: int) -> None:
     """Tell how far the fitting of a version is."""
     console.print(f"fitting {hospital_id} ({done + 1} of {total})")
+
+
+def tls_pair(certificate: Path | None, key: Path | None) -> tuple[str, str] | None:
+    """What --tls-cert and --tls-key ask for. Raises :class:`ExperimentError` where one is missing."""
+    from fedplatform.experiment import ExperimentError
+
+    if (certificate is None) != (key is None):
+        raise ExperimentError("TLS needs both --tls-cert and --tls-key")
+    return (str(certificate.resolve()), str(key.resolve())) if certificate and key else None
 
 
 def is_loopback(host: str) -> bool:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from fedplatform.cli.joining import gateway_of, gateway_options
 from fedplatform.cli.options import experiment_options, given, where_options, whole_numbers, words
+from fedplatform.cli.outside import gateway_of, gateway_options
 from fedplatform.cli.terminal import console, one_line_errors, opened
 
 
@@ -45,10 +45,9 @@ def run(
 ) -> None:
     """Run one experiment, from partition to report.
 
-    RECIPE is one that comes with the package (lesions, br35h, br35h_robust, alzheimer,
-    lc25000, mnist, cifar10); FILE.yaml is your
-    own, or the experiment.yaml that an earlier run left. Every setting in it can be changed by the option of its name;
-    the defaults below hold where neither says anything.
+    RECIPE is one that comes with the package (lesions, br35h, br35h_robust, alzheimer, lc25000, mnist, cifar10);
+    FILE.yaml is your own, or the experiment.yaml that an earlier run left. Every setting in it can be changed by the
+    option of its name; the defaults below hold where neither says anything.
 
     The run leaves runs/NAME/: experiment.yaml (resolved; runs the same again), rounds.parquet, hospitals.parquet,
     global.safetensors, hospitals/*.safetensors (each hospital's own part) and report.html. The same figures go to

@@ -43,8 +43,8 @@ def effective_size(right: np.ndarray, groups: np.ndarray) -> float:
 def sign_flips(gains: np.ndarray) -> float:
     """The p of the two-sided sign-flip test that gains (m,) are as likely as losses, each group being a unit.
 
-    Where every group is one scan this is McNemar's exact test. All signs are tried out, or 9,999 draws of them of which
-    the drawn ones are the same every time (Fisher, The Design of Experiments, 1935).
+    Where every group is one scan this is McNemar's exact test. All signs are tried out; of more than 12 groups, 9,999
+    draws of them, the same every time (Fisher, The Design of Experiments, 1935).
     """
     moved = gains[gains != 0].astype(np.float64)
     if not len(moved):

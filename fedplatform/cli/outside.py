@@ -50,19 +50,17 @@ def gateway_of(
         raise ExperimentError(
             f"outside: {', '.join(experiment.outside)}; --gateway HOST:PORT and --roster FILE let them in"
         )
-    if (tls_cert is None) != (tls_key is None):
-        raise ExperimentError("TLS needs both --tls-cert and --tls-key")
     host, _, port = gateway.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ExperimentError(f"--gateway takes HOST:PORT, got {gateway!r}")
     from actors.outside.serving import GatewayOptions
-    from fedplatform.cli.serving import is_loopback
+    from fedplatform.cli.serving import is_loopback, tls_pair
     from fedplatform.outside.identity import Roster
 
-    if tls_cert is None and not is_loopback(host):
+    tls = tls_pair(tls_cert, tls_key)
+    if tls is None and not is_loopback(host):
         raise ExperimentError(f"without --tls-cert only this machine may come: --gateway 127.0.0.1:{port}, got {host}")
-    tls = (str(tls_cert.resolve()), str(tls_key.resolve())) if tls_cert and tls_key else None
     return GatewayOptions(host, int(port), Roster.load(roster).only(experiment.outside), tls)
 
 

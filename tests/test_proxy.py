@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from actors.endpoint.gateway import Gateway
+from actors.proxy import Guard
 
 App = Callable[[dict, Callable[[], Awaitable[dict]], Callable[[dict], Awaitable[None]]], Awaitable[None]]
 
 
 def asked(app: App, *bodies: bytes, headers: dict[str, str] | None = None, **bounds: int) -> tuple[int, dict, bytes]:
-    """Status, headers and body that come out of a gateway in front of an application."""
+    """Status, headers and body that come out of the guard in front of an application."""
     messages = [{"type": "http.request", "body": body, "more_body": True} for body in bodies]
     messages.append({"type": "http.request", "body": b"", "more_body": False})
     sent: list[dict] = []
@@ -25,7 +25,7 @@ def asked(app: App, *bodies: bytes, headers: dict[str, str] | None = None, **bou
 
     raw = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
     scope = {"type": "http", "headers": raw, "path": "/", "method": "POST"}
-    asyncio.run(Gateway(app, **bounds)(scope, receive, send))
+    asyncio.run(Guard(app, **bounds)(scope, receive, send))
     start, *rest = sent
     said = {name.decode(): value.decode() for name, value in start["headers"]}
     return start["status"], said, b"".join(message.get("body", b"") for message in rest)
@@ -78,7 +78,7 @@ def test_a_length_that_is_no_number_is_refused(length: str) -> None:
 
 def test_what_all_requests_hold_together_is_bounded_and_let_go() -> None:
     async def together() -> list[int]:
-        gateway = Gateway(reads_all, body_bytes=10, all_bytes=15)
+        guard = Guard(reads_all, body_bytes=10, all_bytes=15)
         statuses = []
 
         async def one() -> None:
@@ -93,7 +93,7 @@ def test_what_all_requests_hold_together_is_bounded_and_let_go() -> None:
                 if "status" in message:
                     statuses.append(message["status"])
 
-            await gateway({"type": "http", "headers": [], "path": "/", "method": "POST"}, receive, send)
+            await guard({"type": "http", "headers": [], "path": "/", "method": "POST"}, receive, send)
 
         await asyncio.gather(one(), one())
         await one()

@@ -2,7 +2,8 @@
 
 Serve's proxy takes a whole body into memory before anybody can object, answers in plain text where it is busy, and
 with a bare 500 where the replica died that had the request in its hands. This middleware runs in the proxy, where the
-environment variable :data:`VARIABLE` says so (``fedplatform serve`` sets it), and in the ingress in any case.
+environment variable :data:`actors.http.VARIABLE` says so (``fedplatform serve`` sets it), and in the ingress in any
+case.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-IMPORT_PATH = "actors.endpoint.gateway:middlewares"
 MEBIBYTE = 2**20
 BODY_BYTES = 64 * MEBIBYTE  # of one request
 ALL_BYTES = 256 * MEBIBYTE  # of all requests that are under way
@@ -40,7 +39,7 @@ log = logging.getLogger("ray.serve")  # of which Serve keeps the files
 
 def middlewares() -> list[Middleware]:
     """What Serve's proxy is told to put in front of itself."""
-    return [Middleware(Gateway)]
+    return [Middleware(Guard)]
 
 
 @dataclass
@@ -55,7 +54,7 @@ class Exchange:
     is_replaced: bool = False
 
 
-class Gateway:
+class Guard:
     """ASGI middleware, see the module."""
 
     def __init__(self, app: ASGIApp, *, body_bytes: int = BODY_BYTES, all_bytes: int = ALL_BYTES) -> None:
