@@ -11,6 +11,8 @@ COPY tune tune
 RUN pip install --no-cache-dir --prefix=/install --extra-index-url "$TORCH_INDEX" --constraint constraints.txt .
 
 FROM python:3.11-slim-bookworm
+# The base's own would stay beside the lock file's.
+RUN pip uninstall --yes --quiet setuptools wheel
 # Below /usr/local, where a login shell finds it, too: that is how KubeRay starts Ray.
 COPY --from=build /install /usr/local
 RUN groupadd --gid 1000 fedplatform \
