@@ -111,7 +111,7 @@ class HospitalParts:
 
     ``classifier`` is the run's own personal model, ``tuned`` the one that has seen purified scans. ``validation`` and
     ``test`` are (images (n, c, h, w) in [0, 1], labels (n,)); ``test_rows`` (n,) says where the test scans stand in
-    the source, ``test_groups`` (n,) which of them belong together.
+    the source, ``test_groups`` and ``validation_groups`` (n,) which of them belong together.
     """
 
     hospital_id: str
@@ -125,6 +125,7 @@ class HospitalParts:
     test: tuple[torch.Tensor, torch.Tensor]
     test_rows: np.ndarray
     test_groups: np.ndarray
+    validation_groups: np.ndarray
 
     def defended(self, defence: str) -> DefendedClassifier:
         """A row of the table by its name, fitted on this hospital's validation scans alone."""
@@ -303,6 +304,7 @@ class DefendedRun:
             test=_scans(shard, Role.TEST),
             test_rows=shard.rows(Role.TEST),
             test_groups=shard.groups(Role.TEST),
+            validation_groups=shard.groups(Role.VALIDATION),
         )
 
     @staticmethod

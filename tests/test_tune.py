@@ -265,6 +265,29 @@ def test_settings_of_a_defence_are_searched_for_a_front(defended: Path, tmp_path
     assert {trial.label.partition(" ")[0] for trial in ledger.of("test")} == {"default", "no", "winner"}
 
 
+@pytest.mark.parametrize(
+    ("robust", "clean", "chosen"),
+    [
+        ((0.70, 0.74, 0.72), (0.8, 0.8, 0.8), 0),  # a lead within one standard error is none
+        ((0.60, 0.74, 0.72), (0.8, 0.8, 0.8), 2),  # two lead; the quicker one
+        ((0.60, 0.74, 0.66), (0.8, 0.8, 0.8), 1),
+        ((0.60, 0.74, 0.72), (0.8, 0.7, 0.8), 2),  # who answers clean scans worse is out
+    ],
+)
+def test_the_defences_own_settings_give_way_only_to_what_is_better_than_chance(
+    defended: Path, robust: tuple[float, ...], clean: tuple[float, ...], chosen: int
+) -> None:
+    trials = [
+        Trial("search", number, {}, state=State.FINISHED, steps=({**figures, "standard_error": 0.05},))
+        for number, figures in enumerate(
+            {"robust_accuracy": r, "clean_accuracy": c, "milliseconds": 9.0 - number}
+            for number, (r, c) in enumerate(zip(robust, clean, strict=True))
+        )
+    ]
+    winner = Purification(run=str(defended)).choose(trials)
+    assert winner is trials[chosen]
+
+
 def test_the_strongest_attack_on_a_scan_keeps_its_epsilon_and_its_budget(defended: Path, tmp_path: Path) -> None:
     study = Evasion(run=str(defended), hospitals=1, scans=6, gradients=4)
     ledger = measured(study, tmp_path / "evasion", trials=4)

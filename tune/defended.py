@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fedplatform.data.splits import Role
@@ -28,6 +29,7 @@ class Ward:
     neighbour: torch.nn.Module
     images: torch.Tensor  # (n, c, h, w) in [0, 1]
     labels: torch.Tensor  # (n,)
+    groups: np.ndarray  # (n,) which of them belong together
 
     def attacked(self, defence: str, tier: str, epsilon: float, budget: Budget, *, seed: int) -> torch.Tensor:
         """The scans as the attacker of a tier leaves them, whose victim is this defence with these parts' settings."""
@@ -48,7 +50,7 @@ class DefendedStudy(Study):
     """
 
     run: str = ""
-    hospitals: int = 3
+    hospitals: int = 10
     scans: int = 20
     epsilon: float = 4 / 255
     seed: int = 0
@@ -85,8 +87,9 @@ def ward_of(run: str, hospital_id: str, neighbour: str, role: Role, scans: int) 
     """One hospital, read once a process."""
     parts = opened(run).hospital(hospital_id)
     images, labels = parts.test if role is Role.TEST else parts.validation
+    groups = parts.test_groups if role is Role.TEST else parts.validation_groups
     chosen = spread_evenly(len(labels), scans).tolist()
-    return Ward(parts, opened(run).hospital(neighbour).tuned, images[chosen], labels[chosen])
+    return Ward(parts, opened(run).hospital(neighbour).tuned, images[chosen], labels[chosen], groups[chosen])
 
 
 def with_settings(ward: Ward, **changes: object) -> Ward:
