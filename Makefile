@@ -41,7 +41,7 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 test: $(VENV)/.ready browser lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -531,7 +531,15 @@ def command(digits: Path, runs: Path, *words: str) -> list[str]:
 
 def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(digits: Path, tmp_path: Path) -> None:
     words = command(digits, tmp_path, "--rules", "mean,krum", "--attacks", "none", "--rounds", "6")
-    started = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    started = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # What a shell starts in the background ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert started.stdout is not None
     assert started.stdout.readline().startswith("1/5  iid, nearest_neighbour against none, seed 0: accuracy")
     os.killpg(started.pid, signal.SIGINT)  # as a terminal does: to the command and its workers

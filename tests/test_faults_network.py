@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,18 +14,18 @@ from benchmarks.network import Network, missing_rights
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+def network() -> Iterator[Network]:
     """A head and two hospital nodes, or a skip that says which right is missing."""
     if missing := missing_rights():
         pytest.skip(missing)
     network = None
-    folder = tmp_path_factory.mktemp("n")
-    try:
-        network = Network(folder, nodes=2)
-        yield network
-    finally:
-        if network:
-            network.remove()
+    with tempfile.TemporaryDirectory(prefix="n") as folder:  # a short path: that of a socket of Ray has 107 characters
+        try:
+            network = Network(Path(folder), nodes=2)
+            yield network
+        finally:
+            if network:
+                network.remove()
 
 
 @pytest.fixture(scope="module")
