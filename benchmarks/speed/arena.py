@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
 OURS = "ours"
 HOPELESS = 3.0
+EQUAL = {"RAY_worker_niceness": "0"}  # or Ray leaves its workers less of a busy machine than a loop gets
 QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -47,7 +48,7 @@ class Contestant:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env={**os.environ, **ONE_THREAD, **QUIET, "PYTHONPATH": path},
+                env={**os.environ, **ONE_THREAD, **QUIET, **EQUAL, "PYTHONPATH": path},
                 cwd=log.parent,
             )
         self.answer()
@@ -144,8 +145,8 @@ class Result:
 class Arena:
     """Starts systems when they are first needed, each once, and lets them take turns.
 
-    ``pythons`` maps a system to the interpreter of its environment, or to the reason why it has none. A system may bring
-    a job of its own, ``ours/multi_krum``, to be compared with another of its jobs; it has its own process then.
+    ``pythons`` maps a system to the interpreter of its environment, or to the reason why it has none. A system may
+    bring a job of its own, ``ours/multi_krum``, to be compared with another of its jobs; it has its own process then.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""Every rule by its definition in float64, from all pairwise differences: what the systems' results are held against."""
+"""Every rule by its definition in float64, from all pairwise differences: what results are held against."""
 
 from __future__ import annotations
 

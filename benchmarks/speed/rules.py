@@ -27,6 +27,7 @@ BY_DISTANCES = ("krum", "multi_krum", "geometric_median", "nnm")
 PEERS = ("byzfl", "byzpy", "flower", "krum", "qora")
 SIZES = ((10, 1_000_000), (32, 1_000_000), (100, 1_000_000), (10, 11_000_000))
 QUICK_SIZES = ((10, 1_000_000), (32, 1_000_000))
+QUICK_AT_32 = ("median", "krum", "geometric_median")
 ON_ELEVEN_MILLION = ("median", "trimmed_mean", "krum", "geometric_median", "centered_clipping", "fltrust")
 
 
@@ -71,7 +72,11 @@ def sizes(bench: Bench) -> Iterator[tuple[int, int, tuple[str, ...]]]:
     if bench.tiny:
         yield 10, 20_000, RULES
         return
-    for n, d in QUICK_SIZES if bench.quick else SIZES:
+    if bench.quick:
+        yield *QUICK_SIZES[0], RULES
+        yield *QUICK_SIZES[1], QUICK_AT_32
+        return
+    for n, d in SIZES:
         yield n, d, ON_ELEVEN_MILLION if d > 10**7 else RULES
 
 

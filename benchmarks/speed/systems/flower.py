@@ -96,3 +96,37 @@ def hospital(scans: str, number: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 JOBS["rounds"] = rounds
+
+
+@contextmanager
+def weights(d: int, hospitals: int) -> Iterator[Callable[[], None]]:
+    """A broadcast and a reply from every client, through its simulation's messages; nothing is aggregated."""
+    gate = Gate()
+    client_app, server_app = ClientApp(), ServerApp()
+
+    @client_app.train()
+    def echo(message: Message, context: Context) -> Message:
+        arrays = message.content["arrays"].to_numpy_ndarrays()
+        content = RecordDict({"arrays": ArrayRecord([-array for array in arrays])})
+        return Message(content=content, reply_to=message)
+
+    @server_app.main()
+    def serve(grid: Grid, context: Context) -> None:
+        sent = [np.random.default_rng(0).standard_normal(d // 20, dtype=np.float32) for _ in range(20)]
+        strategy = FedAvg(fraction_evaluate=0.0, min_available_nodes=hospitals)
+        while True:
+            gate.pass_through()
+            messages = strategy.configure_train(1, ArrayRecord(sent), ConfigRecord(), grid)
+            for reply in grid.send_and_receive(messages):
+                reply.content["arrays"].to_numpy_ndarrays()
+
+    def everything() -> None:
+        run_simulation(
+            server_app, client_app, hospitals, backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+        )
+
+    with gate.opened(everything) as one_exchange:
+        yield one_exchange
+
+
+JOBS["weights"] = weights

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from benchmarks.speed.contestant import Job
-from benchmarks.speed.systems import trust
+from benchmarks.speed.systems import defending, endpoints, trust
 from benchmarks.speed.systems.federation import prepared
 from benchmarks.speed.systems.updates import opened
 from fedplatform.aggregation import (
@@ -85,4 +85,6 @@ JOBS: dict[str, Job] = {
     "nnm": mixing,
     "rounds": rounds,
     **trust.JOBS,
+    **defending.JOBS,
+    **endpoints.JOBS,
 }

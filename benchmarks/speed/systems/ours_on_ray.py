@@ -15,6 +15,7 @@ from actors.cohort import RayCohort
 from actors.engine import send_by_value
 from actors.joining import LOCAL, join
 from benchmarks.speed.contestant import Job
+from benchmarks.speed.systems import moving
 from benchmarks.speed.systems.federation import prepared
 from fedplatform.checkpoint import CheckpointFolder, Checkpoints
 from fedplatform.engine import ServerRole, cohort_plan
@@ -40,4 +41,4 @@ def rounds(scans: str) -> Iterator[Callable[[], object]]:
         ray.shutdown()
 
 
-JOBS: dict[str, Job] = {"rounds": rounds}
+JOBS: dict[str, Job] = {"rounds": rounds, **moving.JOBS}

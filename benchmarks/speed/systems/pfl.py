@@ -33,7 +33,7 @@ class Trained(SmallNetwork):
         self.eval() if eval else self.train()
         return torch.nn.functional.cross_entropy(self(images), labels)
 
-    def metrics(self, images: torch.Tensor, labels: torch.Tensor, eval: bool = True) -> dict[str, Any]:  # noqa: ARG002
+    def metrics(self, images: torch.Tensor, labels: torch.Tensor, eval: bool = True) -> dict[str, Any]:
         return {}
 
 
@@ -43,11 +43,11 @@ class Turns(TrainingProcessCallback):  # type: ignore[misc]
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
 
-    def on_train_begin(self, *, model: Any) -> Any:  # noqa: ARG002
+    def on_train_begin(self, *, model: Any) -> Any:
         self._gate.pass_through()
         return Metrics()
 
-    def after_central_iteration(self, aggregate_metrics: Any, model: Any, **_: Any) -> tuple[bool, Any]:  # noqa: ARG002
+    def after_central_iteration(self, aggregate_metrics: Any, model: Any, **_: Any) -> tuple[bool, Any]:
         self._gate.pass_through()
         return False, Metrics()
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from benchmarks.speed.contestant import Job
+from benchmarks.speed.systems import endpoints
+from benchmarks.speed.systems.defending import diffpure
 from benchmarks.speed.systems.network import SmallNetwork, read_scans, train
 from benchmarks.speed.systems.updates import opened
 
@@ -103,4 +105,4 @@ def rounds(scans: str) -> Iterator[Callable[[], None]]:
     yield one_round
 
 
-JOBS["rounds"] = rounds
+JOBS |= {"rounds": rounds, "diffpure": diffpure, "uvicorn": endpoints.uvicorn, "ray_serve": endpoints.ray_serve}

@@ -35,7 +35,7 @@ class FreeRoot:
     def __init__(self, slope: torch.Tensor) -> None:
         self._slope = slope
 
-    def gradient(self, step: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def gradient(self, step: torch.Tensor) -> torch.Tensor:
         return self._slope
 
 
