@@ -31,13 +31,6 @@ EXPECTED = {
     "purification": (60.0, 90.0),
     "serving": (80.0, 120.0),
 }
-    "rules": (120.0, 900.0),
-    "rounds": (100.0, 400.0),
-    "fingerprint": (20.0, 120.0),
-    "weights": (40.0, 60.0),
-    "purification": (60.0, 90.0),
-    "serving": (60.0, 120.0),
-}
 OURS = ("ours", "ours_on_ray", "plain")
 
 
