@@ -9,7 +9,19 @@ from pathlib import Path
 
 import click
 
-from benchmarks.speed import fingerprint, goals, limits, peers, picture, purification, rounds, rules, serving, weights
+from benchmarks.speed import (
+    fingerprint,
+    goals,
+    limits,
+    peers,
+    picture,
+    purification,
+    rounds,
+    rules,
+    serving,
+    training,
+    weights,
+)
 from benchmarks.speed.arena import ROOT, Arena
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.table import Table
@@ -21,6 +33,7 @@ WORKS: dict[str, Callable[[Bench], None]] = {
     "weights": weights.measure,
     "purification": purification.measure,
     "serving": serving.measure,
+    "training": training.measure,
 }
 # Seconds that each takes, for the time that is left: quick, whole.
 EXPECTED = {
@@ -30,6 +43,7 @@ EXPECTED = {
     "weights": (30.0, 60.0),
     "purification": (60.0, 90.0),
     "serving": (80.0, 120.0),
+    "training": (40.0, 150.0),
 }
 OURS = ("ours", "ours_on_ray", "plain")
 

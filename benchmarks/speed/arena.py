@@ -22,7 +22,7 @@ from benchmarks.speed.contestant import MEGABYTE
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
 OURS = "ours"
-HOPELESS = 3.0
+SLOW_S, HOPELESS = 0.5, 1.5
 EQUAL = {"RAY_worker_niceness": "0"}  # or Ray leaves its workers less of a busy machine than a loop gets
 QUIET = {
     "RAY_DEDUP_LOGS": "0",
@@ -181,8 +181,8 @@ class Arena:
     ) -> list[Result]:
         """Everybody who is here warms up once, then all take turns ``repeats`` times.
 
-        Who needed over a second, and ``HOPELESS`` times the best of the others, cannot be the best peer and takes one
-        turn, so that the rest have time for theirs.
+        Who needed over ``SLOW_S`` CPU seconds, and ``HOPELESS`` times the best of the others, cannot be the best peer
+        and takes one turn, so that the rest have time for theirs.
         """
         ready: dict[str, Contestant] = {}
         costs: dict[str, dict[str, list[float]]] = {}
@@ -210,8 +210,12 @@ class Arena:
         systems = [system for system in systems if system.partition("/")[0] in self.pythons]
         for system in systems:
             attempt(system, lambda system=system: prepare(system))  # type: ignore[misc]
-        best = min((cost for system, cost in warm.items() if system != OURS), default=0.0)
-        hopeless = {system for system, cost in warm.items() if cost > 1 and cost > HOPELESS * best and system != OURS}
+        best = min((cost for system, cost in warm.items() if not system.startswith(OURS)), default=0.0)
+        hopeless = {
+            system
+            for system, cost in warm.items()
+            if not system.startswith(OURS) and cost > max(SLOW_S, HOPELESS * best)
+        }
         for repeat in range(repeats):
             for system in [system for system in ready if repeat == 0 or system not in hopeless]:
                 attempt(system, lambda system=system: turn(system))  # type: ignore[misc]

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 matplotlib.use("Agg")
+ACROSS = 3
 COLOURS = {
     "ours": "#b30059",
     "ours_on_ray": "#e377c2",
@@ -35,8 +36,11 @@ def draw(rows: pd.DataFrame, file: Path) -> None:
         panels.append(("a round of ten hospitals", rounds))
     if not panels:
         return
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.4), squeeze=False, layout="constrained")
-    for axis, (title, place) in zip(axes[0], panels, strict=True):
+    lines = -(-len(panels) // ACROSS)
+    figure, axes = plt.subplots(lines, ACROSS, figsize=(4.4 * ACROSS, 4.6 * lines), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (title, place) in zip(axes.flat, panels, strict=False):
         works = list(dict.fromkeys(place["work"]))
         for system, colour in COLOURS.items():
             some = place[place["system"] == system]
@@ -54,15 +58,18 @@ def draw(rows: pd.DataFrame, file: Path) -> None:
         for number, work in enumerate(works):
             if work in limits and "rules/" in work:
                 axis.plot([limits[work]] * 2, [number - 0.35, number + 0.35], color="black", linewidth=1)
-        axis.set_xscale("log")
+        if len(works) > 1:
+            axis.set_xscale("log")
+        else:
+            axis.set_xlim(0, 1.1 * place["cpu_s"].max())
         axis.set_yticks(range(len(works)), [work.partition("/")[2].replace("_", " ") for work in works])
         axis.invert_yaxis()
         axis.set_title(title)
-        axis.set_xlabel("CPU seconds, one thread (dash: the machine's limit)")
         axis.grid(axis="x", color="#dddddd")
     handles = {
         label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
+    figure.supxlabel("CPU seconds, one thread (dash: what the machine needs at least)")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)

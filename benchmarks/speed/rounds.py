@@ -102,7 +102,7 @@ def _watched(bench: Bench, work: str, systems: tuple[str, ...], *, hospitals: in
 
 
 def long_run(bench: Bench) -> None:
-    """How much more is held after 200 rounds than after the first 20."""
+    """How many times as much is held after 200 rounds as after the first 20."""
     if bench.has("rounds/long") or bench.tiny:
         return
     file = _scans(bench, LONG_HOSPITALS, LONG_SCANS)
@@ -117,9 +117,9 @@ def long_run(bench: Bench) -> None:
                 costs.setdefault(figure, []).append(value)
             if number + 1 == WARM:
                 held = contestant.memory_mb()
-        results.append(Result(system, {**costs, "figure": [contestant.memory_mb() - held]}))
+        results.append(Result(system, {**costs, "figure": [contestant.memory_mb() / held]}))
         bench.arena.rest([system])
-    bench.add("rounds/long", results, n=LONG_SCANS, d=PARAMETERS, hospitals=LONG_HOSPITALS, unit="MB more")
+    bench.add("rounds/long", results, n=LONG_SCANS, d=PARAMETERS, hospitals=LONG_HOSPITALS, unit="times as much")
 
 
 def _scans(bench: Bench, hospitals: int, scans: int) -> str:

@@ -8,20 +8,28 @@ from contextlib import contextmanager
 import torch
 
 from benchmarks.speed.contestant import Job
-from benchmarks.speed.systems import defending, endpoints, trust
+from benchmarks.speed.systems import defending, endpoints, recipe, trust
 from benchmarks.speed.systems.federation import prepared
 from benchmarks.speed.systems.updates import opened
 from fedplatform.aggregation import (
+    FLAME,
     Aggregator,
+    Bucketing,
+    Bulyan,
     CenteredClipping,
+    DnC,
     FLTrust,
     GeometricMedian,
     Krum,
     Mean,
     Median,
+    Mixer,
     MultiKrum,
     NearestNeighbourMixing,
+    NormClipping,
+    SignGuard,
     TrimmedMean,
+    WeightedMean,
 )
 from fedplatform.engine import InProcessEngine
 from fedplatform.messages import Evidence
@@ -53,12 +61,16 @@ def evidence_of(rows: torch.Tensor) -> Evidence:
     )
 
 
-@contextmanager
-def mixing(deltas: str, f: int, radius: float) -> Iterator[Callable[[], torch.Tensor]]:
-    del radius
-    rows = torch.from_numpy(opened(deltas))
-    mixer, evidence = NearestNeighbourMixing(f), evidence_of(rows)
-    yield lambda: mixer(rows, evidence)[0]
+def mixing(build: Callable[[int], Mixer]) -> Job:
+    """A mixing step, made from f; its result is the mixed updates."""
+
+    @contextmanager
+    def job(deltas: str, f: int, radius: float) -> Iterator[Callable[[], torch.Tensor]]:
+        rows = torch.from_numpy(opened(deltas))
+        mixer, evidence = build(f), evidence_of(rows)
+        yield lambda: mixer(rows, evidence)[0]
+
+    return job
 
 
 @contextmanager
@@ -82,9 +94,17 @@ JOBS: dict[str, Job] = {
     "geometric_median": rule(lambda f, radius: GeometricMedian()),
     "centered_clipping": rule(lambda f, radius: CenteredClipping(radius=radius)),
     "fltrust": rule(lambda f, radius: FLTrust()),
-    "nnm": mixing,
+    "nnm": mixing(NearestNeighbourMixing),
+    "weighted_mean": rule(lambda f, radius: WeightedMean()),
+    "bulyan": rule(lambda f, radius: Bulyan(max(1, f - 1))),  # it needs n >= 4f + 3, a fifth is too many at 10
+    "dnc": rule(lambda f, radius: DnC(f)),
+    "signguard": rule(lambda f, radius: SignGuard()),
+    "flame": rule(lambda f, radius: FLAME()),
+    "bucketing": mixing(lambda f: Bucketing()),
+    "norm_clip": mixing(lambda f: NormClipping()),
     "rounds": rounds,
     **trust.JOBS,
     **defending.JOBS,
     **endpoints.JOBS,
+    **recipe.JOBS,
 }
