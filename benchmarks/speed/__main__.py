@@ -22,7 +22,7 @@ from benchmarks.speed import (
     training,
     weights,
 )
-from benchmarks.speed.arena import ROOT, Arena
+from benchmarks.speed.arena import ROOT, Arena, Result
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.table import Table
 
@@ -98,6 +98,12 @@ def main(
                 say=click.echo,
                 expected={name: EXPECTED[name][0 if quick or tiny else 1] for name in names},
             )
+            for what, figure, unit in (
+                ("reads", machine.read / 1e9, "GB/s"),
+                ("copies", machine.copied / 1e9, "GB/s"),
+                ("multiplies", machine.matrix / 1e9, "GFLOP/s"),
+            ):
+                bench.table.add(f"machine/{what}", [Result("machine", {"figure": [figure]})], unit=unit)
             for name in names:
                 WORKS[name](bench)
     picture.draw(bench.table.rows, drawn)

@@ -51,7 +51,11 @@ class Contestant:
                 env={**os.environ, **ONE_THREAD, **QUIET, **EQUAL, "PYTHONPATH": path},
                 cwd=log.parent,
             )
-        self.answer()
+        try:
+            self.answer()
+        except Cannot:
+            self.close()
+            raise
 
     def ask(self, do: str, **order: Any) -> dict[str, Any]:
         """Send an order and wait for its answer."""
@@ -117,14 +121,16 @@ class Contestant:
 
     def close(self) -> None:
         """Let the process take down what it started, and end."""
-        if self._process.stdin is not None:
-            with suppress(BrokenPipeError):
-                self._process.stdin.close()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process.stdout.close()
 
 
 @dataclass(frozen=True)
