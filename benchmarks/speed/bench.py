@@ -26,6 +26,7 @@ class Bench:
     resumed: bool
     say: Callable[[str], object]
     expected: dict[str, float]  # seconds, by work
+    _resumed_at: float | None = None  # the share that was done already
     _started: float = field(default_factory=time.monotonic)
 
     def has(self, work: str, **place: int) -> bool:
@@ -37,8 +38,9 @@ class Bench:
         names = list(self.expected)
         before = sum(self.expected[name] for name in names[: names.index(work)])
         share = (before + self.expected[work] * done / max(of, 1)) / sum(self.expected.values())
-        passed = time.monotonic() - self._started
-        left = f", about {passed / share * (1 - share) / 60:.0f} min left" if share > 0.03 else ""
+        self._resumed_at = share if self._resumed_at is None else self._resumed_at
+        passed, gained = time.monotonic() - self._started, share - self._resumed_at
+        left = f", about {passed / gained * (1 - share) / 60:.0f} min left" if gained > 0.03 else ""
         self.say(f"[{100 * share:3.0f} %{left}] {what}")
 
     def add(self, work: str, results: Sequence[Result], **place: object) -> None:
