@@ -184,11 +184,12 @@ class Arena:
         repeats: int,
         arguments: Mapping[str, Any],
         keep_result: bool = False,
+        spare_the_slow: bool = False,
     ) -> list[Result]:
         """Everybody who is here warms up once, then all take turns ``repeats`` times.
 
-        Who needed over ``SLOW_S`` CPU seconds, and ``HOPELESS`` times the best of the others, cannot be the best peer
-        and takes one turn, so that the rest have time for theirs.
+        With ``spare_the_slow``, who needed over ``SLOW_S`` CPU seconds and ``HOPELESS`` times the best of the others
+        cannot be the best peer and takes one turn, so that the rest have time for theirs.
         """
         ready: dict[str, Contestant] = {}
         costs: dict[str, dict[str, list[float]]] = {}
@@ -220,7 +221,7 @@ class Arena:
         hopeless = {
             system
             for system, cost in warm.items()
-            if not system.startswith(OURS) and cost > max(SLOW_S, HOPELESS * best)
+            if spare_the_slow and not system.startswith(OURS) and cost > max(SLOW_S, HOPELESS * best)
         }
         for repeat in range(repeats):
             for system in [system for system in ready if repeat == 0 or system not in hopeless]:

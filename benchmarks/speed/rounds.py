@@ -14,7 +14,7 @@ LOOP = "plain"
 SCANS = 200
 MANY, MANY_SCANS = 100, 50
 MOST, MOST_SCANS = 1000, 20
-LONG, LONG_HOSPITALS, LONG_SCANS, WARM = 200, 4, 40, 20
+LONG, LONG_HOSPITALS, LONG_SCANS, WARM = 200, 4, 40, 100
 PARAMETERS = sum(parameter.numel() for parameter in SmallNetwork().parameters())
 
 
@@ -102,7 +102,7 @@ def _watched(bench: Bench, work: str, systems: tuple[str, ...], *, hospitals: in
 
 
 def long_run(bench: Bench) -> None:
-    """How many times as much is held after 200 rounds as after the first 20."""
+    """How many times as much is held after 200 rounds as after the first 100."""
     if bench.has("rounds/long") or bench.tiny:
         return
     file = _scans(bench, LONG_HOSPITALS, LONG_SCANS)
