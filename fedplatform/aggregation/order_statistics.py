@@ -14,7 +14,7 @@ import torch
 
 from fedplatform.aggregation.geometry import column_blocks
 
-# float32 values of a block: 8 MB, which the third-level cache holds. Narrower blocks would fit the second, but a call of
+# float32 values of a block: 8 MB, which the third-level cache holds. Less would fit the second, but a call of
 # NumPy costs half a microsecond whatever the width: 100 rows took twice as long in blocks of 1 MB.
 CACHED_VALUES = 2**21
 NARROWEST, WIDEST = 1024, 16384
