@@ -37,7 +37,7 @@ def goals(rows: pd.DataFrame) -> Iterator[Goal]:
 def _rules(rows: pd.DataFrame) -> Iterator[Goal]:
     times = {"median": 4.0, "trimmed_mean": 4.0}
     times |= dict.fromkeys(("krum", "multi_krum", "geometric_median", "centered_clipping", "nnm"), 2.0)
-    ours = rows[rows["work"].str.startswith("rules/") & (rows["system"] == OURS)]
+    ours = rows[rows["work"].str.startswith("rules/") & (rows["system"] == OURS)].sort_values(["d", "n"])
     for rule, target in times.items():
         for row in ours[ours["work"] == f"rules/{rule}"].itertuples():
             if row.ratio_to_best_peer == row.ratio_to_best_peer:
