@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo load soak browser lint test clean
+.PHONY: demo load soak speed browser lint test clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ load: $(VENV)/.ready
 soak: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.soak
 
+# This project and its peers on the same work, in turns: docs/performance.md. The peers get an environment of their own.
+speed: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.speed
+
 # A browser looks at the report as a person would; without one those tests say that they were skipped.
 browser:
 	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null) \
@@ -44,4 +48,4 @@ test: $(VENV)/.ready browser lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-peers build dist *.egg-info

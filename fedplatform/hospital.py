@@ -58,6 +58,7 @@ class Hospital:
         self.shard = shard
         self.training_images = shard.images(role)
         self.training_labels = shard.labels(role)
+        self._read = {role: (self.training_images, self.training_labels)}
         self._state = OwnState(state_file, launch=launch) if state_file is not None else None
         kept = self._state.load() if self._state else None
         self.personal: PersonalState = dict(trainer.initial_personal) if kept is None else kept
@@ -109,7 +110,7 @@ class Hospital:
         return [self._predict(weights, role) for role in roles]
 
     def _predict(self, weights: np.ndarray, role: Role) -> Predictions:
-        images, labels = self.shard.images(role), self.shard.labels(role)
+        images, labels = self._scans(role)
         probabilities = self.trainer.predict(weights, self.personal, images)
         if probabilities.shape[1]:
             chosen = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1.0)
@@ -117,6 +118,12 @@ class Hospital:
         else:
             loss = self.trainer.plain_loss(weights, self.personal, images, labels)
         return Predictions(self.hospital_id, role, probabilities, labels, loss)
+
+    def _scans(self, role: Role) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of a role, read from the shard once, for every round asks for them."""
+        if role not in self._read:
+            self._read[role] = self.shard.images(role), self.shard.labels(role)
+        return self._read[role]
 
     def _keep(self, personal: PersonalState) -> None:
         self.personal = dict(personal)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 import pandas as pd
@@ -23,9 +23,10 @@ def tables_of(reports: Sequence[RoundReport]) -> dict[str, pa.Table]:
         [_row_of_round(report) for report in reports],
         columns=[field.name for field in fields(RoundReport) if field.name != "hospitals"],
     )
+    records = [record for report in reports for record in report.hospitals]
+    # Column by column, for every round writes all rounds before it, too.
     hospitals = pd.DataFrame(
-        [asdict(record) for report in reports for record in report.hospitals],
-        columns=[field.name for field in fields(HospitalRecord)],
+        {field.name: [getattr(record, field.name) for record in records] for field in fields(HospitalRecord)}
     )
     hospitals["state"] = hospitals["state"].astype(str)
     frames = {"rounds.parquet": rounds, "hospitals.parquet": hospitals}

@@ -1,0 +1,114 @@
+"""The command: measures works, ours and the peers' in turns, and leaves table, picture and goals behind."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from benchmarks.speed import (
+    fingerprint,
+    goals,
+    limits,
+    peers,
+    picture,
+    purification,
+    rounds,
+    rules,
+    serving,
+    training,
+    weights,
+)
+from benchmarks.speed.arena import ROOT, Arena, Result
+from benchmarks.speed.bench import Bench
+from benchmarks.speed.table import Table
+
+WORKS: dict[str, Callable[[Bench], None]] = {
+    "rules": rules.measure,
+    "rounds": rounds.measure,
+    "fingerprint": fingerprint.measure,
+    "weights": weights.measure,
+    "purification": purification.measure,
+    "serving": serving.measure,
+    "training": training.measure,
+}
+# Seconds that each takes, for the time that is left: quick, whole.
+EXPECTED = {
+    "rules": (90.0, 900.0),
+    "rounds": (80.0, 400.0),
+    "fingerprint": (15.0, 100.0),
+    "weights": (30.0, 60.0),
+    "purification": (60.0, 90.0),
+    "serving": (80.0, 120.0),
+    "training": (40.0, 150.0),
+}
+OURS = ("ours", "ours_on_ray", "plain")
+
+
+@click.command(context_settings={"max_content_width": 120})
+@click.option("--work", "chosen", default=",".join(WORKS), show_default=True, help="what to measure, NAME,NAME...")
+@click.option("--quick", is_flag=True, help="the small sizes only: under 5 minutes instead of 30")
+@click.option("--resume", is_flag=True, help="leave alone what the table has rows of already")
+@click.option("--repeats", default=5, show_default=True, help="turns that every system takes")
+@click.option("--without-peers", is_flag=True, help="measure this project alone and install nothing")
+@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "docs/results/speed.csv", help="the table")
+@click.option("--picture", "drawn", type=click.Path(path_type=Path), default=ROOT / "docs/pictures/speed.png")
+@click.option("--tiny", is_flag=True, hidden=True, help="sizes for tests: the figures mean nothing")
+def main(
+    chosen: str,
+    quick: bool,
+    resume: bool,
+    repeats: int,
+    without_peers: bool,
+    out: Path,
+    drawn: Path,
+    tiny: bool,
+) -> None:
+    """Measure this project and its peers on the same work, in turns, on one thread each.
+
+    Rows go into the table as they come, by work and size; what is measured again replaces its rows. The peers are
+    installed into .venv-peers first. Ends with every goal, met or missed.
+    """
+    names = [name.strip() for name in chosen.split(",")]
+    if unknown := [name for name in names if name not in WORKS]:
+        raise click.BadParameter(f"{unknown[0]!r}; known: {', '.join(WORKS)}", param_hint="--work")
+    pythons: dict[str, Path | str] = {name: Path(sys.executable) for name in OURS}
+    if not without_peers:
+        pythons |= dict.fromkeys(peers.PEERS, peers.environment(click.echo))
+    with tempfile.TemporaryDirectory(prefix="speed-") as folder:
+        click.echo("measuring the machine")
+        machine = limits.measured()
+        click.echo(
+            f"one thread reads {machine.read / 1e9:.1f} GB/s, copies {machine.copied / 1e9:.1f} GB/s (both ways), "
+            f"multiplies {machine.matrix / 1e9:.0f} GFLOP/s"
+        )
+        with Arena(Path(folder), pythons, click.echo).opened() as arena:
+            bench = Bench(
+                arena=arena,
+                machine=machine,
+                table=Table(out),
+                folder=Path(folder),
+                repeats=repeats,
+                quick=quick or tiny,
+                tiny=tiny,
+                resumed=resume,
+                say=click.echo,
+                expected={name: EXPECTED[name][0 if quick or tiny else 1] for name in names},
+            )
+            for what, figure, unit in (
+                ("reads", machine.read / 1e9, "GB/s"),
+                ("copies", machine.copied / 1e9, "GB/s"),
+                ("multiplies", machine.matrix / 1e9, "GFLOP/s"),
+            ):
+                bench.table.add(f"machine/{what}", [Result("machine", {"figure": [figure]})], unit=unit)
+            for name in names:
+                WORKS[name](bench)
+    picture.draw(bench.table.rows, drawn)
+    click.echo(f"\n{out}\n{drawn}\n\n{goals.markdown(bench.table.rows)}")
+
+
+if __name__ == "__main__":
+    main()
