@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -529,8 +530,8 @@ def command(digits: Path, runs: Path, *words: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(digits: Path, tmp_path: Path) -> None:
-    words = command(digits, tmp_path, "--rules", "mean,krum", "--attacks", "none", "--rounds", "6")
+def begun(words: list[str]) -> subprocess.Popen[str]:
+    """The command after its first cell."""
     started = subprocess.Popen(
         words,
         stdout=subprocess.PIPE,
@@ -542,6 +543,30 @@ def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(digits: Path, tm
     )
     assert started.stdout is not None
     assert started.stdout.readline().startswith("1/5  iid, nearest_neighbour against none, seed 0: accuracy")
+    return started
+
+
+def test_a_killed_command_leaves_no_worker_behind(digits: Path, tmp_path: Path) -> None:
+    started = begun(command(digits, tmp_path, "--rules", "mean,krum", "--attacks", "none", "--rounds", "6"))
+    started.kill()
+    started.wait()
+    for _ in range(600):
+        if not left_of(started.pid):
+            break
+        time.sleep(0.1)
+    assert not left_of(started.pid)
+    started.communicate()
+
+
+def left_of(session: int) -> list[int]:
+    """The processes of a session that still do something."""
+    listed = subprocess.run(["ps", "-s", str(session), "-o", "pid=,stat="], capture_output=True, text=True, check=False)
+    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "Z" not in line.split()[1]]
+
+
+def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(digits: Path, tmp_path: Path) -> None:
+    words = command(digits, tmp_path, "--rules", "mean,krum", "--attacks", "none", "--rounds", "6")
+    started = begun(words)
     os.killpg(started.pid, signal.SIGINT)  # as a terminal does: to the command and its workers
     _, complaint = started.communicate(timeout=120)
     assert (started.returncode, complaint.count("\n")) == (130, 1), complaint
