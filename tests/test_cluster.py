@@ -171,7 +171,8 @@ def test_the_dashboard_is_on_loopback_and_asks_for_the_token(federation: Federat
     port = federation.nodes.dashboard_port
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=30)
-    assert refused.value.code == 401
+    with refused.value as answer:  # or its connection stays open
+        assert answer.code == 401
     assert federation.nodes.home.joinpath(".ray/auth_token").stat().st_mode & 0o077 == 0
     for address in {found[4][0] for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} | {
         "127.0.0.2"

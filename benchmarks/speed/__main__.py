@@ -22,7 +22,7 @@ from benchmarks.speed import (
     training,
     weights,
 )
-from benchmarks.speed.arena import ROOT, Arena, Result
+from benchmarks.speed.arena import NO_PEERS, ROOT, Arena, Result
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.table import Table
 
@@ -45,7 +45,6 @@ EXPECTED = {
     "serving": (80.0, 120.0),
     "training": (40.0, 150.0),
 }
-OURS = ("ours", "ours_on_ray", "plain")
 
 
 @click.command(context_settings={"max_content_width": 120})
@@ -75,7 +74,7 @@ def main(
     names = [name.strip() for name in chosen.split(",")]
     if unknown := [name for name in names if name not in WORKS]:
         raise click.BadParameter(f"{unknown[0]!r}; known: {', '.join(WORKS)}", param_hint="--work")
-    pythons: dict[str, Path | str] = {name: Path(sys.executable) for name in OURS}
+    pythons: dict[str, Path | str] = {name: Path(sys.executable) for name in NO_PEERS}
     if not without_peers:
         pythons |= dict.fromkeys(peers.PEERS, peers.environment(click.echo))
     with tempfile.TemporaryDirectory(prefix="speed-") as folder:

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.speed.contestant import MEGABYTE
+from benchmarks.speed.contestant import MEGABYTE, NO_SUCH_JOB, cpu_of
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
-OURS = "ours"
+OURS, ON_RAY, LOOP = "ours", "ours_on_ray", "plain"  # textbook code is compared with, but nobody's product
+NO_PEERS = (OURS, ON_RAY, LOOP)
 SLOW_S, HOPELESS = 0.5, 1.5
 EQUAL = {"RAY_worker_niceness": "0"}  # or Ray leaves its workers less of a busy machine than a loop gets
 QUIET = {
@@ -93,12 +94,7 @@ class Contestant:
 
     def cpu_s(self) -> float:
         """CPU seconds of them all since they were started."""
-        total = 0.0
-        for process in self.family():
-            with suppress(psutil.Error):
-                times = process.cpu_times()
-                total += times.user + times.system
-        return total
+        return cpu_of(self.family())
 
     @contextmanager
     def watched(self) -> Iterator[list[float]]:
@@ -229,7 +225,7 @@ class Arena:
         results = []
         for system in systems:
             if system in refused:
-                if refused[system] != "it has none":
+                if refused[system] != NO_SUCH_JOB:
                     results.append(Result(system, cannot=refused[system]))
                 continue
             array = self._result_of(ready[system]) if keep_result else None

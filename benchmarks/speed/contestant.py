@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 
 MEGABYTE = 1e6
+NO_SUCH_JOB = "it has none"
 Job = Callable[..., AbstractContextManager[Callable[[], Any]]]
 
 
@@ -37,7 +38,7 @@ class Stage:
     def prepare(self, job: str, arguments: dict[str, Any]) -> dict[str, Any]:
         self.close()
         if job not in self._jobs:
-            return {"cannot": "it has none"}
+            return {"cannot": NO_SUCH_JOB}
         self._run = self._open.enter_context(self._jobs[job](**arguments))
         return {}
 
@@ -71,8 +72,13 @@ def memory(field: str) -> float:
 
 def family_cpu() -> float:
     """CPU seconds so far of all processes that this one started, and they, such as Ray's."""
+    return cpu_of(psutil.Process().children(recursive=True))
+
+
+def cpu_of(processes: Iterable[psutil.Process]) -> float:
+    """CPU seconds so far of those processes that are still there."""
     total = 0.0
-    for process in psutil.Process().children(recursive=True):
+    for process in processes:
         with suppress(psutil.Error):
             times = process.cpu_times()
             total += times.user + times.system

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-OURS, ON_RAY, LOOP = "ours", "ours_on_ray", "plain"
+from benchmarks.speed.arena import LOOP, ON_RAY, OURS
 
 
 @dataclass(frozen=True)

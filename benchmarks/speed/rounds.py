@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 
-from benchmarks.speed.arena import OURS, Cannot, Result
+from benchmarks.speed.arena import LOOP, ON_RAY, OURS, Cannot, Result
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.systems.network import SmallNetwork, write_scans
 
-ON_RAY = "ours_on_ray"
 PEERS = ("byzfl", "fedlab", "flower", "pfl")
-LOOP = "plain"
 SCANS = 200
 MANY, MANY_SCANS = 100, 50
 MOST, MOST_SCANS = 1000, 20

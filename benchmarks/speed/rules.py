@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.speed.arena import OURS, Result
+from benchmarks.speed.arena import LOOP, OURS, Result
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.definitions import Definitions
 from benchmarks.speed.limits import Machine
@@ -49,7 +49,7 @@ def measure(bench: Bench) -> None:
         definitions = Definitions(rows, f=f, radius=radius)
         for name in left:
             bench.progress("rules", done, sum(len(names) for _, _, names in places), f"{name}, {n} x {d:,}")
-            systems = (OURS,) if name in OURS_ALONE else (OURS, *PEERS, "plain")
+            systems = (OURS,) if name in OURS_ALONE else (OURS, *PEERS, LOOP)
             too_large = [system for system in systems if held_by(system, name, n, d, f) > MOST_BYTES]
             results = bench.arena.turns(
                 name,
@@ -65,7 +65,7 @@ def measure(bench: Bench) -> None:
             bench.add(f"rules/{name}", results, n=n, d=d, hospitals=n, limit_s=limit_s, errors=errors)
             done += 1
         file.unlink()
-    bench.arena.rest((*PEERS, "plain"))
+    bench.arena.rest((*PEERS, LOOP))
 
 
 def held_by(system: str, rule: str, n: int, d: int, f: int) -> float:

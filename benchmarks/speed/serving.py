@@ -34,6 +34,7 @@ def measure(bench: Bench) -> None:
     bench.progress("serving", 0, 3, "training a small run to serve")
     folder, version, hospital = published(bench.folder / "runs")
     bench.progress("serving", 1, 3, "endpoints under load")
+    count = COUNT // 4 if bench.quick else COUNT
     results = bench.arena.turns(
         "serving",
         SYSTEMS,
@@ -43,12 +44,12 @@ def measure(bench: Bench) -> None:
             "version": version,
             "hospital": hospital,
             "size": SIZE,
-            "count": COUNT // 4 if bench.quick else COUNT,
+            "count": count,
         },
     )
     bench.arena.rest(SYSTEMS)
-    bench.add("serving", results, n=COUNT, hospitals=1, unit="answers/s")
-    bench.add("serving/p99", [_of(result, "p99_ms") for result in results], n=COUNT, hospitals=1, unit="ms")
+    bench.add("serving", results, n=count, hospitals=1, unit="answers/s")
+    bench.add("serving/p99", [_of(result, "p99_ms") for result in results], n=count, hospitals=1, unit="ms")
 
 
 def published(runs: Path) -> tuple[Path, str, str]:

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.speed.arena import Result
+from benchmarks.speed.arena import NO_PEERS, Result
 
 KEY = ["work", "system", "n", "d", "hospitals"]
-NO_PEERS = ("ours", "ours_on_ray", "plain")  # textbook code is compared with, but nobody's product
 
 
 class Table:

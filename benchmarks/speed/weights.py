@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from benchmarks.speed.arena import ON_RAY
 from benchmarks.speed.bench import Bench
 
-ON_RAY = "ours_on_ray"
 D, HOSPITALS = 11_000_000, 10
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,19 +33,19 @@ def requests(port: int, *, hospital: str, size: int, count: int) -> Callable[[],
         failures: list[str] = []
 
         def user() -> None:
-            connection = http.client.HTTPConnection(HOST, port, timeout=60)
-            while True:
-                with lock:
-                    if next(left, None) is None:
+            with closing(http.client.HTTPConnection(HOST, port, timeout=60)) as connection:
+                while True:
+                    with lock:
+                        if next(left, None) is None:
+                            return
+                    start = time.perf_counter()
+                    connection.request("POST", f"/v1/diagnose?hospital={hospital}", body, headers)
+                    response = connection.getresponse()
+                    said = response.read()
+                    if response.status != 200:
+                        failures.append(f"{response.status} {said[:100]!r}")
                         return
-                start = time.perf_counter()
-                connection.request("POST", f"/v1/diagnose?hospital={hospital}", body, headers)
-                response = connection.getresponse()
-                said = response.read()
-                if response.status != 200:
-                    failures.append(f"{response.status} {said[:100]!r}")
-                    return
-                taken.append(time.perf_counter() - start)
+                    taken.append(time.perf_counter() - start)
 
         started = time.perf_counter()
         users = [threading.Thread(target=user) for _ in range(USERS)]
@@ -63,8 +63,7 @@ def requests(port: int, *, hospital: str, size: int, count: int) -> Callable[[],
 
 def wait_until_ready(port: int, path: str) -> None:
     for _ in range(1200):
-        with suppress(OSError):
-            connection = http.client.HTTPConnection(HOST, port, timeout=60)
+        with suppress(OSError), closing(http.client.HTTPConnection(HOST, port, timeout=60)) as connection:
             connection.request("GET", path)
             if connection.getresponse().status < 500:
                 return
