@@ -7,11 +7,16 @@ same path gives the same stream in every process, so a result does not depend on
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 Name = str | int
+
+_lent = threading.RLock()
 
 
 def _entropy(seed: int, path: tuple[Name, ...]) -> int:
@@ -27,3 +32,15 @@ def numpy_generator(seed: int, *path: Name) -> np.random.Generator:
 def torch_generator(seed: int, *path: Name) -> torch.Generator:
     """The PyTorch CPU stream of ``(seed, *path)``."""
     return torch.Generator().manual_seed(_entropy(seed, path) % 2**63)
+
+
+@contextmanager
+def lent_stream(seed: int) -> Iterator[None]:
+    """PyTorch's own stream, started at ``seed`` and put back afterwards: a layer draws its first weights from it.
+
+    The stream is one for the whole process, so it is lent to one thread at a time: two that build their networks at
+    once would each draw from the other's seed.
+    """
+    with _lent, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

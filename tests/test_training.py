@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -50,6 +51,16 @@ def fit(trainer: Trainer, weights: np.ndarray | None = None):
         generator=torch_generator(0, "batches"),
         should_stop=lambda: False,
     )
+
+
+def test_trainers_that_threads_build_at_once_all_start_from_the_weights_of_their_own_seed() -> None:
+    """An agent's thread beside the server's once gave one of them the weights of the other's seed."""
+    seeds = [0, 1, 2, 3] * 10
+    alone = {seed: Trainer(settings(seed=seed)).initial_weights for seed in set(seeds)}
+    with ThreadPoolExecutor(8) as threads:
+        built = list(threads.map(lambda seed: Trainer(settings(seed=seed)).initial_weights, seeds))
+    for seed, weights in zip(seeds, built, strict=True):
+        assert np.array_equal(weights, alone[seed])
 
 
 def test_batch_normalisation_is_found_by_module_type_and_not_by_name() -> None:

@@ -22,7 +22,7 @@ from fedplatform.parameters import (
     names_that_stay,
     plain_copy,
 )
-from fedplatform.seeding import torch_generator
+from fedplatform.seeding import lent_stream, torch_generator
 from fedplatform.training.algorithms import Algorithm, HeadFirst, OwnModel
 from fedplatform.training.augmentation import Augmentation
 from fedplatform.training.objectives import CrossEntropy, Objective
@@ -75,8 +75,7 @@ class Trainer:
 
     def __init__(self, training: LocalTraining) -> None:
         self.training = training
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_generator(training.seed, "initial weights").initial_seed())
+        with lent_stream(torch_generator(training.seed, "initial weights").initial_seed()):
             network = training.objective.network(
                 training.model, channels=training.channels, num_classes=training.num_classes, size=training.size
             )

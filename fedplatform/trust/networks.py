@@ -11,14 +11,15 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from fedplatform.seeding import lent_stream
+
 Weights = dict[str, torch.Tensor]
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def born(build: Callable[[], nn.Module], generator: torch.Generator) -> Weights:
     """The first weights of a network, drawn from ``generator``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+    with lent_stream(int(torch.randint(2**62, (1,), generator=generator))):
         return dict(build().state_dict())
 
 
