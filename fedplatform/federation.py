@@ -127,8 +127,8 @@ class Federation:
         updates = [reply.update for reply in replies if reply.update is not None]
         still = np.zeros(self.layout.size, np.float32)
         if len(updates) < self.quorum:
-            reason = f"round without effect: {len(updates)} usable updates, the quorum is {self.quorum}"
-            return still, [self._record(reply, number, reason) for reply in replies], state.memory
+            why = f"{len(updates)} usable updates, the quorum is {self.quorum}"
+            return still, self._without_effect(replies, number, why), state.memory
         shared = self.layout.num_shared
         received = torch.empty(len(updates), self.layout.size)
         for row, update in zip(received, updates, strict=True):
@@ -149,14 +149,12 @@ class Federation:
         try:
             aggregate = self.rule(deltas, evidence)
         except ValueError as error:  # too few hospitals left this round for the rule's f
-            reason = f"round without effect: {error}"
-            return still, [self._record(reply, number, reason) for reply in replies], state.memory
+            return still, self._without_effect(replies, number, str(error)), state.memory
         step = aggregate.delta
         if shared < self.layout.size:
             step = torch.cat([step, combine_statistics(self.rule, received[:, shared:], aggregate=aggregate)])
         if not torch.isfinite(step).all():
-            reason = "round without effect: the aggregate is not finite"
-            return still, [self._record(reply, number, reason) for reply in replies], state.memory
+            return still, self._without_effect(replies, number, "the aggregate is not finite"), state.memory
         rows = {update.hospital_id: row for row, update in enumerate(updates)}
         records = [
             self._judged(self._record(reply, number, reply.reason), rows.get(reply.hospital_id), deltas, aggregate)
@@ -186,6 +184,13 @@ class Federation:
         if not aggregate.weights.any():
             record = replace(record, reason=f"round without effect: the rule trusts nobody; {record.reason}")
         return record
+
+    def _without_effect(self, replies: Sequence[Reply], number: int, why: str) -> list[HospitalRecord]:
+        """The records of a round that changed nothing; whose update was missing keeps its own reason beside ``why``."""
+        reason = f"round without effect: {why}"
+        return [
+            self._record(reply, number, f"{reason}; {reply.reason}" if reply.reason else reason) for reply in replies
+        ]
 
     def _record(self, reply: Reply, number: int, reason: str) -> HospitalRecord:
         update = reply.update

@@ -1,26 +1,32 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
+from other_device import CPU, ELSEWHERE, OtherDevice
 from ray.serve.schema import ServeDeploySchema
 from starlette.requests import Request
 
+from actors.endpoint.application import deployments
 from actors.endpoint.arguments import EndpointArguments, UserConfiguration
 from actors.endpoint.catalogue import Catalogue
 from actors.endpoint.config_file import config_of, text_of
 from actors.endpoint.door import Door, TooFast, Visitor
-from actors.endpoint.shelf import ModelName
+from actors.endpoint.shelf import Model, ModelName, rows_of
 from fedplatform.cli import fedplatform
+from fedplatform.defence import Diagnosis, KeyedNoise
 from fedplatform.defended_run import DefendedRun
 from fedplatform.serving.intake import Refused
 from fedplatform.serving.keys import Keys
-from fedplatform.serving.versions import RunVersions, write_bundles
+from fedplatform.serving.versions import RunVersions, bundle_of, write_bundles
 from fedplatform.settings import ExperimentError
 
 
@@ -124,6 +130,73 @@ def test_the_config_file_is_one_that_serve_deploy_takes(tmp_path: Path) -> None:
     assert set(application) <= set(type(schema.applications[0]).model_fields)
     for deployment in application["deployments"]:
         assert set(deployment) <= set(type(schema.applications[0].deployments[0]).model_fields)
+
+
+def test_both_parts_that_hold_networks_ask_for_their_share_of_a_gpu(arguments: EndpointArguments) -> None:
+    shared = arguments.model_copy(update={"gpus": 0.5})
+    wanted = {"Ingress": 0, "Diagnostician": 0.5, "Purifying": 0.5, "Auditor": 0}
+    assert {part.name: part.ray_actor_options.get("num_gpus", 0) for part in deployments(shared)} == wanted
+    assert not any(part.ray_actor_options.get("num_gpus") for part in deployments(arguments))
+
+
+def test_a_gpu_that_is_not_there_is_not_waited_for(arguments: EndpointArguments) -> None:
+    code, said = said_by("serve", arguments.versions, "--port", "0", "--gpus", "64")
+    assert code == 1, said
+    assert said.startswith("fedplatform: two parts take 64 GPUs each, and this machine has")
+
+
+def same_answers(some: tuple[Diagnosis | None, ...], others: tuple[Diagnosis | None, ...]) -> None:
+    """To 1e-4, and the same scans go to the purifier."""
+    for one, other in zip(some, others, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert replace(one, confidence=0, probabilities=(), anomaly_score=0) == replace(
+                other, confidence=0, probabilities=(), anomaly_score=0
+            )
+            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-4)
+            assert one.anomaly_score == pytest.approx(other.anomaly_score, abs=1e-4)
+
+
+def test_a_model_on_another_device_answers_as_on_the_cpu(defended: Path, tmp_path: Path) -> None:
+    run = DefendedRun(defended)
+    write_bundles(run, tmp_path, defence="whole")
+    bundle = bundle_of(tmp_path, "hospital-00")
+    scans = (run.hospital("hospital-00").test[0][:24] * 255).round().byte().numpy()
+
+    def model_on(device: torch.device) -> Model:
+        whole = bundle.defended(KeyedNoise(b"secret"))
+        return Model(bundle, replace(whole, gate=replace(whole.gate, threshold=middle)).to(device), device)
+
+    middle = -math.inf
+    examination, _ = model_on(CPU).examine(scans)
+    middle = float(examination.scores.median())
+    here = model_on(CPU)
+    examination, spoken = here.examine(scans)
+    with OtherDevice() as card:
+        there = model_on(ELSEWHERE)
+        examination_there, spoken_there = there.examine(scans)
+        assert examination_there.scores.device == CPU
+        torch.testing.assert_close(examination_there.scores, examination.scores)
+        same_answers(spoken_there, spoken)
+        flagged = examination.flagged.nonzero().flatten()
+        assert 0 < len(flagged) < len(scans)
+        deep, rows = rows_of(examination, flagged), flagged.numpy()
+        diagnoses, purified = there.treat(scans[rows], deep)
+        assert there.certify(scans[:1], sigma=0.25, samples=50, seed=0) == here.certify(
+            scans[:1], sigma=0.25, samples=50, seed=0
+        )
+        errors = there.patch_errors(scans)
+    assert card.computed > 1000, "the networks ran there"
+    expected, cleaned = here.treat(scans[rows], deep)
+    same_answers(diagnoses, expected)
+    np.testing.assert_allclose(purified, cleaned, atol=1e-4)
+    np.testing.assert_allclose(errors, here.patch_errors(scans), atol=1e-4)
+
+
+def test_a_defence_of_which_a_part_stayed_behind_is_found_out(defended: Path) -> None:
+    parts = DefendedRun(defended).hospital("hospital-00")
+    with OtherDevice(), torch.no_grad(), pytest.raises(RuntimeError, match="all tensors on one device"):
+        parts.defended("whole").logits(parts.test[0][:2].to(ELSEWHERE))
 
 
 def said_by(*words: str) -> tuple[int, str]:

@@ -123,7 +123,8 @@ def test_below_the_quorum_the_weights_stay_and_the_report_says_why() -> None:
     server = federation(reported("a", ones), late, quorum=2)
     state, report = server.run_round(start(server))
     assert not state.weights.any()
-    assert "1 usable updates, the quorum is 2" in report.hospitals[0].reason
+    why = "round without effect: 1 usable updates, the quorum is 2"
+    assert [record.reason for record in report.hospitals] == [why, f"{why}; slow"]
 
 
 def test_a_round_with_too_few_hospitals_for_the_rule_has_no_effect_and_stops_nothing() -> None:

@@ -241,6 +241,15 @@ def test_the_endpoint_is_built_from_what_the_service_names() -> None:
     assert config["http_options"]["port"] in [port["containerPort"] for port in pod["ports"]]
 
 
+def test_on_the_gpu_overlay_the_endpoint_is_the_same_and_takes_the_gpus_of_its_node() -> None:
+    overlay = yaml.safe_load((KUBERAY / "overlays" / "gpu" / "kustomization.yaml").read_text())
+    changes = [change for patch in overlay["patches"] for change in yaml.safe_load(patch["patch"])]
+    (config,) = [yaml.safe_load(change["value"]) for change in changes if change["path"] == "/spec/serveConfigV2"]
+    expected = yaml.safe_load(one(base(), "RayService")["spec"]["serveConfigV2"])
+    expected["applications"][0]["args"]["gpus"] = 0.5  # of the one GPU that the overlay gives the node
+    assert config == expected
+
+
 def test_the_jobs_command_is_one_of_ours_on_paths_that_are_mounted() -> None:
     spec = one(base(), "RayJob")["spec"]
     program, *words = shlex.split(spec["entrypoint"])

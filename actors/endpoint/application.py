@@ -19,7 +19,14 @@ def app(arguments: EndpointArguments) -> Application:
     versions = arguments.where()
     for hospital_id in hospitals_in(versions.folder(versions.champion())):
         arguments.secret(hospital_id)  # now, and not by two replicas at the same moment
-    deployments: list[Any] = [Ingress, Diagnostician, Purifying, Auditor]  # the decorators' types hide what they make
-    ingress, *behind = deployments
+    ingress, *behind = deployments(arguments)
     application: Application = ingress.bind(arguments, *(deployment.bind(arguments) for deployment in behind))
     return application
+
+
+def deployments(arguments: EndpointArguments) -> list[Any]:
+    """What the application is made of, the ingress first; where networks are held, with a share of a GPU."""
+    networks: list[Any] = [Diagnostician, Purifying]  # the decorators' types hide what they make
+    if arguments.gpus:
+        networks = [part.options(ray_actor_options={"num_gpus": arguments.gpus}) for part in networks]
+    return [Ingress, *networks, Auditor]

@@ -20,6 +20,9 @@ class EndpointArguments(Settings):
     keys: str = Field("", description="file of API keys; without one, everybody who reaches the port may ask")
     rate: float = Field(50.0, gt=0, description="scans a second that a key may send in the long run")
     burst: int = Field(200, ge=64, description="scans that a key may send at once")
+    gpus: float = Field(
+        0.0, ge=0, description="GPUs that Diagnostician and Purifying take each; 0: ONNX Runtime on CPUs"
+    )
     waiting: int = Field(64, ge=1, description="requests under way at a time; the next one is told to come back")
 
     def where(self) -> Versions:

@@ -13,30 +13,35 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 
-from actors.endpoint.application import app
+from actors.endpoint.application import app, deployments
 from actors.endpoint.arguments import EndpointArguments
 from actors.endpoint.config_file import NAME
 from actors.http import prepare, quieten, start
 from actors.joining import LOCAL, join
+from fedplatform.settings import ExperimentError
 
 LEAST_CPUS = 2  # diagnostician and purifying ask for one each, whatever the machine has
 
 
 @contextmanager
 def served(arguments: EndpointArguments, *, host: str, port: int, tls: tuple[str, str] | None = None) -> Iterator[str]:
-    """Serve while the block runs; gives the address of Ray's metrics. Raises OSError where the port is taken."""
+    """Serve while the block runs; gives the address of Ray's metrics. Raises OSError where the
+    port is taken, ExperimentError where there are too few GPUs."""
     _check_free(host, port)
     prepare()
     # Ray's own ports are open to the network and ask for the token.
     join(LOCAL, num_cpus=max(LEAST_CPUS, os.cpu_count() or 1))
     quieten()
     try:
-        start(app(arguments), name=NAME, host=host, port=port, tls=tls)
-        (node,) = ray.nodes()
-        yield f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        _check_gpus(arguments)
+        try:
+            start(app(arguments), name=NAME, host=host, port=port, tls=tls)
+            (node,) = ray.nodes()
+            yield f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        finally:
+            with suppress(RayError):  # it goes down either way
+                serve.delete(NAME)  # waits for the requests under way
     finally:
-        with suppress(RayError):  # it goes down either way
-            serve.delete(NAME)  # waits for the requests under way
         ray.shutdown()
 
 
@@ -46,6 +51,13 @@ def wait_for_the_end() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     ended.wait()
+
+
+def _check_gpus(arguments: EndpointArguments) -> None:
+    wanted = sum(part.ray_actor_options.get("num_gpus") or 0 for part in deployments(arguments))
+    there = ray.cluster_resources().get("GPU", 0)
+    if wanted > there:
+        raise ExperimentError(f"two parts take {arguments.gpus:g} GPUs each, and this machine has {there:g}: --gpus X")
 
 
 def _check_free(host: str, port: int) -> None:

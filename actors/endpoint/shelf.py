@@ -13,6 +13,8 @@ from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.versions import bundle_of
 from fedplatform.training import to_images
 
+CPU = torch.device("cpu")
+GPU = torch.device("cuda")
 COUNTER = 0  # of the keyed noise; stands in the audit log
 
 
@@ -59,43 +61,50 @@ class Treated:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A defence in use. Scans come as uint8 (n, c, h, w)."""
+    """A defence in use on a ``device``. Scans come as uint8 (n, c, h, w), and what is told of them is on the CPU.
+
+    For it goes to other replicas, which may be on another device.
+    """
 
     bundle: Bundle
     defended: DefendedClassifier
+    device: torch.device
 
     def examine(self, scans: np.ndarray) -> tuple[Examination, tuple[Diagnosis | None, ...]]:
         """The first half, and what can be said already: a scan of depth 0 is answered as it is."""
         with torch.no_grad():
-            images = to_images(scans)
+            images = self._images(scans)
             examination = self.defended.examine(images)
             done = (examination.depth == 0).nonzero().flatten()
             # One copy instead of all: nothing is purified here, so noise would be drawn for nothing.
             untreated = replace(self.defended, copies=1)
             spoken = untreated.conclude(untreated.treat(images[done], rows_of(examination, done)))
         diagnoses: list[Diagnosis | None] = [None] * len(scans)
-        for row, diagnosis in zip(done.tolist(), spoken, strict=True):
+        for row, diagnosis in zip(done.cpu().tolist(), spoken, strict=True):
             diagnoses[row] = diagnosis
-        return examination, tuple(diagnoses)
+        return examination.to(CPU), tuple(diagnoses)
 
     def patch_errors(self, scans: np.ndarray) -> np.ndarray | None:
         """Where the autoencoder did not expect what it saw, (n, patches)."""
         if self.defended.detector is None:
             return None
         with torch.no_grad():
-            found: np.ndarray = self.defended.detector.patch_errors(to_images(scans)).numpy()
+            found: np.ndarray = self.defended.detector.patch_errors(self._images(scans)).cpu().numpy()
         return found
 
     def treat(self, scans: np.ndarray, examination: Examination) -> tuple[tuple[Diagnosis, ...], np.ndarray]:
         """The second half."""
         with torch.no_grad():
-            passage = self.defended.treat(to_images(scans), examination)
-            return tuple(self.defended.conclude(passage)), passage.purified.numpy()
+            passage = self.defended.treat(self._images(scans), examination.to(self.device))
+            return tuple(self.defended.conclude(passage)), passage.purified.cpu().numpy()
 
     def certify(self, scan: np.ndarray, *, sigma: float, samples: int, seed: int) -> Certificate:
         """What no attack within a radius can change about one scan (1, c, h, w)."""
         generator = torch.Generator().manual_seed(seed)
-        return self.defended.certify(to_images(scan)[0], sigma=sigma, samples=samples, generator=generator)
+        return self.defended.certify(self._images(scan)[0], sigma=sigma, samples=samples, generator=generator)
+
+    def _images(self, scans: np.ndarray) -> torch.Tensor:
+        return to_images(scans).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -105,10 +114,17 @@ class Shelf:
     arguments: EndpointArguments
 
     def take(self, name: ModelName) -> Model:
-        """A model, its files checked against their digests, its noise keyed by the hospital's secret."""
+        """A model, its files checked against their digests, its noise keyed by the hospital's secret.
+
+        It is on the GPU where Serve gave this replica one, and on ONNX Runtime where not.
+        """
         bundle = bundle_of(self.arguments.where().folder(name.version), name.hospital_id)
         noise = KeyedNoise(self.arguments.secret(name.hospital_id), COUNTER)
-        return Model(bundle, bundle.accelerated(noise))
+        if not torch.cuda.is_available():
+            return Model(bundle, bundle.accelerated(noise), CPU)
+        # TensorFloat-32 keeps three digits, and an auditor's CPU is to find the same answer to four.
+        torch.backends.cudnn.allow_tf32 = False
+        return Model(bundle, bundle.defended(noise).to(GPU), GPU)
 
 
 def rows_of(examination: Examination, rows: torch.Tensor | slice) -> Examination:

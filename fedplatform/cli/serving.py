@@ -80,6 +80,14 @@ def publish(run_folder: Path, *, defence: str, registry: str | None, champion: s
     help="where the audit log and the hospitals' secrets are kept [default: RUN]",
 )
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="X", help="scans a second for each key")
+@click.option(
+    "--gpus",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    metavar="X",
+    help="GPUs that each of the two parts with networks takes; .5 lets them share one, 0 uses ONNX Runtime on CPUs",
+)
 @click.option("--build", type=click.Path(path_type=Path), metavar="FILE", help="write the config for 'serve deploy'")
 def serve(
     run_or_registry: str,
@@ -91,6 +99,7 @@ def serve(
     keys: Path | None,
     state: Path | None,
     rate: float | None,
+    gpus: float,
     build: Path | None,
 ) -> None:
     """Serve a finished run: a page to drop a scan on, and an API behind it.
@@ -123,6 +132,7 @@ def serve(
             "registry": registry_uri(Path("runs")) if named else "",
             "state": str((state or Path(run_or_registry)).resolve()),
             "keys": str(keys.resolve()) if keys else "",
+            "gpus": gpus,
         }
         if rate is not None:
             arguments |= {"rate": rate, "burst": max(64, int(4 * rate))}

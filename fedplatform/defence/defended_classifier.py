@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -28,6 +28,16 @@ class Examination:
     parts: dict[str, torch.Tensor]
     flagged: torch.Tensor
     depth: torch.Tensor
+
+    def to(self, device: torch.device) -> Examination:
+        """The same on a device, for scans that are treated there."""
+        return Examination(
+            answers=self.answers.to(device),
+            scores=self.scores.to(device),
+            parts={name: values.to(device) for name, values in self.parts.items()},
+            flagged=self.flagged.to(device),
+            depth=self.depth.to(device),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +84,18 @@ class DefendedClassifier:
     symmetries: tuple[int, ...] = (0,)
     temperature: float = 1.0
     least_confidence: float = 0.0
+
+    def to(self, device: torch.device) -> DefendedClassifier:
+        """The same defence on a device, for scans that are there. Its networks are moved and not copied.
+
+        The noise of a scan is drawn on the CPU wherever the defence is, so that an auditor without a GPU can repeat it.
+        """
+        detector, purifier = self.detector, self.purifier
+        if detector is not None:
+            detector = replace(detector, autoencoder=detector.autoencoder.to(device), sensor=detector.sensor.to(device))
+        if isinstance(purifier, DiffusionPurifier):
+            purifier = replace(purifier, network=purifier.network.to(device))
+        return replace(self, classifier=self.classifier.to(device), detector=detector, purifier=purifier)
 
     def logits(self, images: torch.Tensor, *, noise: Noise | None = None) -> torch.Tensor:
         """Calibrated logits (n, k) of images (n, c, h, w) in [0, 1]."""
@@ -129,20 +151,22 @@ class DefendedClassifier:
 
     def conclude(self, passage: Passage) -> list[Diagnosis]:
         """A passage in words, a diagnosis a scan."""
-        probabilities = passage.logits.softmax(dim=1)
+        # All at once to the CPU: a GPU would be waited for at every single number.
+        told = (passage.scores, passage.flagged, passage.depth, passage.votes)
+        scans = zip(passage.logits.softmax(dim=1).cpu(), *(values.cpu().tolist() for values in told), strict=True)
         return [
             Diagnosis(
-                label=int(row.argmax()),
-                referred=bool(row.max() < self.least_confidence),
-                confidence=float(row.max()),
-                probabilities=tuple(row.tolist()),
-                anomaly_score=float(passage.scores[number]),
+                label=int(probabilities.argmax()),
+                referred=bool(probabilities.max() < self.least_confidence),
+                confidence=float(probabilities.max()),
+                probabilities=tuple(probabilities.tolist()),
+                anomaly_score=score,
                 threshold=self.gate.threshold,
-                flagged=bool(passage.flagged[number]),
-                depth=int(passage.depth[number]),
-                votes=tuple(vote for vote in passage.votes[number].tolist() if vote >= 0),
+                flagged=flagged,
+                depth=depth,
+                votes=tuple(vote for vote in votes if vote >= 0),
             )
-            for number, row in enumerate(probabilities)
+            for probabilities, score, flagged, depth, votes in scans
         ]
 
     def _treat(self, images: torch.Tensor, examination: Examination, drawn: torch.Tensor) -> Passage:

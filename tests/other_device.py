@@ -1,0 +1,64 @@
+"""A device that no machine has and every machine can compute on: like a GPU it refuses tensors of two devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+CPU = torch.device("cpu")
+ELSEWHERE = torch.device("lazy", 0)  # the one name that PyTorch knows without asking for its driver
+COPIES = ("aten::_to_copy", "aten::copy_")
+
+
+class There(torch.Tensor):
+    """A tensor that says it is elsewhere; its values are ``here``."""
+
+    here: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, here: torch.Tensor) -> There:
+        there: There = torch.Tensor._make_wrapper_subclass(
+            cls, here.shape, strides=here.stride(), dtype=here.dtype, device=ELSEWHERE
+        )
+        there.here = here
+        return there
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any) -> Any:
+        raise RuntimeError("this device is there inside OtherDevice alone")
+
+
+class OtherDevice(TorchDispatchMode):
+    """While it is entered, :data:`ELSEWHERE` is a device like any other; without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.computed = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        tensors = [one for one in tree_flatten((args, named))[0] if isinstance(one, torch.Tensor)]
+        lands_there = any(isinstance(tensor, There) for tensor in tensors)
+        if lands_there and func._schema.name not in COPIES:
+            strangers = [tensor for tensor in tensors if not isinstance(tensor, There) and tensor.ndim]
+            if strangers:
+                raise RuntimeError(f"{func} wants all tensors on one device")
+            self.computed += 1
+        if "device" in named and named["device"] is not None:
+            lands_there = torch.device(named["device"]).type == ELSEWHERE.type
+            named["device"] = CPU
+        answer = func(*tree_map(_here, args), **tree_map(_here, named))
+        return tree_map(_there, answer) if lands_there else answer
+
+
+def _here(value: Any) -> Any:
+    return value.here if isinstance(value, There) else value
+
+
+def _there(value: Any) -> Any:
+    return There(value) if isinstance(value, torch.Tensor) else value
