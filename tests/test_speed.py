@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
+from benchmarks import samplers
 from benchmarks.speed.arena import Arena, Result
 from benchmarks.speed.definitions import Definitions
 from benchmarks.speed.fingerprint import exact_values
@@ -92,3 +94,29 @@ def test_exact_shapley_values_of_a_game_of_gloves() -> None:
     # One left glove (hospital 0), two right ones: a pair is worth 1. Known values: 2/3, 1/6, 1/6.
     game = np.array([float(mask & 1 and mask & 6 != 0) for mask in range(8)])
     assert exact_values(game, 3) == pytest.approx([2 / 3, 1 / 6, 1 / 6])
+
+
+def test_every_way_back_answers_the_same_scans_and_nothing_is_measured_twice(defended: Path, tmp_path: Path) -> None:
+    options = [
+        str(defended),
+        "--scans",
+        "8",
+        "--hard-scans",
+        "4",
+        "--depths",
+        "12",
+        "--out",
+        str(tmp_path / "ways.csv"),
+    ]
+    first = CliRunner().invoke(samplers.main, options)
+    assert first.exit_code == 0, first.output
+    rows = pd.read_csv(tmp_path / "ways.csv")
+    hospitals = rows["hospital_id"].nunique()
+    assert len(rows) == 3 * len(samplers.WAYS) * hospitals  # tiers, ways, hospitals
+    assert (rows.loc[rows["tier"] != "T3", "scans"] == 8 // hospitals).all()
+    assert (rows["right"] <= rows["scans"]).all()
+    clean, attacked = (rows[(rows["way"] == "none") & (rows["tier"] == tier)]["right"].sum() for tier in ("T0", "T2"))
+    assert attacked <= clean
+    again = CliRunner().invoke(samplers.main, options)
+    assert again.output.splitlines() == first.output.splitlines()[-len(again.output.splitlines()) :]
+    assert pd.read_csv(tmp_path / "ways.csv").equals(rows)
