@@ -19,6 +19,7 @@ from benchmarks.speed import (
     rounds,
     rules,
     serving,
+    tables,
     training,
     weights,
 )
@@ -106,7 +107,7 @@ def main(
             for name in names:
                 WORKS[name](bench)
     picture.draw(bench.table.rows, drawn)
-    click.echo(f"\n{out}\n{drawn}\n\n{goals.markdown(bench.table.rows)}")
+    click.echo(f"\n{tables.markdown(bench.table.rows)}\n\n{goals.markdown(bench.table.rows)}\n\n{out}\n{drawn}")
 
 
 if __name__ == "__main__":
