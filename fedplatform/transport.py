@@ -114,7 +114,7 @@ class Half:
     """IEEE half precision under a common power of two, which puts the largest entry just under 2^15.
 
     An entry is rounded by at most 2^-11 of itself if it is no more than 2^28 times smaller than the largest, and beyond
-    that by at most 2^-40 of the largest. Only what would be rounded up to 2^128 becomes infinite.
+    that by at most 2^-39 of the largest. Only what would be rounded up to 2^128 becomes infinite.
     """
 
     kinds: ClassVar[Mapping[str, Any]] = {DELTA: np.float16, EXPONENT: np.int8}
@@ -127,18 +127,22 @@ class Half:
         largest = np.max(np.abs(delta), initial=0.0, where=np.isfinite(delta))
         # From 2^-127 downwards float32 itself has so few digits left that none is lost.
         exponent = max(int(np.frexp(largest)[1]) - 15, -127)
-        scaled = delta * np.ldexp(np.float32(1), -exponent)
-        return {DELTA: scaled.astype(np.float16), EXPONENT: np.array([exponent], np.int8)}
+        return {DELTA: _times(delta, -exponent).astype(np.float16), EXPONENT: np.array([exponent], np.int8)}
 
     def unpack(self, parts: Parts, *, size: int) -> np.ndarray:  # noqa: ARG002
         if parts[EXPONENT].shape != (1,):
             raise TransportError(f"{EXPONENT} has shape (1,), got {parts[EXPONENT].shape}")
-        with np.errstate(over="ignore"):  # infinite it is, and refused as such
-            numbers: np.ndarray = parts[DELTA].astype(np.float32) * np.ldexp(np.float32(1), parts[EXPONENT][0])
-        return numbers
+        return _times(parts[DELTA].astype(np.float32), parts[EXPONENT][0])
 
     def received(self, delta: np.ndarray) -> np.ndarray:
         return self.unpack(self.pack(delta), size=delta.size)
+
+
+def _times(numbers: np.ndarray, exponent: int) -> np.ndarray:
+    """Numbers times a power of two. What is not finite before or after stays in it, to be refused as such."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        product: np.ndarray = numbers * np.ldexp(np.float32(1), exponent)
+    return product
 
 
 TRANSPORTS: dict[TransportName, Transport] = {"exact": Exact(), "lossless": Lossless(), "half": Half()}
