@@ -184,7 +184,7 @@ class Experiment(Settings):
     transport: TransportName = Field(
         "exact",
         description="how updates travel to the server: exact, as float32, the fastest on one machine; lossless, the "
-        "same bits in about two thirds of the bytes; half, rounded to half precision, in half of them, for a "
+        "same bits in two thirds to four fifths of the bytes; half, rounded to half precision, in half of them, for a "
         "hospital's line. Weights always go out exact",
     )
     f: int = Field(3, ge=0, description="how many liars the server is built to withstand (default: liars)")

@@ -8,7 +8,7 @@ from contextlib import suppress
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -18,6 +18,7 @@ from fedplatform.messages import Update
 from fedplatform.transport import TRANSPORTS, Half, Lossless, Packed, Transport, TransportError
 
 HALF, LOSSLESS = Half(), Lossless()
+unhurried = settings(deadline=None)
 EVERY = st.sampled_from(list(TRANSPORTS.values()))
 UPDATES = arrays(np.float32, st.integers(1, 40), elements=st.floats(-(2.0**127), 2.0**127, width=32))
 WHATEVER = arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32))
@@ -35,11 +36,13 @@ def slowly_halved(delta: np.ndarray) -> list[float]:
     return [struct.unpack("<e", struct.pack("<e", float(entry) / unit))[0] * unit for entry in delta]
 
 
+@unhurried
 @given(UPDATES)
 def test_half_is_what_python_rounds_number_by_number(delta: np.ndarray) -> None:
     np.testing.assert_array_equal(HALF.received(delta), np.array(slowly_halved(delta), np.float32))
 
 
+@unhurried
 @given(UPDATES)
 def test_half_keeps_eleven_bits_of_every_entry_however_small_the_update(delta: np.ndarray) -> None:
     exact, largest = delta.astype(np.float64), np.abs(delta).max()
@@ -49,12 +52,14 @@ def test_half_keeps_eleven_bits_of_every_entry_however_small_the_update(delta: n
     assert (error[near] <= 2.0**-11 * np.abs(exact[near])).all()
 
 
+@unhurried
 @given(UPDATES)
 def test_what_was_rounded_once_is_not_rounded_again(delta: np.ndarray) -> None:
     once = HALF.received(delta)
     assert HALF.received(once).tobytes() == once.tobytes()
 
 
+@unhurried
 @given(WHATEVER, st.sampled_from([np.nan, np.inf, -np.inf]), st.integers(0))
 def test_what_is_not_finite_stays_so_and_is_refused_in_the_same_words(
     delta: np.ndarray, spoilt: float, at: int
@@ -77,12 +82,14 @@ def test_an_update_of_zeros_stays_one(transport: Transport) -> None:
     assert not transport.unpack(transport.pack(np.zeros(7, np.float32)), size=7).any()
 
 
+@unhurried
 @given(st.binary(min_size=4, max_size=200).map(lambda data: data[: len(data) // 4 * 4]))
 def test_lossless_gives_back_every_bit_whatever_it_says(data: bytes) -> None:
     delta = np.frombuffer(data, np.float32)
     assert LOSSLESS.unpack(LOSSLESS.pack(delta), size=delta.size).tobytes() == data
 
 
+@unhurried
 @given(WHATEVER, EVERY)
 def test_what_did_not_have_to_travel_is_what_would_have_arrived(delta: np.ndarray, transport: Transport) -> None:
     arrived = Packed.of(Update("a", 3, delta, 5, 0.25, 1.5), transport).open(transport, size=delta.size)
@@ -130,6 +137,7 @@ def test_a_bomb_is_refused_and_takes_no_memory() -> None:
     assert pa.default_memory_pool().max_memory() < before + 2**20
 
 
+@unhurried
 @given(st.integers(1, 100), st.integers(1, 100))
 def test_an_update_of_another_size_is_refused(sent: int, due: int) -> None:
     parts = LOSSLESS.pack(np.arange(sent, dtype=np.float32))
@@ -140,6 +148,7 @@ def test_an_update_of_another_size_is_refused(sent: int, due: int) -> None:
             LOSSLESS.unpack(parts, size=due)
 
 
+@unhurried
 @given(st.binary(max_size=60), st.integers(0, 3))
 def test_bytes_that_nobody_packed_are_refused_or_numbers_and_nothing_else_happens(data: bytes, plane: int) -> None:
     parts = {**LOSSLESS.pack(np.ones(10, np.float32))}
@@ -148,6 +157,7 @@ def test_bytes_that_nobody_packed_are_refused_or_numbers_and_nothing_else_happen
         assert LOSSLESS.unpack(parts, size=10).shape == (10,)
 
 
+@unhurried
 @given(st.binary(min_size=2, max_size=40).map(lambda data: data[: len(data) // 2 * 2]), st.integers(-128, 127))
 def test_any_halves_under_any_power_of_two_are_numbers(data: bytes, exponent: int) -> None:
     sent = np.frombuffer(data, np.float16)
@@ -165,14 +175,14 @@ def test_half_has_one_power_of_two(exponent: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"),
+    ("chosen", "complaint"),
     [
         ({"transport": "half", "privacy": "grouped(size=3)"}, "masks hide whole numbers: .* exact, got half"),
         ({"transport": "lossless", "privacy": "grouped(size=3)"}, "masks hide whole numbers: .* exact, got lossless"),
         ({"transport": "gzip"}, "transport: .*'half', got 'gzip'"),
     ],
 )
-def test_an_experiment_says_how_its_updates_can_travel(settings: dict[str, object], complaint: str) -> None:
+def test_an_experiment_says_how_its_updates_can_travel(chosen: dict[str, object], complaint: str) -> None:
     with pytest.raises(ExperimentError, match=complaint) as caught:
-        Experiment.from_settings({"hospitals": 9, "liars": 0, "rule": "mean", **settings})
+        Experiment.from_settings({"hospitals": 9, "liars": 0, "rule": "mean", **chosen})
     assert "\n" not in str(caught.value)
