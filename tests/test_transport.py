@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from fedplatform.engine import InProcessEngine
 from fedplatform.experiment import Experiment, ExperimentError
 from fedplatform.federation import malformation
 from fedplatform.messages import Update
@@ -186,3 +188,18 @@ def test_an_experiment_says_how_its_updates_can_travel(chosen: dict[str, object]
     with pytest.raises(ExperimentError, match=complaint) as caught:
         Experiment.from_settings({"hospitals": 9, "liars": 0, "rule": "mean", **chosen})
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_of_rounded_updates_goes_on_from_its_checkpoint_to_the_same_bits(
+    small: Experiment, shards: Path, tmp_path: Path
+) -> None:
+    experiment = small.replace(transport="half", attack="alie", f=1)
+    with InProcessEngine().launch(experiment, shards, state_folder=tmp_path / "whole") as federation:
+        assert len(list(federation.reports())) == 2
+        weights = federation.outcome().weights
+    kept = {"state_folder": tmp_path / "broken", "checkpoints": tmp_path / "checkpoints"}
+    with InProcessEngine().launch(experiment, shards, **kept) as federation:
+        next(federation.reports())
+    with InProcessEngine().launch(experiment, shards, **kept) as federation:
+        assert len(list(federation.reports())) == 1
+        assert federation.outcome().weights.tobytes() == weights.tobytes()
