@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from actors.hospital import HospitalHost
 from actors.placement import at_home, dealt
-from fedplatform.cohort import CohortPlan, replies_with
+from fedplatform.cohort import CohortPlan
 from fedplatform.data.splits import Role
-from fedplatform.messages import HospitalState, Predictions, Reply, Update
+from fedplatform.messages import HospitalState, Predictions, Reply
 from fedplatform.places import Place
+from fedplatform.transport import Packed, TransportError
 
 START_TIMEOUT_S = 300.0
 
@@ -86,10 +88,10 @@ class RayCohort:
             for name in self.hospital_ids
             if name not in colluding
         }
-        replies = self._collect(asked, deadline, round_number)
+        replies = self._collect(asked, deadline, round_number, size=weights.size)
         if colluding:
             sent = [ref for ref, name in asked.items() if replies[name].update is not None]
-            replies |= self._collude(colluding, sent, broadcast, round_number, deadline)
+            replies |= self._collude(colluding, sent, broadcast, round_number, deadline, size=weights.size)
         return [replies[name] for name in self.hospital_ids]
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
@@ -118,7 +120,9 @@ class RayCohort:
         for host in self._hosts:
             ray.kill(host)
 
-    def _collect(self, asked: dict[ray.ObjectRef[Update], str], deadline: float, round_number: int) -> dict[str, Reply]:
+    def _collect(
+        self, asked: dict[ray.ObjectRef[Packed], str], deadline: float, round_number: int, *, size: int
+    ) -> dict[str, Reply]:
         replies: dict[str, Reply] = {}
         waiting = list(asked)
         while waiting:
@@ -126,10 +130,25 @@ class RayCohort:
             if not done:
                 break
             for ref in done:
-                replies[asked[ref]] = reply_from(asked[ref], lambda ref=ref: ray.get(ref))  # type: ignore[misc]
+                replies[asked[ref]] = self._reply(asked[ref], ref, size=size)
         for ref in waiting:
             replies[asked[ref]] = self._stop(asked[ref], round_number)
         return replies
+
+    def _reply(self, hospital_id: str, ref: ray.ObjectRef[Packed], *, size: int) -> Reply:
+        """Fetch a hospital's answer and say what became of the hospital."""
+        try:
+            return self._opened(hospital_id, ray.get(ref), size=size)
+        except RayError as error:
+            return crash(hospital_id, error)
+
+    def _opened(self, hospital_id: str, sent: object, *, size: int) -> Reply:
+        if not isinstance(sent, Packed):
+            return Reply(hospital_id, HospitalState.MALFORMED, reason=f"it sent a {type(sent).__name__}, not an update")
+        try:
+            return Reply(hospital_id, HospitalState.REPORTED, sent.open(self._plan.transport, size=size))
+        except TransportError as error:
+            return Reply(hospital_id, HospitalState.MALFORMED, reason=str(error))
 
     def _stop(self, hospital_id: str, round_number: int) -> Reply:
         """Call off what the hospital was asked for in this round, for it is late."""
@@ -139,35 +158,28 @@ class RayCohort:
     def _collude(
         self,
         colluding: tuple[str, ...],
-        sent: list[ray.ObjectRef[Update]],
+        sent: list[ray.ObjectRef[Packed]],
         broadcast: ray.ObjectRef[np.ndarray],
         round_number: int,
         deadline: float,
+        *,
+        size: int,
     ) -> dict[str, Reply]:
         """Let one liar after another try to forge the updates of all, until one that is alive has."""
         failed: dict[str, Reply] = {}
         for ringleader in colluding:
             forged = self._host_of[ringleader].forge.remote(ringleader, sent, broadcast, round_number)
             try:
-                updates = ray.get(forged, timeout=max(0.0, deadline - time.monotonic()))
+                forgeries: list[Packed] = ray.get(forged, timeout=max(0.0, deadline - time.monotonic()))
             except GetTimeoutError:
                 failed[ringleader] = self._stop(ringleader, round_number)
             except RayError as error:
                 failed[ringleader] = crash(ringleader, error)
             else:
-                return {**replies_with(updates), **failed}
+                names = [packed.rest.hospital_id for packed in forgeries]
+                replies = map(partial(self._opened, size=size), names, forgeries)
+                return {**dict(zip(names, replies, strict=True)), **failed}
         return failed
-
-
-def reply_from(hospital_id: str, fetch: Callable[[], object]) -> Reply:
-    """Fetch a hospital's answer and say what became of the hospital."""
-    try:
-        update = fetch()
-    except RayError as error:
-        return crash(hospital_id, error)
-    if not isinstance(update, Update):
-        return Reply(hospital_id, HospitalState.MALFORMED, reason=f"it sent a {type(update).__name__}, not an update")
-    return Reply(hospital_id, HospitalState.REPORTED, update)
 
 
 def crash(hospital_id: str, error: RayError) -> Reply:

@@ -12,8 +12,9 @@ import torch
 from fedplatform.attacks.byzantine import ByzantineHospital
 from fedplatform.cohort import CohortPlan
 from fedplatform.data.splits import Role
-from fedplatform.messages import Predictions, Update
+from fedplatform.messages import Predictions
 from fedplatform.training import Trainer
+from fedplatform.transport import Packed
 
 
 class HospitalHost:
@@ -27,6 +28,7 @@ class HospitalHost:
         torch.set_num_threads(1)
         trainer = Trainer(plan.training)
         self._participants = {name: plan.admit(name, trainer) for name in hospital_ids}
+        self._transport = plan.transport
         self._stopped_round = 0
 
     @ray.method(concurrency_group="control")
@@ -40,22 +42,24 @@ class HospitalHost:
         return os.getpid()
 
     @ray.method(concurrency_group="work")
-    def train(self, hospital_id: str, weights: np.ndarray, round_number: int) -> Update:
+    def train(self, hospital_id: str, weights: np.ndarray, round_number: int) -> Packed:
         """One hospital's update."""
         torch.set_num_threads(1)  # a setting of the calling thread, and this is not the constructor's
-        return self._participants[hospital_id].train(
+        update = self._participants[hospital_id].train(
             weights, round_number, should_stop=lambda: self._stopped_round >= round_number
         )
+        return Packed.of(update, self._transport)
 
     @ray.method(concurrency_group="work")
     def forge(
-        self, hospital_id: str, honest: Sequence[ray.ObjectRef[Update]], weights: np.ndarray, round_number: int
-    ) -> list[Update]:
+        self, hospital_id: str, honest: Sequence[ray.ObjectRef[Packed]], weights: np.ndarray, round_number: int
+    ) -> list[Packed]:
         """The updates of all colluding liars, in order, forged from the honest ones by the liar named."""
         torch.set_num_threads(1)
         liar = self._participants[hospital_id]
         assert isinstance(liar, ByzantineHospital)
-        return liar.forge([update.delta for update in ray.get(list(honest))], weights, round_number)
+        seen = [packed.open(self._transport, size=weights.size).delta for packed in ray.get(list(honest))]
+        return [Packed.of(update, self._transport) for update in liar.forge(seen, weights, round_number)]
 
     @ray.method(concurrency_group="work")
     def evaluate(

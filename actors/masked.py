@@ -18,6 +18,7 @@ from fedplatform.cohort import CohortPlan
 from fedplatform.data.splits import Role
 from fedplatform.messages import HospitalState, Predictions, Reply, Update
 from fedplatform.secure import MaskedHospital, ProtocolError, RangeError, Request
+from fedplatform.transport import Packed
 
 
 class MaskedHospitalHost(HospitalHost):
@@ -34,7 +35,7 @@ class MaskedHospitalHost(HospitalHost):
         self._simulates_collusion = bool(plan.liars.colluding)
 
     @ray.method(concurrency_group="work")
-    def train(self, hospital_id: str, weights: np.ndarray, round_number: int) -> Update:  # noqa: ARG002
+    def train(self, hospital_id: str, weights: np.ndarray, round_number: int) -> Packed:  # noqa: ARG002
         """Refuse: its answer would be a single update."""
         raise ProtocolError(f"{hospital_id} gives no single update")
 
@@ -42,10 +43,10 @@ class MaskedHospitalHost(HospitalHost):
     def forge(
         self,
         hospital_id: str,
-        honest: Sequence[ray.ObjectRef[Update]],  # noqa: ARG002
+        honest: Sequence[ray.ObjectRef[Packed]],  # noqa: ARG002
         weights: np.ndarray,  # noqa: ARG002
         round_number: int,  # noqa: ARG002
-    ) -> list[Update]:
+    ) -> list[Packed]:
         """Refuse: what it would look at are single updates."""
         raise ProtocolError(f"{hospital_id} gives no single update")
 

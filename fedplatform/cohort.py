@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from fedplatform.messages import HospitalState, Predictions, Reply, Update
 from fedplatform.own_state import Launch, OwnState
 from fedplatform.secure import Grouped, MaskedHospital, RangeError, Request
 from fedplatform.training import LocalTraining, Trainer
+from fedplatform.transport import EXACT, Transport
 
 ATTACKS = "attacks"  # the folder of what liars remember
 
@@ -47,7 +48,7 @@ class CohortPlan:
 
     ``shard_files`` maps a hospital to its Parquet file, in hospital order; ``state_folder`` holds personal state, and
     with a ``launch`` that of some rounds before, too, and what the attack must know of the round before; ``privacy`` is
-    what the server may see of updates, None for everything.
+    what the server may see of updates, None for everything; ``transport`` is how these travel.
     """
 
     shard_files: dict[str, Path]
@@ -56,6 +57,7 @@ class CohortPlan:
     state_folder: Path
     launch: Launch | None = None
     privacy: Grouped | None = None
+    transport: Transport = EXACT
 
     @property
     def honest(self) -> tuple[str, ...]:
@@ -117,7 +119,7 @@ class InProcessCohort:
         """Train the hospitals in turn, then let colluding liars look at the honest updates."""
         colluding = self._plan.liars.colluding
         replies = {
-            name: Reply(name, HospitalState.REPORTED, participant.train(weights, round_number))
+            name: Reply(name, HospitalState.REPORTED, self._received(participant.train(weights, round_number)))
             for name, participant in self._participants.items()
             if name not in colluding
         }
@@ -125,7 +127,7 @@ class InProcessCohort:
             ringleader = self._participants[colluding[0]]
             assert isinstance(ringleader, ByzantineHospital)
             honest = [reply.update.delta for reply in replies.values() if reply.update is not None]
-            replies |= replies_with(ringleader.forge(honest, weights, round_number))
+            replies |= replies_with([*map(self._received, ringleader.forge(honest, weights, round_number))])
         return [replies[name] for name in self.hospital_ids]
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
@@ -135,6 +137,10 @@ class InProcessCohort:
             for name in self._plan.honest
             for predictions in self._participants[name].evaluate(weights, roles)
         ]
+
+    def _received(self, update: Update) -> Update:
+        """An update as it would have come out of its transport."""
+        return replace(update, delta=self._plan.transport.received(update.delta))
 
 
 class InProcessMaskedHospitals:

@@ -23,6 +23,7 @@ from fedplatform.places import Place
 from fedplatform.root import RootSet
 from fedplatform.secure import GroupedCohort
 from fedplatform.training import LocalTraining, Trainer
+from fedplatform.transport import TRANSPORTS
 
 SAMPLES = 24  # pictures in the report
 
@@ -100,6 +101,7 @@ def cohort_plan(
         state_folder=state_folder,
         launch=launch,
         privacy=experiment.privacy,
+        transport=TRANSPORTS[experiment.transport],
     )
 
 

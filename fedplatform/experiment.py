@@ -36,6 +36,7 @@ from fedplatform.training import (
     LocalTraining,
     Objective,
 )
+from fedplatform.transport import TransportName
 from fedplatform.trust import SCORERS, OptiGradTrust, RobustScores
 
 ALL_RULES: dict[str, type[Aggregator]] = {**RULES, "trust": OptiGradTrust}
@@ -180,6 +181,12 @@ class Experiment(Settings):
         "aggregation only means of groups of at least so many hospitals, drawn anew each round; grouped(size=5, "
         "clip=1.0, noise=2.0) adds differential privacy of whole hospitals",
     )
+    transport: TransportName = Field(
+        "exact",
+        description="how updates travel to the server: exact, as float32, the fastest on one machine; lossless, the "
+        "same bits in two thirds to four fifths of the bytes; half, rounded to half precision, in half of them, for a "
+        "hospital's line. Weights always go out exact",
+    )
     f: int = Field(3, ge=0, description="how many liars the server is built to withstand (default: liars)")
     model: Annotated[ModelBuilder, BeforeValidator(_parse_model), PlainSerializer(_describe_model)] = Field(
         "small_cnn",  # type: ignore[assignment]
@@ -260,6 +267,8 @@ class Experiment(Settings):
             raise ValueError(f"the quorum is at most the number of hospitals, got {self.quorum} of {self.hospitals}")
         if self.outside and self.privacy is not None:
             raise ValueError("hospitals outside send single updates; privacy needs all of them inside")
+        if self.privacy is not None and self.transport != "exact":
+            raise ValueError(f"masks hide whole numbers: privacy takes transport exact, got {self.transport}")
         if self.places:
             require_distinct(self.places, count=self.hospitals)
         try_rule(self.rule, hospitals=self._seen_by_rule(), has_root=self.root_size > 0)

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from outside_helpers import Forger, Silent, answer, keys_of, reasons, roster_of, session, update
 from PIL import Image
+from safetensors.numpy import load, save
 
 from fedplatform.cli import fedplatform
 from fedplatform.cohort import InProcessCohort
@@ -34,6 +36,7 @@ from fedplatform.outside.body import (
     encode_predictions,
     encode_update,
     encode_weights,
+    update_bytes,
 )
 from fedplatform.outside.cohort import JoinedCohort, OutsideCohort
 from fedplatform.outside.desk import Desk, run_id
@@ -47,6 +50,7 @@ from fedplatform.outside.work import Order, State, Work
 from fedplatform.own_state import Launch
 from fedplatform.serving.owned import OwnedFileError
 from fedplatform.training import Trainer
+from fedplatform.transport import TRANSPORTS, TransportName
 
 RUN = "ab" * 16
 SIZE = 50
@@ -54,9 +58,11 @@ KEYS = keys_of("a", "b", "stranger")
 OUTSIDE = ("hospital-03", "hospital-04")
 
 
-def desk_at(folder: Path) -> Desk:
+def desk_at(folder: Path, transport: TransportName = "exact") -> Desk:
     """A desk for hospitals a and b, where round 2 asks for updates of 50 weights."""
-    terms = Terms(run=RUN, data="none", hospitals=2, classes=("well", "ill"), channels=1, training={})
+    terms = Terms(
+        run=RUN, data="none", hospitals=2, classes=("well", "ill"), channels=1, transport=transport, training={}
+    )
     desk = Desk(roster_of({name: KEYS[name] for name in ("a", "b")}), terms, folder)
     desk.ask(Order(Kind.UPDATE, 2, np.zeros(SIZE, np.float32), deadline_s=600))
     return desk
@@ -175,6 +181,45 @@ def test_an_update_comes_out_of_its_message_as_it_went_in(delta: list[float], sc
     assert decode_weights(encode_weights(sent.delta)).tobytes() == sent.delta.tobytes()
 
 
+def parts_of(transport: TransportName, **changes: np.ndarray) -> bytes:
+    """An update that travels in this way, with some of its arrays changed."""
+    return save({**load(encode_update(update(SIZE), TRANSPORTS[transport])), **changes})
+
+
+NAN = np.full(SIZE, np.nan, np.float16)
+BOMB = np.frombuffer(pa.Codec("zstd").compress(bytes(2**20)), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("due", "body", "reason", "sentence"),
+    [
+        ("half", parts_of("exact"), Reason.MALFORMED, "a message holds delta, exponent, .* got delta float32"),
+        ("half", parts_of("lossless"), Reason.MALFORMED, "a message holds delta, exponent, "),
+        ("half", parts_of("half", delta=NAN), Reason.MALFORMED, "finite, got 50 NaN or infinite entries of 50"),
+        ("half", parts_of("half", delta=NAN[1:]), Reason.MALFORMED, r"has shape \(50,\), got \(49,\)"),
+        ("half", parts_of("half", exponent=np.zeros(2, np.int8)), Reason.MALFORMED, r"exponent has shape \(1,\)"),
+        ("half", bytes(2 * SIZE + 5000), Reason.OVERSIZE, "at most 4197 bytes"),
+        ("lossless", parts_of("half"), Reason.MALFORMED, "a message holds delta.byte0, "),
+        ("lossless", parts_of("lossless", **{"delta.byte2": BOMB}), Reason.MALFORMED, "byte2 .* unpacks to 50 bytes"),
+        ("lossless", parts_of("lossless", **{"delta.byte0": BOMB[:9]}), Reason.MALFORMED, "unpacks to 50 bytes"),
+        ("exact", parts_of("half"), Reason.MALFORMED, "got delta float16, exponent int8"),
+    ],
+)
+def test_an_update_that_travels_otherwise_than_the_terms_say_is_refused(
+    tmp_path: Path, due: TransportName, body: bytes, reason: Reason, sentence: str
+) -> None:
+    desk = desk_at(tmp_path, due)
+    token = session(desk, "a", KEYS["a"])
+    with pytest.raises(Refusal, match=sentence) as caught:
+        answer(desk, token, signed("a", body), body)
+    assert caught.value.reason is reason
+    good = encode_update(update(SIZE), TRANSPORTS[due])
+    answer(desk, token, signed("a", good), good)
+    taken = desk.collect(0).answers["a"]
+    assert isinstance(taken, Update)
+    assert taken.delta.tobytes() == update(SIZE).delta.tobytes(), "a half and zeros are exact in every way to travel"
+
+
 @given(st.binary(max_size=300))
 def test_bytes_that_are_no_message_are_refused_and_nothing_else_happens(data: bytes) -> None:
     for read in (
@@ -275,13 +320,6 @@ def servers_part(dealt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def undisturbed(whole: Experiment, dealt: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Reports and outcome of the five hospitals in one process."""
-    with InProcessEngine().launch(whole, dealt, state_folder=tmp_path_factory.mktemp("whole")) as federation:
-        return list(federation.reports()), federation.outcome()
-
-
 def terms_of(joined: Experiment, servers_part: Path, folder: Path) -> Terms:
     return Terms.of(joined, Manifest.load(servers_part), run=run_id(folder))
 
@@ -305,9 +343,13 @@ def test_hospitals_that_knock_in_the_same_moment_get_challenges_of_their_own(
     assert len({desk.hello() for _ in range(200)}) == 200
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_hospitals_outside_train_the_same_model_as_if_they_were_inside(
-    joined: Experiment, dealt: Path, servers_part: Path, undisturbed: Any, tmp_path: Path
+    whole: Experiment, joined: Experiment, dealt: Path, servers_part: Path, tmp_path: Path, transport: str
 ) -> None:
+    whole, joined = whole.replace(transport=transport), joined.replace(transport=transport)
+    with InProcessEngine().launch(whole, dealt, state_folder=tmp_path / "whole") as federation:
+        before, outcome = list(federation.reports()), federation.outcome()
     keys = keys_of(*OUTSIDE)
     desk = Desk(roster_of(keys), terms_of(joined, servers_part, tmp_path / "gateway"), tmp_path / "gateway")
     watchers = {name: Silent() for name in OUTSIDE}
@@ -315,7 +357,8 @@ def test_hospitals_outside_train_the_same_model_as_if_they_were_inside(
 
     def take_part(name: str) -> None:
         agent = agent_of(desk, name, keys[name], tmp_path / name, watchers[name])
-        agent.take_part(membership(agent, name, dealt, tmp_path / name).admit)
+        mine = membership(agent, name, dealt, tmp_path / name)
+        agent.take_part(mine.admit, mine.transport)
         models[name] = agent.weights
 
     threads = [threading.Thread(target=take_part, args=(name,)) for name in OUTSIDE]
@@ -329,7 +372,6 @@ def test_hospitals_outside_train_the_same_model_as_if_they_were_inside(
     desk.finish(60)
     for thread in threads:
         thread.join(60)
-    before, outcome = undisturbed
     assert role.outcome().weights.tobytes() == outcome.weights.tobytes()
     assert [report.confusion for report in reports] == [report.confusion for report in before]
     for got, wanted in zip(reports[-1].hospitals, before[-1].hospitals, strict=True):
@@ -439,10 +481,11 @@ def test_a_persons_own_folder_becomes_a_shard_once(joined: Experiment, servers_p
         own_shard(scans, terms, tmp_path / "other", progress=lambda *_: None)
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_what_leaves_the_house_is_said_field_by_field(
-    joined: Experiment, dealt: Path, servers_part: Path, tmp_path: Path
+    joined: Experiment, dealt: Path, servers_part: Path, tmp_path: Path, transport: str
 ) -> None:
-    terms = terms_of(joined, servers_part, tmp_path / "gateway")
+    terms = terms_of(joined.replace(transport=transport), servers_part, tmp_path / "gateway")
     shard = own_shard(dealt / "hospital-03.parquet", terms, tmp_path, progress=lambda *_: None)
     mine = Membership("hospital-03", terms, shard, tmp_path)
     said = "\n".join(mine.what_leaves())
@@ -451,7 +494,9 @@ def test_what_leaves_the_house_is_said_field_by_field(
     update = hospital.train(weights, 1)
     for word in ("delta", "num_examples", "train_loss", "seconds", "probabilities", "labels", "loss", terms.run):
         assert word in said
-    assert f"{len(update.delta):,} numbers" in said
+    assert f"{len(update.delta):,} numbers ({mine.transport.words})" in said
+    assert f"at most {update_bytes(len(update.delta), mine.transport):,} bytes" in said
+    assert len(encode_update(update, mine.transport)) <= update_bytes(len(update.delta), mine.transport)
     assert f"{update.num_examples} for training" in said
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from safetensors.numpy import load_file
 
@@ -23,6 +24,7 @@ from fedplatform.engine import InProcessEngine, ServerRole, cohort_plan
 from fedplatform.experiment import Experiment
 from fedplatform.messages import HospitalState, RoundReport
 from fedplatform.models import SmallCnn
+from fedplatform.transport import TRANSPORTS, TransportName
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -47,6 +49,26 @@ def test_one_process_one_host_and_many_hosts_give_the_same_bits(
             RayEngine(num_hosts=num_hosts), experiment, shards, tmp_path / f"hosts-{num_hosts}"
         )
         assert weights.tobytes() == reference.tobytes()
+
+
+@pytest.mark.parametrize("transport", ["lossless", "half"])
+def test_what_hospitals_and_colluding_liars_send_is_packed_on_its_way_and_the_same_bits_as_in_one_process(
+    small: Experiment, shards: Path, tmp_path: Path, transport: TransportName
+) -> None:
+    experiment = small.replace(transport=transport, attack="alie", rule="nnm+trimmed_mean", liars=2, f=2, rounds=1)
+    plans = [cohort_plan(experiment, shards, state_folder=tmp_path / name) for name in ("process", "ray")]
+    cohorts = [InProcessCohort(plans[0]), RayCohort(plans[1], num_hosts=2, deadline_s=120)]
+    weights = ServerRole(experiment, shards, cohorts[0]).outcome().weights
+    here, there = (
+        [reply.update.delta for reply in cohort.train(weights, 1) if reply.update is not None] for cohort in cohorts
+    )
+    assert len(here) == len(there) == experiment.hospitals
+    assert [delta.tobytes() for delta in here] == [delta.tobytes() for delta in there]
+    sender = next(name for name in experiment.hospital_ids() if name not in experiment.who_lies().hospital_ids)
+    packed = ray.get(cohorts[1].host_of[sender].train.remote(sender, weights, 1))
+    assert {name: part.dtype for name, part in packed.parts.items()} == TRANSPORTS[transport].kinds
+    assert sum(part.nbytes for part in packed.parts.values()) < 0.95 * weights.nbytes
+    cohorts[1].close()
 
 
 def test_personal_state_is_the_same_bits_in_every_cohort(small: Experiment, shards: Path, tmp_path: Path) -> None:
@@ -88,18 +110,20 @@ def last_states(reports: list[RoundReport]) -> dict[str, tuple[HospitalState, st
 
 
 @pytest.mark.parametrize(
-    ("attack", "state", "words"),
+    ("attack", "transport", "state", "words"),
     [
-        (SendsNonsense(), HospitalState.MALFORMED, "NaN or infinite"),
-        (SendsTooMuch(), HospitalState.MALFORMED, "has shape"),
-        (Raises(), HospitalState.CRASHED, "no such scanner"),
+        (SendsNonsense(), "exact", HospitalState.MALFORMED, "NaN or infinite"),
+        (SendsNonsense(), "half", HospitalState.MALFORMED, "NaN or infinite"),
+        (SendsTooMuch(), "exact", HospitalState.MALFORMED, "has shape"),
+        (SendsTooMuch(), "lossless", HospitalState.MALFORMED, "what came does not"),
+        (Raises(), "exact", HospitalState.CRASHED, "no such scanner"),
     ],
-    ids=["not finite", "wrong shape", "raising"],
+    ids=["not finite", "not finite, halved", "wrong shape", "wrong shape, packed", "raising"],
 )
 def test_a_broken_update_is_recorded_and_stops_nothing(
-    small: Experiment, shards: Path, tmp_path: Path, attack: object, state: HospitalState, words: str
+    small: Experiment, shards: Path, tmp_path: Path, attack: object, transport: str, state: HospitalState, words: str
 ) -> None:
-    experiment = small.replace(attack=attack, rule="mean")
+    experiment = small.replace(attack=attack, rule="mean", transport=transport)
     weights, reports = weights_and_reports(RayEngine(num_hosts=2), experiment, shards, tmp_path)
     (liar,) = experiment.who_lies().hospital_ids
     states = last_states(reports)

@@ -43,7 +43,7 @@ def _rules(rows: pd.DataFrame) -> Iterator[Goal]:
             if row.ratio_to_best_peer == row.ratio_to_best_peer:
                 place = f"{rule}, {row.n} x {row.d / 1e6:g} M"
                 yield Goal(f"{place}: times faster than the best peer", 1 / row.ratio_to_best_peer, target, "x", True)
-    judged = ours[ours["work"].str.partition("/")[2].isin(times)]
+    judged = ours[ours["work"].str.removeprefix("rules/").isin(times)]
     results = 4e-6 * judged["d"] * judged["n"].where(judged["work"] == "rules/nnm", 1)
     beyond = (judged["extra_mb"] - results).dropna().astype(float)
     if len(beyond):

@@ -150,7 +150,7 @@ def join(
             if not yes:
                 click.confirm("Does this hospital agree?", abort=True)
             watcher.rounds = terms.experiment().rounds
-            agent.take_part(membership.admit)
+            agent.take_part(membership.admit, membership.transport)
         except KeyboardInterrupt:
             click.echo("\nleft; the same command comes back, and nothing is sent meanwhile", err=True)
             sys.exit(130)

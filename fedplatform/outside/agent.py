@@ -26,6 +26,7 @@ from fedplatform.outside.terms import Terms
 from fedplatform.outside.work import CHUNK, Hello, State, Task, Work, launch_number
 from fedplatform.own_state import Launch
 from fedplatform.settings import ExperimentError
+from fedplatform.transport import EXACT, Transport
 
 POLL_S = 1.0
 LONGEST_PAUSE_S = 60.0
@@ -95,6 +96,7 @@ class Agent:
         self._launch: Launch | None = None
         self._participant: Participant | None = None
         self._tries: dict[Task, int] = {}
+        self._transport = EXACT
         self.weights: np.ndarray | None = None
         """The newest weights (d,) of the federation that came here."""
 
@@ -102,11 +104,13 @@ class Agent:
         """What the federation asks of this hospital. Raises :class:`Refusal` where it does not know the hospital."""
         return Terms.model_validate_json(self._asked(self._line.terms))
 
-    def take_part(self, admit: Callable[[Launch | None], Participant]) -> None:
+    def take_part(self, admit: Callable[[Launch | None], Participant], transport: Transport = EXACT) -> None:
         """Do what the server asks until it has nothing more to ask.
 
-        ``admit`` brings the hospital up, anew whenever the server goes back to a round before.
+        ``admit`` brings the hospital up, anew whenever the server goes back to a round before; ``transport`` is that of
+        the terms.
         """
+        self._transport = transport
         while (work := Work.read(self._asked(self._line.work))).state is not State.FINISHED:
             if work.task is None or self._tries.get(_without_clock(work.task), 0) >= TRIES:
                 self._sleep(POLL_S)
@@ -154,7 +158,7 @@ class Agent:
                 # The server went back, and the hospital with it. The same training took another time; said with the
                 # first one's, it is the same message, of which a part may be there already.
                 update = replace(update, seconds=seconds_in(earlier[1]))
-            return encode_update(update)
+            return encode_update(update, self._transport)
         return encode_predictions(participant.evaluate(weights, task.roles, round_number=task.round))
 
     def _fetch(self, task: Task) -> np.ndarray:

@@ -13,24 +13,25 @@ from fedplatform.data.splits import Role
 from fedplatform.federation import malformation
 from fedplatform.messages import Predictions, Update
 from fedplatform.outside.refusal import Reason, Refusal
+from fedplatform.transport import EXACT, Transport, TransportError
 
 FRAME_BYTES = 4096  # of a safetensors file beside its numbers
 PREDICTIONS_BYTES = 16 * 2**20  # a million scans of two classes
 MOST_SCANS = 10**9  # that a hospital may claim; a sum of such claims stays far below 2**63
-DELTA, EXAMPLES, LOSS, SECONDS = "delta", "num_examples", "train_loss", "seconds"
+EXAMPLES, LOSS, SECONDS = "num_examples", "train_loss", "seconds"
 PROBABILITIES, LABELS, MEAN_LOSS = "probabilities", "labels", "loss"
 
 
-def update_bytes(size: int) -> int:
+def update_bytes(size: int, transport: Transport = EXACT) -> int:
     """The most bytes that an update of ``size`` weights may have."""
-    return 4 * size + FRAME_BYTES
+    return transport.most_bytes(size) + FRAME_BYTES
 
 
-def encode_update(update: Update) -> bytes:
-    """An update as safetensors; its fields are ``delta``, ``num_examples``, ``train_loss`` and ``seconds``."""
+def encode_update(update: Update, transport: Transport = EXACT) -> bytes:
+    """An update as safetensors: what travels for ``delta``, and ``num_examples``, ``train_loss`` and ``seconds``."""
     return _body(
         {
-            DELTA: np.ascontiguousarray(update.delta),
+            **transport.pack(update.delta),
             EXAMPLES: np.array([update.num_examples], np.int64),
             LOSS: np.array([update.train_loss], np.float64),
             SECONDS: np.array([update.seconds], np.float64),
@@ -38,16 +39,22 @@ def encode_update(update: Update) -> bytes:
     )
 
 
-def decode_update(body: bytes, *, hospital_id: str, round_number: int, size: int) -> Update:
+def decode_update(
+    body: bytes, *, hospital_id: str, round_number: int, size: int, transport: Transport = EXACT
+) -> Update:
     """Read an update of ``size`` weights. Raises :class:`Refusal` for whatever is none."""
-    found = _tensors(body, {DELTA: np.float32, EXAMPLES: np.int64, LOSS: np.float64, SECONDS: np.float64})
+    found = _tensors(body, {**transport.kinds, EXAMPLES: np.int64, LOSS: np.float64, SECONDS: np.float64})
     for name in (EXAMPLES, LOSS, SECONDS):
         if found[name].shape != (1,):
             raise Refusal(Reason.MALFORMED, f"{name} has shape (1,), got {found[name].shape}")
+    try:
+        delta = transport.unpack(found, size=size)
+    except TransportError as error:
+        raise Refusal(Reason.MALFORMED, str(error)) from error
     update = Update(
         hospital_id=hospital_id,
         round_number=round_number,
-        delta=found[DELTA],
+        delta=delta,
         num_examples=int(found[EXAMPLES][0]),
         train_loss=float(found[LOSS][0]),
         seconds=float(found[SECONDS][0]),

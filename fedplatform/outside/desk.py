@@ -28,6 +28,7 @@ from fedplatform.outside.refusal import Reason, Refusal
 from fedplatform.outside.terms import Terms
 from fedplatform.outside.uploads import Uploads
 from fedplatform.outside.work import CHUNK, Hello, Order, State, Task, Work, launch_number
+from fedplatform.transport import TRANSPORTS
 
 CHALLENGE_S = 120.0  # that a hospital has to answer a challenge
 RUN, LEDGER, UPLOADS = "run-id", "refusals.jsonl", "uploads"
@@ -62,6 +63,7 @@ class Desk:
     def __init__(self, roster: Roster, terms: Terms, folder: Path) -> None:
         self._roster = roster
         self._terms = terms
+        self._transport = TRANSPORTS[terms.transport]
         self._ledger = Ledger(folder / LEDGER)
         self._uploads = Uploads(folder / UPLOADS)
         self._secret = secrets.token_bytes(32)
@@ -211,7 +213,13 @@ class Desk:
         if sha256(body).hexdigest() != header.digest:
             raise Refusal(Reason.ALTERED, "the SHA-256 of what came is not the one that was signed")
         if header.kind is Kind.UPDATE:
-            return decode_update(body, hospital_id=header.hospital, round_number=header.round, size=self._size)
+            return decode_update(
+                body,
+                hospital_id=header.hospital,
+                round_number=header.round,
+                size=self._size,
+                transport=self._transport,
+            )
         assert self._order is not None
         classes = len(self._terms.classes)
         return decode_predictions(body, hospital_id=header.hospital, roles=self._order.roles, num_classes=classes)
@@ -237,7 +245,7 @@ class Desk:
             raise Refusal(Reason.REPLAYED, "this hospital has answered already")
         if not self._is_open:
             raise Refusal(Reason.LATE, f"the time for {header.kind} of round {header.round} is over")
-        most = update_bytes(self._size) if header.kind is Kind.UPDATE else PREDICTIONS_BYTES
+        most = update_bytes(self._size, self._transport) if header.kind is Kind.UPDATE else PREDICTIONS_BYTES
         if header.size > most:
             raise Refusal(Reason.OVERSIZE, f"{header.kind} has at most {most} bytes, {header.size} were announced")
 

@@ -17,6 +17,7 @@ from fedplatform.outside.body import update_bytes
 from fedplatform.outside.terms import Terms
 from fedplatform.own_state import Launch
 from fedplatform.training import Trainer
+from fedplatform.transport import TRANSPORTS
 
 
 class Membership:
@@ -29,6 +30,7 @@ class Membership:
         self._shard = shard
         self._folder = folder / terms.run
         self._trainer = Trainer(terms.local_training())
+        self.transport = TRANSPORTS[terms.transport]
 
     def admit(self, launch: Launch | None) -> Hospital:
         """Bring the hospital up, with what it kept of the rounds before."""
@@ -51,8 +53,8 @@ class Membership:
             f"{scans[Role.TEST]} for testing; no picture leaves this machine"
         )
         yield "What leaves it in every round, signed by this hospital:"
-        yield f"  update, at most {update_bytes(size):,} bytes:"
-        yield f"    delta         {size:,} numbers (float32): the change of the shared weights"
+        yield f"  update, at most {update_bytes(size, self.transport):,} bytes:"
+        yield f"    delta         {size:,} numbers ({self.transport.words}): the change of the shared weights"
         yield f"    num_examples  1 number: {scans[Role.TRAIN]}"
         yield "    train_loss    1 number: the mean loss of training"
         yield "    seconds       1 number: how long training took"

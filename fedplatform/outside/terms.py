@@ -10,6 +10,7 @@ from fedplatform.data.shards import Manifest
 from fedplatform.experiment import Experiment
 from fedplatform.settings import ExperimentError, Settings
 from fedplatform.training import LocalTraining
+from fedplatform.transport import TransportName
 
 TRAINING = (
     *("size", "split", "model", "algorithm", "objective", "augmentation", "optimiser", "rounds", "local_epochs"),
@@ -29,6 +30,7 @@ class Terms(Settings):
     hospitals: int = Field(ge=1, description="hospitals that take part")
     classes: tuple[str, ...] = Field(min_length=1, description="what scans are told apart into, in this order")
     channels: int = Field(ge=1, le=16, description="channels of a scan")
+    transport: TransportName = Field("exact", description="how an update travels")
     training: dict[str, str | int | float] = Field(description="of the experiment")
 
     @classmethod
@@ -42,6 +44,7 @@ class Terms(Settings):
                 "hospitals": experiment.hospitals,
                 "classes": manifest.classes,
                 "channels": manifest.settings.channels,
+                "transport": experiment.transport,
                 "training": {name: settings[name] for name in TRAINING},
             }
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,42 +14,56 @@ import torch
 from actors.cohort import RayCohort
 from actors.hospital import HospitalHost
 from actors.joining import LOCAL, join
-from benchmarks.speed.contestant import Job
+from benchmarks.speed.contestant import MEGABYTE, Job
 from fedplatform.attacks.byzantine import Liars
 from fedplatform.cohort import CohortPlan
 from fedplatform.messages import Update
+from fedplatform.transport import TRANSPORTS, TransportName
+
+
+class Negating:
+    """A hospital that trains in no time: an update is the weights' negative, a new array as after training."""
+
+    def train(self, weights: np.ndarray, round_number: int, **_: object) -> Update:
+        return Update("", round_number, -weights, 100, 0.0, 0.0)
 
 
 class Echo(HospitalHost):
-    """A host whose hospitals train in no time: an update is the weights' negative, a new array as after training."""
+    """A host of such hospitals."""
 
     def __init__(self, plan: CohortPlan, hospital_ids: tuple[str, ...]) -> None:
-        self._participants = {}
+        self._participants = {name: Negating() for name in hospital_ids}
+        self._transport = plan.transport
         self._stopped_round = 0
-
-    @ray.method(concurrency_group="work")
-    def train(self, hospital_id: str, weights: np.ndarray, round_number: int) -> Update:
-        return Update(hospital_id, round_number, -weights, 100, 0.0, 0.0)
 
 
 @contextmanager
-def as_messages(d: int, hospitals: int) -> Iterator[Callable[[], object]]:
+def as_messages(
+    numbers: str, hospitals: int, *, transport: TransportName = "exact"
+) -> Iterator[Callable[[], dict[str, float]]]:
     """As in a round of this project: one broadcast by reference, updates as NumPy vectors, received into one matrix."""
+    weights = np.load(numbers)
+    reply_bytes = sum(part.nbytes for part in TRANSPORTS[transport].pack(-weights).values())
     join(LOCAL)
     try:
         names = [f"hospital-{number:02d}" for number in range(hospitals)]
-        plan = CohortPlan(dict.fromkeys(names), None, Liars((), None, hospitals), None)  # type: ignore[arg-type]
+        plan = CohortPlan(
+            dict.fromkeys(names),  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+            Liars((), None, hospitals),
+            None,  # type: ignore[arg-type]
+            transport=TRANSPORTS[transport],
+        )
         num_hosts = min(int(ray.cluster_resources()["CPU"]), hospitals)
         cohort = RayCohort(plan, num_hosts=num_hosts, deadline_s=600, host=Echo)
-        weights = np.random.default_rng(0).standard_normal(d, dtype=np.float32)
 
-        def exchange() -> torch.Tensor:
+        def exchange() -> dict[str, float]:
             replies = cohort.train(weights, 1)
-            received = torch.empty(hospitals, d)
+            received = torch.empty(hospitals, weights.size)
             for row, reply in zip(received, replies, strict=True):
                 assert reply.update is not None
                 row.copy_(torch.from_numpy(np.array(reply.update.delta)))
-            return received[:, :1].sum()
+            return {"figure": reply_bytes / MEGABYTE}
 
         yield exchange
         cohort.close()
@@ -57,7 +72,7 @@ def as_messages(d: int, hospitals: int) -> Iterator[Callable[[], object]]:
 
 
 @contextmanager
-def as_state_dicts(d: int, hospitals: int) -> Iterator[Callable[[], object]]:
+def as_state_dicts(numbers: str, hospitals: int) -> Iterator[Callable[[], object]]:
     """What is written first: a state dict of tensors as an argument of every call, one of replies from each."""
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     try:
@@ -69,7 +84,7 @@ def as_state_dicts(d: int, hospitals: int) -> Iterator[Callable[[], object]]:
                 return {name: -value for name, value in weights.items()}
 
         actors: list[Any] = [Hospital.remote() for _ in range(int(ray.cluster_resources()["CPU"]))]
-        weights = layers(d)
+        weights = layers(numbers)
 
         def exchange() -> torch.Tensor:
             sent = ray.put(weights)
@@ -82,9 +97,15 @@ def as_state_dicts(d: int, hospitals: int) -> Iterator[Callable[[], object]]:
         ray.shutdown()
 
 
-def layers(d: int) -> dict[str, torch.Tensor]:
-    """About d numbers as the layers of a network have them: twenty of equal size."""
-    return {f"layer{number}.weight": torch.randn(d // 20) for number in range(20)}
+def layers(numbers: str) -> dict[str, torch.Tensor]:
+    """These numbers as the layers of a network have them: twenty of equal size."""
+    parts = torch.from_numpy(np.load(numbers)).chunk(20)
+    return {f"layer{number}.weight": part.clone() for number, part in enumerate(parts)}
 
 
-JOBS: dict[str, Job] = {"weights": as_messages, "state_dicts": as_state_dicts}
+JOBS: dict[str, Job] = {
+    "weights": as_messages,
+    "lossless": partial(as_messages, transport="lossless"),
+    "half": partial(as_messages, transport="half"),
+    "state_dicts": as_state_dicts,
+}
