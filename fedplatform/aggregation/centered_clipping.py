@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fedplatform.aggregation.feasibility import require_updates
-from fedplatform.aggregation.geometry import combine, shrinkage, squared_distances_to
+from fedplatform.aggregation.geometry import column_blocks, combine, shrinkage, squared_distances_to
 from fedplatform.messages import Aggregate, Evidence
 
 
@@ -38,6 +38,9 @@ class CenteredClipping:
             distances = np.sqrt(squared_distances_to(deltas, point))
             pulls = shrinkage(distances, float(np.median(distances)) if self.radius is None else self.radius) / n
             left = 1 - float(pulls.sum())
-            point = left * point + combine(pulls, deltas)
+            moved = combine(pulls, deltas)
+            for columns in column_blocks(len(moved)):  # a block at a time: the sum of two long vectors is a third one
+                moved[columns] += left * point[columns]
+            point = moved
             weights = left * weights + pulls
         return Aggregate(point, torch.from_numpy(weights / weights.sum()), torch.zeros(n, dtype=torch.bool))
