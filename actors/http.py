@@ -6,6 +6,7 @@ import logging
 import os
 
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve import Application
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
@@ -13,6 +14,7 @@ from ray.serve.schema import LoggingConfig
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 MIDDLEWARES = "actors.proxy:middlewares"
 REQUEST_TIMEOUT_S = 60.0
+TRIES = 3  # now and then Ray's metrics crash a process that starts, and until Serve is up nobody restarts its proxy
 
 
 def prepare() -> None:
@@ -34,5 +36,12 @@ def start(application: Application, *, name: str, host: str, port: int, tls: tup
         host=host, port=port, request_timeout_s=REQUEST_TIMEOUT_S, ssl_certfile=certificate, ssl_keyfile=key
     )
     logs = LoggingConfig(enable_access_log=False)
-    serve.start(proxy_location="HeadOnly", http_options=options, logging_config=logs)
+    for left in reversed(range(TRIES)):
+        try:
+            serve.start(proxy_location="HeadOnly", http_options=options, logging_config=logs)
+            break
+        except RayActorError:
+            if not left:
+                raise
+            serve.shutdown()
     serve.run(application, name=name, route_prefix="/", logging_config=logs)
