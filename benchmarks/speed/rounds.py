@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from benchmarks.speed.arena import LOOP, ON_RAY, OURS, Cannot, Result
 from benchmarks.speed.bench import Bench
@@ -17,7 +18,9 @@ PARAMETERS = sum(parameter.numel() for parameter in SmallNetwork().parameters())
 
 
 def measure(bench: Bench) -> None:
-    parts = (one_round, first_round, many_hospitals, most_hospitals, long_run)
+    parts: tuple[Callable[[Bench], None], ...] = (one_round, first_round)
+    if not bench.quick:
+        parts += (many_hospitals, most_hospitals, long_run)
     for number, part in enumerate(parts):
         bench.progress("rounds", number, len(parts), part.__name__.replace("_", " "))
         part(bench)
@@ -66,17 +69,16 @@ def first_round(bench: Bench) -> None:
 
 def many_hospitals(bench: Bench) -> None:
     """What a hundred hospitals hold in memory, all processes together: the most that was seen in two rounds."""
-    if bench.has("rounds/many") or bench.tiny:
+    if bench.has("rounds/many"):
         return
     _watched(bench, "rounds/many", (OURS, ON_RAY, "flower"), hospitals=MANY, scans=MANY_SCANS, rounds=2)
 
 
 def most_hospitals(bench: Bench) -> None:
     """A thousand simulated hospitals in one run."""
-    if bench.has("rounds/most") or bench.tiny:
+    if bench.has("rounds/most"):
         return
-    systems = (OURS,) if bench.quick else (OURS, ON_RAY)
-    _watched(bench, "rounds/most", systems, hospitals=MOST, scans=MOST_SCANS, rounds=1)
+    _watched(bench, "rounds/most", (OURS, ON_RAY), hospitals=MOST, scans=MOST_SCANS, rounds=1)
 
 
 def _watched(bench: Bench, work: str, systems: tuple[str, ...], *, hospitals: int, scans: int, rounds: int) -> None:
@@ -101,11 +103,11 @@ def _watched(bench: Bench, work: str, systems: tuple[str, ...], *, hospitals: in
 
 def long_run(bench: Bench) -> None:
     """How many times as much is held after 200 rounds as after the first 100."""
-    if bench.has("rounds/long") or bench.tiny:
+    if bench.has("rounds/long"):
         return
     file = _scans(bench, LONG_HOSPITALS, LONG_SCANS)
     results = []
-    for system in (OURS,) if bench.quick else (OURS, ON_RAY):
+    for system in (OURS, ON_RAY):
         costs: dict[str, list[float]] = {}
         contestant = bench.arena.contestant(system)
         contestant.ask("prepare", job="rounds", arguments={"scans": file})

@@ -29,8 +29,6 @@ OURS_ALONE = ("weighted_mean", "bulyan", "dnc", "signguard", "flame", "bucketing
 BY_DISTANCES = ("krum", "multi_krum", "geometric_median", "nnm", "bulyan", "dnc", "signguard", "flame")
 PEERS = ("byzfl", "byzpy", "flower", "krum", "qora")
 SIZES = ((10, 1_000_000), (32, 1_000_000), (100, 1_000_000), (10, 11_000_000))
-QUICK_SIZES = ((10, 1_000_000), (32, 1_000_000))
-QUICK_AT_32 = ("median", "krum", "geometric_median")
 ON_ELEVEN_MILLION = ("median", "trimmed_mean", "krum", "geometric_median", "centered_clipping", "fltrust")
 
 
@@ -89,8 +87,7 @@ def sizes(bench: Bench) -> Iterator[tuple[int, int, tuple[str, ...]]]:
         yield 10, 20_000, (*RULES, *OURS_ALONE)
         return
     if bench.quick:
-        yield *QUICK_SIZES[0], (*RULES, *OURS_ALONE)
-        yield *QUICK_SIZES[1], QUICK_AT_32
+        yield *SIZES[0], RULES
         return
     for n, d in SIZES:
         yield n, d, ON_ELEVEN_MILLION if d > 10**7 else (*RULES, *OURS_ALONE)
