@@ -36,6 +36,7 @@ WORKS: dict[str, Callable[[Bench], None]] = {
     "serving": serving.measure,
     "training": training.measure,
 }
+QUICK_WORKS = ("rules", "rounds", "fingerprint", "weights", "purification")  # the others have no small size to speak of
 # Seconds that each takes, for the time that is left: quick, whole.
 EXPECTED = {
     "rules": (60.0, 700.0),
@@ -52,7 +53,9 @@ REPEATS, QUICK_REPEATS = 5, 3
 
 
 @click.command(context_settings={"max_content_width": 120})
-@click.option("--work", "chosen", default=",".join(WORKS), show_default=True, help="what to measure, NAME,NAME...")
+@click.option(
+    "--work", "chosen", show_default=f"all; with --quick {','.join(QUICK_WORKS)}", help=f"NAME,... of {','.join(WORKS)}"
+)
 @click.option("--quick", is_flag=True, help="the small sizes only: under 5 minutes instead of 30")
 @click.option("--resume", is_flag=True, help="leave alone what the table has rows of already")
 @click.option("--repeats", type=int, show_default="5; 3 with --quick", help="turns that every system takes")
@@ -61,7 +64,7 @@ REPEATS, QUICK_REPEATS = 5, 3
 @click.option("--picture", "drawn", type=click.Path(path_type=Path), default=ROOT / "docs/pictures/speed.png")
 @click.option("--tiny", is_flag=True, hidden=True, help="sizes for tests: the figures mean nothing")
 def main(
-    chosen: str,
+    chosen: str | None,
     quick: bool,
     resume: bool,
     repeats: int | None,
@@ -75,7 +78,7 @@ def main(
     Rows go into the table as they come, by work and size; what is measured again replaces its rows. The peers are
     installed into .venv-peers first. Ends with every goal, met or missed.
     """
-    names = [name.strip() for name in chosen.split(",")]
+    names = [name.strip() for name in chosen.split(",")] if chosen else [*(QUICK_WORKS if quick else WORKS)]
     if unknown := [name for name in names if name not in WORKS]:
         raise click.BadParameter(f"{unknown[0]!r}; known: {', '.join(WORKS)}", param_hint="--work")
     pythons: dict[str, Path | str] = {name: Path(sys.executable) for name in NO_PEERS}
