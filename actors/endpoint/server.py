@@ -25,8 +25,10 @@ LEAST_CPUS = 2  # diagnostician and purifying ask for one each, whatever the mac
 
 @contextmanager
 def served(arguments: EndpointArguments, *, host: str, port: int, tls: tuple[str, str] | None = None) -> Iterator[str]:
-    """Serve while the block runs; gives the address of Ray's metrics. Raises OSError where the
-    port is taken, ExperimentError where there are too few GPUs."""
+    """Serve while the block runs; gives the address of Ray's metrics.
+
+    Raises OSError where the port is taken, :class:`ExperimentError` where there are too few GPUs.
+    """
     _check_free(host, port)
     prepare()
     # Ray's own ports are open to the network and ask for the token.

@@ -107,10 +107,11 @@ def markdown(rows: pd.DataFrame) -> str:
     lines = ["| goal | measured | target | |", "|---|---:|---:|---|"]
     for goal in goals(rows):
         bound = "at least" if goal.is_gain else "at most"
-        value, target = (f"{_figures(number)} {goal.unit}".strip() for number in (goal.value, goal.target))
+        value, target = (f"{figures(number)} {goal.unit}".strip() for number in (goal.value, goal.target))
         lines.append(f"| {goal.words} | {value} | {bound} {target} | {'met' if goal.met else 'missed'} |")
     return "\n".join(lines)
 
 
-def _figures(number: float) -> str:
+def figures(number: float) -> str:
+    """A number to three digits, a large one whole."""
     return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"

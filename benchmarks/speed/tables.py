@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pandas as pd
 
 from benchmarks.speed.arena import LOOP, OURS
+from benchmarks.speed.goals import figures
 
 Cells = Callable[[pd.Series], Sequence[object]]
 
@@ -112,4 +113,4 @@ def _figure(row: pd.Series) -> str:
 
 
 def _g(value: float) -> str:
-    return "" if value != value else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return "" if value != value else figures(value)
