@@ -415,7 +415,7 @@ def fill(
         partition_of(split)
     cells = benchmark.cells()
     cells[0].without_rule().open_data(data_folder)
-    claim(folder, benchmark.settings, what="benchmark")
+    claim(folder, benchmark.settings, what="benchmark", before=Experiment.defaults())
     results = Results(folder, cells)
     left = [cell for cell in cells if not results.has(cell)]
     done = len(cells) - len(left)

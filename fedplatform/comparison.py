@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -110,7 +111,7 @@ def compare(
     :class:`ExperimentError` where the folder holds another comparison.
     """
     settings = {key: value for key, value in grid.base.settings().items() if key not in ("seed", "rule", "attack")}
-    claim(folder, settings, what="comparison")
+    claim(folder, settings, what="comparison", before=Experiment.defaults())
     results = Results(folder / "results.csv")
     rows = grid.rows()
     for number, (rule, cell) in enumerate(rows, start=1):
@@ -161,14 +162,19 @@ def nearest_neighbour(shards: Path) -> Figures:
     return judge([Predictions("all", Role.TEST, answers, labels, float("nan"))], num_classes=len(manifest.classes))
 
 
-def claim(folder: Path, settings: Mapping[str, object], *, what: str) -> None:
+def claim(
+    folder: Path, settings: Mapping[str, object], *, what: str, before: Mapping[str, object] = MappingProxyType({})
+) -> None:
     """Make the folder this table's own, so that it never mixes settings; ``what`` is ``comparison`` or the like.
 
-    Raises :class:`ExperimentError` where it holds one with other settings, or cannot be written.
+    ``before`` says what a setting that the folder's file lacks was worth when it did not exist: its default. So a table
+    that was begun before an update goes on after it. Raises :class:`ExperimentError` where the folder holds one with
+    other settings, or cannot be written.
     """
     file = folder / f"{what}.yaml"
     if file.exists():
         found = yaml.safe_load(file.read_text())
+        found = {**{key: before[key] for key in settings if key in before}, **found}
         other = next((key for key in {**settings, **found} if found.get(key) != settings.get(key)), None)
         if other:
             raise ExperimentError(

@@ -94,6 +94,7 @@ def fill(
             **benchmark.defence_settings.settings(),
         },
         what="benchmark",
+        before={**Experiment.defaults(), **DefenceSettings.defaults()},
     )
     with workers(jobs) as pool:
         pending: dict[Future[str], int] = {

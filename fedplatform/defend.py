@@ -102,12 +102,13 @@ class _Stages:
 
     def claim(self) -> None:
         """Make the folder, or find it begun with the same settings."""
-        wanted = yaml.safe_dump(self._settings.settings(), sort_keys=False)
         file = self.folder / SETTINGS
-        if file.is_file() and file.read_text() != wanted:
+        wanted = self._settings.settings()
+        # Read and not compared as text: a setting that did not exist when this was begun had its default.
+        if file.is_file() and DefenceSettings.from_settings(yaml.safe_load(file.read_text())).settings() != wanted:
             raise ExperimentError(f"{self.folder} was begun with other settings; remove it to train anew")
         self.folder.mkdir(exist_ok=True)
-        file.write_text(wanted)
+        file.write_text(yaml.safe_dump(wanted, sort_keys=False))
 
     def autoencoder(self) -> None:
         """The masked autoencoder of the detector."""

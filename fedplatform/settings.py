@@ -40,6 +40,11 @@ class Settings(BaseModel):
         except ValueError as error:
             raise ExperimentError(str(error)) from error
 
+    @classmethod
+    def defaults(cls) -> dict[str, object]:
+        """What every setting is worth where nobody gives it."""
+        return cls.from_settings({}).settings()
+
     def settings(self) -> dict[str, object]:
         """All fields as plain values, every default resolved: what a YAML file holds."""
         return self.model_dump(mode="python")

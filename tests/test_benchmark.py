@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -254,6 +256,21 @@ def test_a_folder_of_another_benchmark_is_refused_in_one_line(
     other = replace(tiny(), settings=Benchmark.settings_of("mnist", TINY | {"rounds": 7}))
     with pytest.raises(ExperimentError, match="holds a benchmark with rounds=5, got 7; choose another --name"):
         fill(other, folder=folder, jobs=1, data_folder=digits)
+
+
+def test_a_benchmark_goes_on_after_an_update_that_brought_a_setting(
+    filled: tuple[Path, pd.DataFrame, list[Progress]], tmp_path: Path, digits: Path
+) -> None:
+    folder = tmp_path / "begun_before"
+    shutil.copytree(filled[0], folder)
+    file = folder / "benchmark.yaml"
+    held = yaml.safe_load(file.read_text())
+    assert held.pop("transport") == "exact"
+    file.write_text(yaml.safe_dump(held, sort_keys=False))
+    assert len(fill(tiny(), folder=folder, jobs=1, data_folder=digits)) == len(filled[1])
+    changed = replace(tiny(), settings=Benchmark.settings_of("mnist", TINY | {"transport": "half"}))
+    with pytest.raises(ExperimentError, match="holds a benchmark with transport='exact', got 'half'"):
+        fill(changed, folder=folder, jobs=1, data_folder=digits)
 
 
 def test_a_data_set_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:

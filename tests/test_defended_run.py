@@ -123,6 +123,14 @@ def test_tuning_goes_on_from_what_each_hospital_had(defended: Path) -> None:
         assert (tuned - own).norm() < 0.2 * own.norm()
 
 
+def test_a_defence_goes_on_after_an_update_that_brought_a_setting(copied: Path) -> None:
+    file = copied / "defence" / "defence.yaml"
+    settings = yaml.safe_load(file.read_text())
+    del settings["tuning_epsilon"]
+    file.write_text(yaml.safe_dump(settings, sort_keys=False))
+    assert trained_stages(copied) == []
+
+
 def test_other_settings_are_refused_in_one_line_and_nothing_is_lost(copied: Path) -> None:
     before = networks(copied)
     with pytest.raises(ExperimentError, match="begun with other settings") as refusal:
