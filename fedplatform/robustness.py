@@ -24,7 +24,7 @@ from fedplatform.defended_run import DEFENCES, GATED, DefendedRun, HospitalParts
 from fedplatform.experiment import Experiment, ExperimentError
 from fedplatform.report.interval import effective_size
 from fedplatform.seeding import torch_generator
-from fedplatform.threats import TIERS, Attacker, Budget, Victim
+from fedplatform.threats import TIERS, USUAL_TIERS, Attacker, Budget, Victim
 from fedplatform.training import CrossEntropy
 from fedplatform.workers import workers
 
@@ -45,7 +45,7 @@ class Plan:
     """
 
     defences: tuple[str, ...] = (NEAREST_NEIGHBOUR, *DEFENCES)
-    tiers: tuple[str, ...] = tuple(TIERS)
+    tiers: tuple[str, ...] = USUAL_TIERS
     epsilons: tuple[float, ...] = (0.015, 8 / 255)
     scans: int = 300
     hard_scans: int = 100

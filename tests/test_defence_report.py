@@ -29,7 +29,7 @@ from fedplatform.report.defence_pictures import magnification
 from fedplatform.report.interval import effective_size, sign_flips, wilson
 from fedplatform.report.markdown_table import defence_markdown
 from fedplatform.robustness import cells_of
-from fedplatform.threats import TIERS
+from fedplatform.threats import USUAL_TIERS
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 PAPER, STRONG = 0.015, 8 / 255
@@ -201,7 +201,7 @@ def test_a_browser_shows_what_is_left_under_attack_and_asks_nobody_for_anything(
     tables = browser.find_elements(By.CSS_SELECTOR, ".grid-table")
     assert [table.find_element(By.TAG_NAME, "caption").text for table in tables] == ["Epsilon 0.015", "Epsilon 8/255"]
     heads = [cell.text for cell in tables[1].find_elements(By.CSS_SELECTOR, "thead th")]
-    assert heads == ["Defence", "Minimum\nT1 to T5", *(f"{tier.replace('_', ' ')}\nn = 40" for tier in TIERS)]
+    assert heads == ["Defence", "Minimum\nT1 to T5", *(f"{tier.replace('_', ' ')}\nn = 40" for tier in USUAL_TIERS)]
     by_name = {row[0]: row[1:] for row in rows_of(browser, ".grid-table")[len(DEFENCES) :]}
     assert by_name["nearest neighbour"][0] == "–"
     assert by_name["nearest neighbour"][5:] == ["not run"] * 4
@@ -262,7 +262,7 @@ def test_the_page_of_the_run_tells_of_the_attack_and_links_to_it(tmp_path, brows
 
 def test_the_drawn_curves_stand_where_the_figures_say(tmp_path):
     plots = {plot.title.split(":")[0]: plot for plot in draw_accuracy(defence_grids(cells()))}
-    assert list(plots) == [tier for tier in TIERS if tier != "T0"]
+    assert list(plots) == [tier for tier in USUAL_TIERS if tier != "T0"]
     curves = {curve.label: curve for curve in plots["T4"].curves}
     assert "nearest neighbour" not in curves  # it never met T4
     xs, ys = zip(*[(x, y) for x, y, _ in curves["whole defence"].dots], strict=True)
@@ -311,6 +311,15 @@ def test_an_attacker_that_was_not_tried_is_named_and_the_minimum_does_not_win():
     assert [row.defence for row in strong.rows if strong.is_best_worst(row)] == ["purify_all_tuned"]
     _, line = (line for line in defence_markdown(left_out).splitlines() if line.startswith("| whole"))
     assert line.endswith("| – | – | – | **82.5** | 82.5 (T5; not tried: T3, T4 and T4_unnoticed) |")
+
+
+def test_more_patience_with_one_row_counts_for_it_and_leaves_no_gap_in_the_others():
+    frame = cells()
+    patient = frame[(frame["defence"] == "whole") & (frame["tier"] == "T4")].assign(tier="T4_strong", accuracy=0.1)
+    rows = {row.defence: row for row in defence_grids(pd.concat([frame, patient]))[1].rows}
+    assert rows["whole"].worst is not None
+    assert (rows["whole"].worst.tier, rows["whole"].worst.accuracy) == ("T4_strong", 0.1)
+    assert rows["purify_all_tuned"].missing == ()
 
 
 def test_the_table_in_markdown_reads_like_the_page():

@@ -36,7 +36,7 @@ from fedplatform.robustness import (
     spread_evenly,
     tasks_of,
 )
-from fedplatform.threats import TIERS, Budget
+from fedplatform.threats import USUAL_TIERS, Budget
 
 PLAN = Plan(
     defences=(NEAREST_NEIGHBOUR, "no_defence", "purify_all", "whole"),
@@ -84,7 +84,7 @@ def tables(folder: Path) -> list[bytes]:
 def test_every_defence_meets_every_tier_that_makes_sense_on_as_many_scans_as_asked(cells: pd.DataFrame) -> None:
     wanted = {
         (defence, tier): 12 if tier in EASY_TIERS else 4
-        for tier in TIERS
+        for tier in USUAL_TIERS
         for defence in PLAN.defences
         if (defence != NEAREST_NEIGHBOUR or tier in EASY_TIERS) and (tier != "T4_unnoticed" or defence in GATED)
     }

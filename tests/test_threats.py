@@ -115,6 +115,16 @@ def test_the_exact_gradient_finds_what_the_grey_box_misses(
     assert exact_loss > 1.03 * grey_loss
 
 
+def test_patience_costs_the_defence_at_least_what_haste_does(
+    whole: Victim, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    _, hasty = fresh(whole.defended, attack("T4", whole, images, labels, budget=Budget(steps=4, eot=2)), labels)
+    _, patient = fresh(
+        whole.defended, attack("T4_strong", whole, images, labels, budget=Budget(steps=4, eot=2)), labels
+    )
+    assert patient > 1.02 * hasty
+
+
 @pytest.mark.parametrize("tier", ["T3", "T4"])
 @pytest.mark.parametrize("planted", [BitDepth(3), GaussianBlur(0.6)], ids=["bit_depth", "blur"])
 def test_who_knows_a_weak_defence_breaks_it(

@@ -80,9 +80,10 @@ def evaluate(
 
     Every row (defence) meets attackers who know more and more: T0 nobody attacks; T1 another hospital attacks through
     its own model; T2 the gradient of the classifier is known (T2_paper: with the budget of MedFedPure's paper); T3 the
-    whole defence is known and its purifier taken for the identity; T4 the exact gradient of the whole; T4_unnoticed the
-    same, staying below the detector's threshold; T5 only answers are seen. The headline of a row is its lowest figure
-    from T1 to T5. nearest_neighbour and no_defence stand beside the others.
+    whole defence is known and its purifier taken for the identity; T4 the exact gradient of the whole (T4_unnoticed:
+    staying below the detector's threshold; T4_strong: with 2.5 times the steps and gradients); T5 only answers are
+    seen. The headline of a row is its lowest figure from T1 to T5. nearest_neighbour and no_defence stand beside the
+    others.
 
     Written after every task: RUN/scans.parquet (a row a scan), RUN/evaluation.parquet (a row a cell), and at the end
     RUN/evaluation.html. The same command goes on where it stopped.
@@ -90,7 +91,7 @@ def evaluate(
     \b
     Examples:
       fedplatform evaluate runs/br35h --tiers T0,T2 --epsilons 2/255,4/255
-      fedplatform evaluate runs/br35h --defences no_defence,whole --tiers T4 --steps 50 --eot 10
+      fedplatform evaluate runs/br35h --defences whole --tiers T4,T4_strong
     """
     with one_line_errors():
         from rich.markdown import Markdown

@@ -83,7 +83,7 @@ def attack_options(command: Callable[..., None]) -> Callable[..., None]:
         [
             click.option("--defences", metavar="NAME,...", help="rows of the table [default: all]"),
             click.option("--tiers", "--tier", "tiers", metavar="TIER,...",
-                         help="threat tiers, T0 to T5 [default: all]"),
+                         help="threat tiers, T0 to T5 [default: all but T4_strong]"),
             click.option("--epsilons", "--epsilon", "epsilons", default="0.015,8/255", show_default=True,
                          metavar="X,...", callback=numbers, help="perturbation of every pixel, of [0, 1]"),
             click.option("--scans", type=click.IntRange(min=1), default=300, show_default=True, metavar="N",
@@ -117,14 +117,13 @@ def attack_plan(
     """What :func:`attack_options` asks for; an unknown word is an error that names the nearest."""
     from fedplatform.experiment import ExperimentError
     from fedplatform.robustness import Plan
-    from fedplatform.threats import Budget
+    from fedplatform.threats import TIERS, Budget
 
     budget = Budget(steps=steps, eot=eot, queries=queries)
     everything = Plan()
     chosen = {"defences": words(defences or "") or everything.defences, "tiers": words(tiers or "") or everything.tiers}
-    for what, names in chosen.items():
-        known = getattr(everything, what)
-        for name in names:
+    for what, known in (("defences", everything.defences), ("tiers", tuple(TIERS))):
+        for name in chosen[what]:
             if name not in known:
                 raise ExperimentError(
                     f"no {what.rstrip('s')} is called {name!r}{nearest(name, known)}; known: {', '.join(known)}"

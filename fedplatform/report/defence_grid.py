@@ -13,6 +13,7 @@ from fedplatform.report.threat_wording import ATTACKS, CLEAN, REFERENCES, TIERS,
 
 WHOLE, NO_DEFENCE = "whole", "no_defence"
 UNNOTICED = "T4_unnoticed"
+OPTIONAL = ("T4_strong",)  # tried on some row to check T4: another row lacks nothing without it
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def defence_grids(frame: pd.DataFrame) -> list[DefenceGrid]:
 
 def _grid(title: str, epsilon: float, frame: pd.DataFrame) -> DefenceGrid:
     tiers = tuple(tier for tier in TIERS if (frame["tier"] == tier).any())
-    due = [tier for tier in TIERS if tier in ATTACKS or (tier in tiers and tier != CLEAN)]
+    due = [tier for tier in TIERS if tier in ATTACKS or (tier in tiers and tier not in (CLEAN, *OPTIONAL))]
     rows = []
     for (defence, adversarial), own in frame.groupby(["defence", "adversarial_training"], sort=False):
         by_tier = {str(tier): _cell(str(tier), group) for tier, group in own.groupby("tier")}
