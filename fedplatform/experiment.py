@@ -35,6 +35,7 @@ from fedplatform.training import (
     Augmentation,
     LocalTraining,
     Objective,
+    SamplingName,
 )
 from fedplatform.transport import TransportName
 from fedplatform.trust import SCORERS, OptiGradTrust, RobustScores
@@ -208,6 +209,11 @@ class Experiment(Settings):
         description=f"how scans are changed every time they are trained on: none, {', '.join(AUGMENTATIONS)}, "
         "or your own as FILE.py:CLASS",
     )
+    sampling: SamplingName = Field(
+        "scans",
+        description="what an epoch of training shows: scans, every one once; groups, as many drawn so that every group "
+        "of a class (a patient, near-identical pictures) counts alike, however many scans it has",
+    )
     optimiser: Literal["sgd", "adamw"] = Field(
         "sgd", description="local optimiser: sgd, or adamw with gradients clipped to norm 1"
     )
@@ -369,6 +375,7 @@ class Experiment(Settings):
             objective=self.objective,
             augmentation=self.augmentation,
             optimiser=self.optimiser,
+            sampling=self.sampling,
         )
 
 

@@ -58,6 +58,7 @@ class Hospital:
         self.shard = shard
         self.training_images = shard.images(role)
         self.training_labels = shard.labels(role)
+        self.training_groups = shard.groups(role)
         self._read = {role: (self.training_images, self.training_labels)}
         self._state = OwnState(state_file, launch=launch) if state_file is not None else None
         kept = self._state.load() if self._state else None
@@ -74,6 +75,7 @@ class Hospital:
             self.personal,
             images=self.training_images,
             labels=self.training_labels,
+            groups=self.training_groups,
             round_number=round_number,
             generator=torch_generator(seed, self.hospital_id, round_number, "batches"),
             should_stop=should_stop,
@@ -83,6 +85,7 @@ class Hospital:
             personal,
             images=self.training_images,
             labels=self.training_labels,
+            groups=self.training_groups,
             round_number=round_number,
             generator=torch_generator(seed, self.hospital_id, round_number, "own batches"),
             should_stop=should_stop,

@@ -116,6 +116,7 @@ class RootInRound:
             hospital.personal,
             images=hospital.training_images[scans],
             labels=self._num_classes - 1 - labels if flip else labels,
+            groups=hospital.training_groups[scans],
             round_number=number,
             generator=generator,
             should_stop=never,

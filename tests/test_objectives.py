@@ -198,6 +198,7 @@ def trained(objective: Objective, **changes: object) -> tuple[nn.Module, list[fl
             trainer.initial_personal,
             images=images,
             labels=labels,
+            groups=np.arange(len(labels)),
             round_number=number,
             generator=torch_generator(0, number),
             should_stop=lambda: False,

@@ -67,6 +67,7 @@ def work(seed: int = 0, round_number: int = 1) -> dict[str, object]:
     return {
         "images": images,
         "labels": labels,
+        "groups": np.arange(len(labels)),
         "round_number": round_number,
         "generator": torch_generator(seed, round_number),
         "should_stop": lambda: False,

@@ -13,7 +13,18 @@ from fedplatform.training import LocalTraining
 from fedplatform.transport import TransportName
 
 TRAINING = (
-    *("size", "split", "model", "algorithm", "objective", "augmentation", "optimiser", "rounds", "local_epochs"),
+    *(
+        "size",
+        "split",
+        "model",
+        "algorithm",
+        "objective",
+        "augmentation",
+        "sampling",
+        "optimiser",
+        "rounds",
+        "local_epochs",
+    ),
     *("batch_size", "learning_rate", "momentum", "weight_decay", "deadline_s", "seed"),
 )
 

@@ -24,6 +24,7 @@ from fedplatform.training.objectives import (
     Trades,
 )
 from fedplatform.training.purified import Purified
+from fedplatform.training.sampling import SamplingName
 from fedplatform.training.tampering import Tampering
 from fedplatform.training.trainer import LocalTraining, Stopped, Trainer, to_images
 
@@ -50,6 +51,7 @@ __all__ = [
     "Orientation",
     "PersonalState",
     "Purified",
+    "SamplingName",
     "Scanner",
     "SiloBN",
     "Stopped",

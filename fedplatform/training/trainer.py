@@ -27,6 +27,7 @@ from fedplatform.training.algorithms import Algorithm, HeadFirst, OwnModel
 from fedplatform.training.augmentation import Augmentation
 from fedplatform.training.objectives import CrossEntropy, Objective
 from fedplatform.training.own_model import ALPHA, OWN, first_copy, mix_in
+from fedplatform.training.sampling import SamplingName, epoch_order, group_odds
 
 PREDICTION_BATCH = 128
 SETTLING_SCANS = 128  # enough for a mean and a variance
@@ -54,6 +55,7 @@ class LocalTraining:
     objective: Objective = field(default_factory=CrossEntropy)
     augmentation: Augmentation | None = None
     optimiser: OptimiserName = "sgd"
+    sampling: SamplingName = "scans"
 
     def learning_rate_in(self, round_number: int) -> float:
         """The step size of a round: it falls along a half cosine, so that the last rounds settle (Loshchilov, 2017)."""
@@ -114,14 +116,15 @@ class Trainer:
         *,
         images: np.ndarray,
         labels: np.ndarray,
+        groups: np.ndarray,
         round_number: int,
         generator: torch.Generator,
         should_stop: Callable[[], bool],
     ) -> tuple[np.ndarray, PersonalState, float]:
         """Train for the local epochs and return (update (d,) float32, new personal state, mean loss).
 
-        ``images`` are uint8 (n, c, h, w). A copy of its own that the hospital keeps comes back as it was; that is for
-        :meth:`fit_own`. Raises :class:`Stopped` as soon as ``should_stop()`` is true.
+        ``images`` are uint8 (n, c, h, w), ``labels`` and ``groups`` (n,). A copy of its own that the hospital keeps
+        comes back as it was; that is for :meth:`fit_own`. Raises :class:`Stopped` as soon as ``should_stop()`` is true.
         """
         self.load(weights, personal)
         self.model.train()
@@ -133,7 +136,13 @@ class Trainer:
         for epochs, trained in self._phases():
             with _only(self.model, trained):
                 for scans, answers, progress in self._batches(
-                    images, labels, epochs=epochs, round_number=round_number, generator=generator, stop=should_stop
+                    images,
+                    labels,
+                    groups,
+                    epochs=epochs,
+                    round_number=round_number,
+                    generator=generator,
+                    stop=should_stop,
                 ):
                     optimiser.zero_grad()
                     loss = self._loss(scans, answers, generator=generator, progress=progress)
@@ -155,6 +164,7 @@ class Trainer:
         *,
         images: np.ndarray,
         labels: np.ndarray,
+        groups: np.ndarray,
         round_number: int,
         generator: torch.Generator,
         should_stop: Callable[[], bool],
@@ -181,6 +191,7 @@ class Trainer:
         for scans, answers, progress in self._batches(
             images,
             labels,
+            groups,
             epochs=self.training.epochs,
             round_number=round_number,
             generator=generator,
@@ -284,6 +295,7 @@ class Trainer:
         self,
         images: np.ndarray,
         labels: np.ndarray,
+        groups: np.ndarray,
         *,
         epochs: int,
         round_number: int,
@@ -292,10 +304,11 @@ class Trainer:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
         """Shuffled batches of (images, labels, share of all training that is done)."""
         setting = self.training
+        odds = group_odds(labels, groups) if setting.sampling == "groups" and len(labels) else None
         for epoch in range(epochs):
             for first, batch in zip(
                 range(0, len(labels), setting.batch_size),
-                torch.randperm(len(labels), generator=generator).split(setting.batch_size),
+                epoch_order(len(labels), odds, generator).split(setting.batch_size),
                 strict=True,
             ):
                 if stop():
