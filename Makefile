@@ -45,7 +45,7 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 test: $(VENV)/.ready browser lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) .venv-peers build dist *.egg-info
