@@ -15,6 +15,7 @@ from fedplatform.defend import defend
 from fedplatform.defended_run import DEFENCE, STAGES, DefenceSettings
 from fedplatform.engine import InProcessEngine
 from fedplatform.experiment import Experiment, ExperimentError, load_settings
+from fedplatform.report.defence_pairs import defence_pairs
 from fedplatform.robustness import Observer, Plan, evaluate
 from fedplatform.run import partition_data, run
 from fedplatform.specification import nearest
@@ -84,8 +85,8 @@ def fill(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train what is not trained yet, a seed a process, then attack; a second call goes on where the first stopped.
 
-    Leaves ``plain-seed0/``, ``adversarial-seed0/``... as run folders, and ``defence.csv``. Returns one row a cell, and
-    one row a scan.
+    Leaves ``plain-seed0/``, ``adversarial-seed0/``... as run folders, ``defence.csv``, one row a cell, and
+    ``pairs.csv``, the whole defence beside every other row. Returns one row a cell, and one row a scan.
     """
     claim(
         folder,
@@ -114,7 +115,9 @@ def fill(
             scans.append(pd.read_parquet(path / "scans.parquet"))
             table = pd.concat(tables, ignore_index=True)
             table[PUBLISHED].round(4).to_csv(folder / "defence.csv", index=False)
-    return pd.concat(tables, ignore_index=True), pd.concat(scans, ignore_index=True)
+    seen = pd.concat(scans, ignore_index=True)
+    defence_pairs(seen).round(4).to_csv(folder / "pairs.csv", index=False)
+    return pd.concat(tables, ignore_index=True), seen
 
 
 def train(benchmark: DefenceBenchmark, seed: int, folder: Path, data_folder: Path | None) -> str:

@@ -315,6 +315,10 @@ def test_the_benchmark_trains_both_kinds_once_and_attacks_them(spots: Path, tmp_
     assert len(published) == len(table) == 8
     assert published["adversarial_training"].tolist() == [False] * 4 + [True] * 4
     assert (published["n"] == 4).all()
+    pairs = pd.read_csv(tmp_path / "pairs.csv")
+    assert pairs[["adversarial_training", "tier", "defence", "n"]].values.tolist() == [
+        [trained, tier, "no_defence", 4] for trained in (False, True) for tier in ("T0", "T2")
+    ]
     plain, adversarial = (tmp_path / f"{kind}-seed0" for kind in ("plain", "adversarial"))
     for name, same in (("purifier", True), ("autoencoder", True), ("sensor", False), ("tuned/global", False)):
         contents = [(folder / "defence" / f"{name}.safetensors").read_bytes() for folder in (plain, adversarial)]

@@ -86,9 +86,9 @@ def defence(
     """Train and attack the inference-time defence: every row against every tier, with and without adversarial training.
 
     For each seed two federations are trained on the same split, one plainly and one adversarially, each with its own
-    defence, and then attacked as 'fedplatform evaluate' does. runs/NAME/ holds a run folder of each, resumable, and
-    defence.csv, one row a cell. The same command goes on where it stopped; more tiers, rows, epsilons and seeds may be
-    asked for in the same NAME.
+    defence, and then attacked as 'fedplatform evaluate' does. runs/NAME/ holds a run folder of each, resumable,
+    defence.csv, one row a cell, and pairs.csv, the whole defence beside every other row. The same command goes on where
+    it stopped; more tiers, rows, epsilons and seeds may be asked for in the same NAME.
 
     \b
     Examples:
