@@ -23,6 +23,7 @@ from fedplatform.defence import DefendedClassifier, DiffusionPurifier, FreshNois
 from fedplatform.defended_run import DEFENCES, GATED, DefendedRun, HospitalParts
 from fedplatform.experiment import Experiment, ExperimentError
 from fedplatform.report.interval import effective_size
+from fedplatform.run_folder import alone_in
 from fedplatform.seeding import torch_generator
 from fedplatform.threats import TIERS, USUAL_TIERS, Attacker, Budget, Victim
 from fedplatform.training import CrossEntropy
@@ -93,36 +94,38 @@ def evaluate(
     """Attack the defence of the run in ``path`` and leave ``scans.parquet`` and ``evaluation.parquet`` there.
 
     A task that is done is not done again. Returns one row a cell. Raises :class:`ExperimentError` where the run has no
-    defence, or was evaluated with another budget.
+    defence, was evaluated with another budget, or is being evaluated by another process.
     """
     run = DefendedRun(path, shards=shards)
     budget = {**asdict(plan.budget), "scans": plan.scans, "hard_scans": plan.hard_scans, "fresh_draws": FRESH_DRAWS}
     tasks = tasks_of(plan, run.tested)
     if not tasks:
         raise ExperimentError(f"no tier of {', '.join(plan.tiers)} can be tried on {', '.join(plan.defences)}")
-    claim(path, budget, what="evaluation")
-    results = Results(path, run)
-    left = [task for task in tasks if not results.has(task)]
-    done = len(tasks) - len(left)
-    observer(Progress(done, len(tasks)))
-    with workers(jobs) as pool:
-        pending: dict[Future[list[dict[str, object]]], Task] = {}
-        queue = iter(left)
-        while pending or left:
-            for task in queue:
-                pending[pool.submit(attack_scans, path, run.shards, task, plan)] = task
-                if len(pending) > jobs:
+    # Two at once would each write its own table over the other's.
+    with alone_in(path, what=f"an evaluation of {path.name}"):
+        claim(path, budget, what="evaluation")
+        results = Results(path, run)
+        left = [task for task in tasks if not results.has(task)]
+        done = len(tasks) - len(left)
+        observer(Progress(done, len(tasks)))
+        with workers(jobs) as pool:
+            pending: dict[Future[list[dict[str, object]]], Task] = {}
+            queue = iter(left)
+            while pending or left:
+                for task in queue:
+                    pending[pool.submit(attack_scans, path, run.shards, task, plan)] = task
+                    if len(pending) > jobs:
+                        break
+                if not pending:
                     break
-            if not pending:
-                break
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                task = pending.pop(future)
-                rows = future.result()
-                results.add(rows)
-                done += 1
-                accuracy = float(np.mean([row["answer"] == row["label"] for row in rows])) if rows else float("nan")
-                observer(Progress(done, len(tasks), task, accuracy))
-    return results.cells()
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    task = pending.pop(future)
+                    rows = future.result()
+                    results.add(rows)
+                    done += 1
+                    accuracy = float(np.mean([row["answer"] == row["label"] for row in rows])) if rows else float("nan")
+                    observer(Progress(done, len(tasks), task, accuracy))
+        return results.cells()
 
 
 def tasks_of(plan: Plan, hospitals: Sequence[str]) -> list[Task]:

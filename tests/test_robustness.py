@@ -36,6 +36,7 @@ from fedplatform.robustness import (
     spread_evenly,
     tasks_of,
 )
+from fedplatform.run_folder import alone_in
 from fedplatform.threats import USUAL_TIERS, Budget
 
 PLAN = Plan(
@@ -296,6 +297,16 @@ def test_the_command_prints_the_table_and_writes_the_page(copied: Path, capsys: 
     assert "<html" in (copied / "evaluation.html").read_text()
     assert (copied / "pictures.npz").is_file()
     assert tables(copied) == before, "8/255 on the command line is 8/255"
+
+
+def test_two_evaluations_at_once_do_not_write_over_each_other(copied: Path) -> None:
+    before = tables(copied)
+    with (
+        alone_in(copied, what="the other"),
+        pytest.raises(ExperimentError, match=r"an evaluation of .* is going on in another process"),
+    ):
+        evaluate(copied, PLAN, jobs=1)
+    assert tables(copied) == before
 
 
 def test_the_benchmark_trains_both_kinds_once_and_attacks_them(spots: Path, tmp_path: Path) -> None:
