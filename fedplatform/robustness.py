@@ -102,30 +102,29 @@ def evaluate(
     if not tasks:
         raise ExperimentError(f"no tier of {', '.join(plan.tiers)} can be tried on {', '.join(plan.defences)}")
     # Two at once would each write its own table over the other's.
-    with alone_in(path, what=f"an evaluation of {path.name}"):
+    with alone_in(path, what=f"an evaluation of {path.name}"), workers(jobs) as pool:
         claim(path, budget, what="evaluation")
         results = Results(path, run)
         left = [task for task in tasks if not results.has(task)]
         done = len(tasks) - len(left)
         observer(Progress(done, len(tasks)))
-        with workers(jobs) as pool:
-            pending: dict[Future[list[dict[str, object]]], Task] = {}
-            queue = iter(left)
-            while pending or left:
-                for task in queue:
-                    pending[pool.submit(attack_scans, path, run.shards, task, plan)] = task
-                    if len(pending) > jobs:
-                        break
-                if not pending:
+        pending: dict[Future[list[dict[str, object]]], Task] = {}
+        queue = iter(left)
+        while pending or left:
+            for task in queue:
+                pending[pool.submit(attack_scans, path, run.shards, task, plan)] = task
+                if len(pending) > jobs:
                     break
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    task = pending.pop(future)
-                    rows = future.result()
-                    results.add(rows)
-                    done += 1
-                    accuracy = float(np.mean([row["answer"] == row["label"] for row in rows])) if rows else float("nan")
-                    observer(Progress(done, len(tasks), task, accuracy))
-        return results.cells()
+            if not pending:
+                break
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                task = pending.pop(future)
+                rows = future.result()
+                results.add(rows)
+                done += 1
+                accuracy = float(np.mean([row["answer"] == row["label"] for row in rows])) if rows else float("nan")
+                observer(Progress(done, len(tasks), task, accuracy))
+    return results.cells()
 
 
 def tasks_of(plan: Plan, hospitals: Sequence[str]) -> list[Task]:

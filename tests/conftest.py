@@ -37,8 +37,9 @@ SMALL = {
 
 # The files that take longest. Begun last, one of them would leave the other worker with nothing to do.
 LONG_FILES = (
-    *("test_docs", "test_faults", "test_robustness", "test_cluster", "test_benchmark", "test_defended_run"),
-    *("test_ray_cohort", "test_tune", "test_endpoint", "test_cli", "test_serving_intake", "test_joining"),
+    *("test_docs", "test_faults", "test_faults_network", "test_robustness", "test_cluster", "test_benchmark"),
+    *("test_defended_run", "test_ray_cohort", "test_tune", "test_endpoint", "test_cli", "test_serving_intake"),
+    "test_joining",
 )
 
 

@@ -316,9 +316,12 @@ def test_an_attacker_that_was_not_tried_is_named_and_the_minimum_does_not_win():
 def test_more_patience_with_one_row_counts_for_it_and_leaves_no_gap_in_the_others():
     frame = cells()
     patient = frame[(frame["defence"] == "whole") & (frame["tier"] == "T4")].assign(tier="T4_strong", accuracy=0.1)
-    rows = {row.defence: row for row in defence_grids(pd.concat([frame, patient]))[1].rows}
-    assert rows["whole"].worst is not None
-    assert (rows["whole"].worst.tier, rows["whole"].worst.accuracy) == ("T4_strong", 0.1)
+    grid = defence_grids(pd.concat([frame, patient]))[1]
+    rows = {row.defence: row for row in grid.rows}
+    worst = rows["whole"].worst
+    assert worst is not None
+    assert (worst.tier, worst.accuracy) == ("T4_strong", 0.1)
+    assert not grid.is_best(rows["whole"], worst), "nobody else met this attacker"
     assert rows["purify_all_tuned"].missing == ()
 
 

@@ -85,10 +85,10 @@ class DefenceGrid:
         return max(cell.seeds for row in self.rows for cell in row.cells if cell)
 
     def is_best(self, row: DefenceRow, cell: DefenceCell) -> bool:
-        """Whether no other defence does better against this tier."""
+        """Whether no other defence does better against this tier, which all are tried against."""
         rivals = [own for other in self.rows if not other.is_reference for own in other.cells if own]
         best = max((own.accuracy for own in rivals if own.tier == cell.tier), default=math.inf)
-        return not row.is_reference and cell.accuracy == best
+        return not row.is_reference and cell.tier not in OPTIONAL and cell.accuracy == best
 
     def is_best_worst(self, row: DefenceRow) -> bool:
         """Whether no other defence has a higher minimum; one that some attacker has not tried does not compete."""
