@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -319,14 +320,8 @@ def test_the_image_is_built_from_files_that_are_there_and_runs_as_nobody_special
     for name in copied:
         assert (ROOT / name).exists()
         assert f"!{name}" in allowed or f"!{name}/**" in allowed
-    packages = {
-        entry.partition(".")[0]
-        for entry in re.findall(
-            r'^    "([a-z.]+)",$',
-            (ROOT / "pyproject.toml").read_text().partition("packages = [")[2].partition("]")[0],
-            re.MULTILINE,
-        )
-    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
     assert packages <= set(copied)
     (user,) = (line.split()[1] for line in lines if line.startswith("USER "))
     pod = next(pods(one(base(), "RayCluster")))["spec"]["securityContext"]
