@@ -28,7 +28,8 @@ from fedplatform.defence import (
     OneShot,
     Sampler,
 )
-from fedplatform.defended_run import DefendedRun, HospitalParts
+from fedplatform.defences import HospitalParts
+from fedplatform.defended_run import DefendedRun
 from fedplatform.report.interval import wilson
 from fedplatform.robustness import check_within, spread_evenly
 from fedplatform.seeding import torch_generator

@@ -11,8 +11,9 @@ from pathlib import Path
 import pandas as pd
 
 from fedplatform.comparison import claim
+from fedplatform.defence_settings import DefenceSettings
 from fedplatform.defend import defend
-from fedplatform.defended_run import DEFENCE, STAGES, DefenceSettings
+from fedplatform.defended_run import DEFENCE, STAGES
 from fedplatform.engine import InProcessEngine
 from fedplatform.experiment import Experiment, ExperimentError, load_settings
 from fedplatform.report.defence_pairs import defence_pairs

@@ -14,12 +14,12 @@ from torch import nn
 from fedplatform.data.shards import ROOT, Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.defence import DiffusionPurifier
+from fedplatform.defence_settings import DefenceSettings
 from fedplatform.defended_run import (
     DEFENCE,
     SETTINGS,
     STAGES,
     TUNED,
-    DefenceSettings,
     DefendedRun,
     Sensor,
     read_experiment,

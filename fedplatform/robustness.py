@@ -20,7 +20,8 @@ from fedplatform.comparison import claim
 from fedplatform.data.shards import Shard
 from fedplatform.data.splits import Role
 from fedplatform.defence import DefendedClassifier, DiffusionPurifier, FreshNoise, step_of
-from fedplatform.defended_run import DEFENCES, GATED, DefendedRun, HospitalParts
+from fedplatform.defences import DEFENCES, GATED, HospitalParts
+from fedplatform.defended_run import DefendedRun
 from fedplatform.experiment import Experiment, ExperimentError
 from fedplatform.report.interval import effective_size
 from fedplatform.run_folder import alone_in

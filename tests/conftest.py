@@ -18,8 +18,8 @@ import pytest
 from endpoint_process import Endpoint, published_copy, started
 from tiny_defence import DEFENCE, RUN, write_spots
 
+from fedplatform.defence_settings import DefenceSettings
 from fedplatform.defend import defend
-from fedplatform.defended_run import DefenceSettings
 from fedplatform.engine import InProcessEngine
 from fedplatform.experiment import Experiment
 from fedplatform.run import partition_data, run

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fedplatform.defence import KeyedNoise
-from fedplatform.defended_run import KEY, DefendedRun
+from fedplatform.defences import KEY
+from fedplatform.defended_run import DefendedRun
 from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.versions import (
     RegistryVersions,

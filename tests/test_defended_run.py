@@ -19,8 +19,10 @@ from tiny_defence import DEFENCE
 from actors.engine import RayEngine
 from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
+from fedplatform.defence_settings import DefenceSettings
+from fedplatform.defences import DEFENCES, Usual
 from fedplatform.defend import defend
-from fedplatform.defended_run import DEFENCES, STAGES, DefenceSettings, DefendedRun
+from fedplatform.defended_run import STAGES, DefendedRun
 from fedplatform.engine import Engine, InProcessEngine
 from fedplatform.experiment import ExperimentError
 from fedplatform.robustness import Plan, evaluate
@@ -249,9 +251,9 @@ def black_validation_scans(row: dict[str, object]) -> None:
         row["pixels"] = bytes(len(bytes(row["pixels"])))  # type: ignore[arg-type]
 
 
-def fitted(run: DefendedRun, defence: str) -> tuple[object, ...]:
+def fitted(run: DefendedRun, defence: str, name: str = NAMES[0]) -> tuple[object, ...]:
     """Everything that a hospital fits."""
-    defended = run.hospital(NAMES[0]).defended(defence)
+    defended = run.hospital(name).defended(defence)
     fusion = (dict(defended.detector.fusion.location), defended.detector.fusion.scale) if defended.detector else ()
     return defended.gate, defended.temperature, defended.least_confidence, fusion
 
@@ -289,6 +291,72 @@ def test_the_threshold_is_a_score_that_the_served_defence_gives_a_validation_sca
     with torch.no_grad():
         scores = served.passage(parts.validation[0]).scores
     assert float((scores - served.gate.threshold).abs().min()) < 1e-5
+
+
+def few_groups(row: dict[str, object]) -> None:
+    """Twelve groups a data set: a dozen a hospital, too few for a quantile of one in twenty."""
+    row["group"] = int(str(row["group"])) % 12
+
+
+@pytest.fixture(scope="module")
+def few(defended: Path, tmp_path_factory: pytest.TempPathFactory) -> DefendedRun:
+    """The same run, whose hospitals have few patients."""
+    folder = tmp_path_factory.mktemp("few") / "shards"
+    return DefendedRun(defended, shards=rewritten(defended / "shards", folder, few_groups))
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.07])
+def test_hospitals_of_few_patients_flag_as_many_as_was_asked_for_together(few: DefendedRun, rate: float) -> None:
+    flagged, referred = [], []
+    for name in NAMES:
+        parts = few.hospital(name)
+        asked = replace(parts, settings=parts.settings.model_copy(update={"false_positive_rate": rate}))
+        served = asked.defended("whole")
+        diagnoses = served.diagnose(parts.validation[0])
+        flagged += [diagnosis.flagged for diagnosis in diagnoses]
+        referred += [diagnosis.referred for diagnosis in diagnoses]
+    for share, wanted in ((np.mean(flagged), rate), (np.mean(referred), few.settings.referral_rate)):
+        assert wanted - 2 / len(flagged) < share <= wanted
+
+
+@pytest.mark.parametrize("defence", ["whole", "mae_gate", "purify_all"])
+def test_hospitals_of_few_patients_share_their_limits_and_no_temperature(few: DefendedRun, defence: str) -> None:
+    (gate, warm, least, fusion), (other_gate, other_warm, other_least, other_fusion) = (
+        fitted(few, defence, name) for name in NAMES
+    )
+    assert (gate, least, fusion) == (other_gate, other_least, other_fusion)
+    assert warm != other_warm
+
+
+def test_the_limits_of_a_hospital_with_patients_enough_are_its_own(
+    run: DefendedRun, few: DefendedRun, defended: Path, tmp_path: Path
+) -> None:
+    def blackened(shards: Path, name: str) -> DefendedRun:
+        folder = rewritten(shards, tmp_path / name, black_validation_scans)
+        shutil.copy(shards / f"{NAMES[0]}.parquet", folder)  # only the other hospital's scans are black
+        return DefendedRun(defended, shards=folder)
+
+    assert fitted(blackened(run.shards, "many"), "whole") == fitted(run, "whole")
+    assert fitted(blackened(few.shards, "few"), "whole") != fitted(few, "whole")
+
+
+def test_groups_enough_are_those_of_which_one_is_the_rate_asked_for(run: DefendedRun) -> None:
+    def measured_alone(groups: int, rate: float) -> bool:
+        asked: list[str] = []
+
+        def federation(defence: str, settings: DefenceSettings) -> Usual:
+            asked.append(defence)
+            return Usual.of([parts], defence, settings)
+
+        parts = run.hospital(NAMES[0])
+        settings = parts.settings.model_copy(update={"false_positive_rate": rate})
+        numbers = np.arange(len(parts.validation[1])) % groups
+        replace(parts, settings=settings, validation_groups=numbers, federation=federation).defended("no_defence")
+        return not asked
+
+    assert len(run.hospital(NAMES[0]).validation[1]) >= 20
+    assert [measured_alone(groups, 0.05) for groups in (18, 19, 20)] == [False, True, True]
+    assert [measured_alone(groups, 0.2) for groups in (3, 4)] == [False, True]
 
 
 @pytest.mark.parametrize("defence", DEFENCES)

@@ -20,7 +20,8 @@ from fedplatform.cli import fedplatform
 from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.defence_benchmark import PUBLISHED, DefenceBenchmark, fill, train
-from fedplatform.defended_run import GATED, DefendedRun
+from fedplatform.defences import GATED
+from fedplatform.defended_run import DefendedRun
 from fedplatform.exhibits import write_exhibits
 from fedplatform.experiment import ExperimentError
 from fedplatform.robustness import (

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from fedplatform.defence import DefendedClassifier, DiffusionPurifier, GaussianBlur
-from fedplatform.defended_run import DefendedRun, HospitalParts
+from fedplatform.defences import HospitalParts
+from fedplatform.defended_run import DefendedRun
 from fedplatform.models import MODELS, Classifier, TimmModel
 from fedplatform.serving.engine import Exported, accelerated, exported, on_onnx_runtime
 

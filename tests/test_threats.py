@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional
 
 from fedplatform.defence import BitDepth, DefendedClassifier, FreshNoise, GaussianBlur, KeyedNoise, Noise
-from fedplatform.defended_run import DefendedRun, HospitalParts
+from fedplatform.defences import HospitalParts
+from fedplatform.defended_run import DefendedRun
 from fedplatform.evasion import RandomNoise
 from fedplatform.threats import TIERS, Attacker, Budget, Victim
 

@@ -17,7 +17,7 @@ from hills import Hill, Race
 from mlflow.tracking import MlflowClient
 
 from fedplatform.data.splits import Role
-from fedplatform.defended_run import DefenceSettings
+from fedplatform.defence_settings import DefenceSettings
 from fedplatform.experiment import Experiment, ExperimentError, load_settings
 from tune.duel import Duel
 from tune.evasion import Evasion

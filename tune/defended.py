@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from fedplatform.data.splits import Role
-from fedplatform.defended_run import DefendedRun, HospitalParts
+from fedplatform.defences import HospitalParts
+from fedplatform.defended_run import DefendedRun
 from fedplatform.experiment import Experiment, ExperimentError
 from fedplatform.robustness import check_within, spread_evenly
 from fedplatform.seeding import torch_generator

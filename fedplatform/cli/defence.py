@@ -39,9 +39,10 @@ def defend(
 
     RUN is a folder that 'fedplatform run' left. The hospitals that trained its classifier train, in this order: a
     masked autoencoder and a purifier on clean scans; the classifier again, on purified scans; a sensor, on scans
-    attacked through that classifier. Thresholds are not trained: every hospital fits them on its own held-out clean
-    scans when the defence is used. RUN/defence/ holds the networks. A stage that is finished is not trained again, so a
-    call that was stopped goes on with the stage it was in.
+    attacked through that classifier. Thresholds are not trained: every hospital fits them on held-out clean scans
+    when the defence is used, its own or, where those are of too few patients, those of all hospitals. RUN/defence/
+    holds the networks. A stage that is finished is not trained again, so a call that was stopped goes on with the stage
+    it was in.
 
     \b
     Examples:
@@ -50,8 +51,8 @@ def defend(
       fedplatform evaluate runs/br35h
     """
     with one_line_errors():
+        from fedplatform.defence_settings import DefenceSettings
         from fedplatform.defend import defend as train_defence
-        from fedplatform.defended_run import DefenceSettings
         from fedplatform.live import StageTable
 
         settings = DefenceSettings.from_settings(given(changes))

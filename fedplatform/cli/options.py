@@ -70,7 +70,7 @@ def where_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def defence_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one option for every setting of a defence, explained by the setting itself."""
-    from fedplatform.defended_run import DefenceSettings
+    from fedplatform.defence_settings import DefenceSettings
 
     for name, setting in reversed(DefenceSettings.model_fields.items()):
         command = _setting_option(name, setting)(command)

@@ -38,7 +38,8 @@ def publish(run_folder: Path, *, defence: str, registry: str | None, champion: s
       fedplatform publish runs/scan --champion 1
     """
     with one_line_errors():
-        from fedplatform.defended_run import DEFENCES, DefendedRun
+        from fedplatform.defences import DEFENCES
+        from fedplatform.defended_run import DefendedRun
         from fedplatform.experiment import ExperimentError
         from fedplatform.serving.publishing import publish_run
         from fedplatform.serving.versions import RegistryVersions, RunVersions, registry_uri

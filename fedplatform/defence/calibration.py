@@ -1,4 +1,4 @@
-"""What a hospital fits on its own clean validation scans: temperature, threshold, fusion of scores, depth."""
+"""What is fitted to clean validation scans: temperature, threshold, fusion of scores, depth."""
 
 from __future__ import annotations
 

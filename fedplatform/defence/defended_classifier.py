@@ -70,8 +70,8 @@ class DefendedClassifier:
     A scan as it is gets the mean answer over ``symmetries``, the sides from which it is seen (see
     :func:`fedplatform.models.symmetries.seen_from`); purified copies are seen from one of them each, in turn.
 
-    ``noise`` is the default source of randomness, ``temperature`` and ``least_confidence`` come from the hospital's own
-    validation scans.
+    ``noise`` is the default source of randomness; ``temperature``, ``least_confidence``, the gate's threshold and what
+    the detector takes for usual come from clean validation scans.
     """
 
     classifier: nn.Module

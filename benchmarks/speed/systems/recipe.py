@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.speed.contestant import Job
 from fedplatform.data.lesions import Lesions
+from fedplatform.defence_settings import DefenceSettings
 from fedplatform.defend import defend
-from fedplatform.defended_run import DefenceSettings
 from fedplatform.engine import InProcessEngine
 from fedplatform.experiment import Experiment, load_settings
 from fedplatform.messages import RoundReport
