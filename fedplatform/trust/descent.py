@@ -54,4 +54,4 @@ def at_most(share: float, weights: np.ndarray) -> np.ndarray:
         left = 1 - share * full.sum()
         if not rest.sum() > 0 or left <= 0:
             return np.where(full, 1 / full.sum(), 0.0)
-        weights = np.where(full, share, rest * left / rest.sum())
+        weights = np.where(full, share, rest / rest.sum() * left)  # in this order, for rest * left may underflow
