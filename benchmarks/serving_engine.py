@@ -25,10 +25,10 @@ from fedplatform.defence import (
     KeyedNoise,
     OneShot,
 )
+from fedplatform.defence.detector import PARTS
 from fedplatform.models import Classifier, Experts, MaskedAutoencoder, NoisePredictor, SmallCnn
 from fedplatform.serving.engine import exported, on_onnx_runtime
 
-PARTS = ("reconstruction", "disagreement", "tampering")
 DEPTH, COPIES = 150, 8
 
 

@@ -44,30 +44,25 @@ class Usual:
     least_confidence: float
 
     @staticmethod
-    def of(hospitals: Sequence[HospitalParts], defence: str, settings: DefenceSettings) -> Usual:
-        """Measured on the validation scans of all these hospitals, in each by its own calibrated defence.
+    def of(
+        calibrated: Sequence[tuple[DefendedClassifier, torch.Tensor]], defence: str, settings: DefenceSettings
+    ) -> Usual:
+        """Measured on the clean scans (n, c, h, w) of one or several hospitals, in each by its own calibrated defence.
 
         Only the scores leave a hospital, and every scan counts as much as any other.
         """
-        calibrated = [replace(hospital, settings=settings).calibrated(defence) for hospital in hospitals]
-        fusion, threshold = None, calibrated[0].gate.threshold
+        (first, _), *_ = calibrated
+        fusion, threshold = None, first.gate.threshold
         with torch.no_grad():
-            if calibrated[0].detector is not None:
-                each = [
-                    guard.examine(hospital.validation[0]).parts
-                    for guard, hospital in zip(calibrated, hospitals, strict=True)
-                ]
+            if first.detector is not None:
+                each = [guard.examine(images).parts for guard, images in calibrated]
                 parts = {name: torch.cat([scores[name] for scores in each]) for name in each[0]}
                 fusion = Fusion.fit(parts, silent=SILENT.get(defence, ()))
                 scores = fusion({name: parts[name] for name in fusion.counting})
                 threshold = Quantiles.of(scores).threshold(settings.false_positive_rate)
             measured = Usual(fusion, threshold, least_confidence=0.0)
-            doubt = torch.cat(
-                [
-                    -measured.limiting(guard).logits(hospital.validation[0]).softmax(dim=1).amax(dim=1)
-                    for guard, hospital in zip(calibrated, hospitals, strict=True)
-                ]
-            )
+            answers = torch.cat([measured.limiting(guard).logits(images) for guard, images in calibrated])
+            doubt = -answers.softmax(dim=1).amax(dim=1)
         return replace(measured, least_confidence=-Quantiles.of(doubt).threshold(settings.referral_rate))
 
     def limiting(self, defended: DefendedClassifier) -> DefendedClassifier:
@@ -111,10 +106,13 @@ class HospitalParts:
         new group in 20 passes can be told if n is at least 19 (see :meth:`Quantiles.threshold`); a hospital that has
         fewer borrows what is usual in the federation. The temperature is its own in any case.
         """
+        own = self.calibrated(defence)
         groups = len(np.unique(self.validation_groups))
-        enough = (groups + 1) * self.settings.false_positive_rate >= 1
-        usual = Usual.of([self], defence, self.settings) if enough else self.federation(defence, self.settings)
-        return usual.limiting(self.calibrated(defence))
+        if (groups + 1) * self.settings.false_positive_rate >= 1:
+            usual = Usual.of([(own, self.validation[0])], defence, self.settings)
+        else:
+            usual = self.federation(defence, self.settings)
+        return usual.limiting(own)
 
     def calibrated(self, defence: str) -> DefendedClassifier:
         """A row of the table that flags and refers nobody yet, with the temperature that the own scans ask for.
@@ -153,7 +151,7 @@ class HospitalParts:
         """A defence behind a detector made of ``parts``, the depth growing to ``deepest`` with the score."""
         setting = self.settings
         unmeasured = Fusion(dict.fromkeys(parts, 0.0), dict.fromkeys(parts, 1.0))
-        depths = DepthMap(setting.least_depth, deepest, 0.0, FULL_DEPTH)
+        depths = DepthMap(setting.least_depth, deepest, 0.0, 0.0)
         return DefendedClassifier(
             classifier,
             DiffusionPurifier(self.network, setting.sampler),

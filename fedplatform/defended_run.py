@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -93,7 +93,8 @@ class DefendedRun:
 
     def _measured(self, defence: str, settings: DefenceSettings) -> Usual:
         """What is usual of the clean validation scans of all tested hospitals."""
-        return Usual.of([self.hospital(hospital_id) for hospital_id in self.tested], defence, settings)
+        hospitals = [replace(self.hospital(hospital_id), settings=settings) for hospital_id in self.tested]
+        return Usual.of([(each.calibrated(defence), each.validation[0]) for each in hospitals], defence, settings)
 
     @staticmethod
     def network(path: Path, manifest: Manifest, builder: ModelBuilder, stage: str) -> nn.Module:

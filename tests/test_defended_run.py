@@ -346,7 +346,7 @@ def test_groups_enough_are_those_of_which_one_is_the_rate_asked_for(run: Defende
 
         def federation(defence: str, settings: DefenceSettings) -> Usual:
             asked.append(defence)
-            return Usual.of([parts], defence, settings)
+            return Usual.of([(parts.calibrated(defence), parts.validation[0])], defence, settings)
 
         parts = run.hospital(NAMES[0])
         settings = parts.settings.model_copy(update={"false_positive_rate": rate})

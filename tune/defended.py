@@ -46,8 +46,9 @@ class DefendedStudy(Study):
     """A study on the scans of a finished run; an implementation adds what is chosen.
 
     ``run`` is a run's folder with a trained defence. Of each of its first ``hospitals`` at most ``scans`` scans are
-    measured. Thresholds are fitted on all validation scans of a hospital, as they are when it is served; so while the
-    search goes on, they have seen the scans that measure them, for all choices alike.
+    measured. Thresholds are fitted on all validation scans of a hospital, or of all hospitals where it has few, as they
+    are when it is served; so while the search goes on, they have seen the scans that measure them, for all choices
+    alike.
     """
 
     run: str = ""
