@@ -122,7 +122,8 @@ class HospitalParts:
         images, labels = self.validation
         defended = DEFENCES[defence](self)
         with torch.no_grad():
-            return replace(defended, temperature=fit_temperature(defended.logits(images), labels))
+            temperature = fit_temperature(defended.logits(images), labels, self.validation_groups)
+        return replace(defended, temperature=temperature)
 
     def through(
         self,

@@ -44,33 +44,46 @@ def answered(logits: torch.Tensor, seed: int) -> torch.Tensor:
 def test_the_temperature_of_logits_that_were_scaled_is_found_again(temperature: float) -> None:
     logits = 2 * normal(4000, 3, seed=0)
     labels = answered(logits, seed=1)
-    assert fit_temperature(logits * temperature, labels) == pytest.approx(temperature, rel=0.08)
+    assert fit_temperature(logits * temperature, labels, np.arange(4000)) == pytest.approx(temperature, rel=0.08)
 
 
 @given(seed=st.integers(0, 1000), number=st.integers(1, 40), scale=st.floats(0.1, 10))
 @FEW
 def test_no_other_temperature_is_better_than_the_one_that_is_found(seed: int, number: int, scale: float) -> None:
     logits, labels = scale * normal(number, 3, seed=seed).double(), torch.arange(number) % 3
+    groups = np.random.default_rng(seed).integers(0, 5, number)
 
     def cost(log_temperature: float) -> float:
-        loss = functional.cross_entropy(logits / math.exp(log_temperature), labels, reduction="sum")
-        return float(loss) + log_temperature**2 / 2
+        losses = functional.cross_entropy(logits / math.exp(log_temperature), labels, reduction="none")
+        each = [float(losses[torch.from_numpy(groups == group)].mean()) for group in set(groups.tolist())]
+        return sum(each) + log_temperature**2 / 2
 
-    found = math.log(fit_temperature(logits, labels))
+    found = math.log(fit_temperature(logits, labels, groups))
     assert -3 <= found <= 3
     assert cost(found) <= min(cost(value) for value in np.linspace(-3, 3, 199)) + 1e-5
 
 
 def test_without_scans_the_logits_stay_as_they_are() -> None:
-    assert fit_temperature(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)) == 1.0
+    assert fit_temperature(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), np.zeros(0, int)) == 1.0
 
 
 def test_a_few_scans_all_answered_rightly_do_not_make_every_later_answer_certain() -> None:
     few, many = ([[2.0, 0.0]] * number for number in (5, 5000))
-    after_few = fit_temperature(torch.tensor(few), torch.zeros(5, dtype=torch.int64))
-    after_many = fit_temperature(torch.tensor(many), torch.zeros(5000, dtype=torch.int64))
+    after_few = fit_temperature(torch.tensor(few), torch.zeros(5, dtype=torch.int64), np.arange(5))
+    after_many = fit_temperature(torch.tensor(many), torch.zeros(5000, dtype=torch.int64), np.arange(5000))
     assert after_many < after_few / 2 < 0.5
     assert after_few > 0.5
+
+
+@given(seed=st.integers(0, 1000), number=st.integers(1, 12), slices=st.integers(2, 30))
+@FEW
+def test_a_scan_that_is_shown_many_times_says_no_more_of_the_temperature_than_once(
+    seed: int, number: int, slices: int
+) -> None:
+    logits, labels, groups = 3 * normal(number, 2, seed=seed), torch.arange(number) % 2, np.arange(number)
+    once = fit_temperature(logits, labels, groups)
+    often = fit_temperature(logits.repeat(slices, 1), labels.repeat(slices), np.tile(groups, slices))
+    assert often == pytest.approx(once, rel=1e-3)
 
 
 def test_calibration_improves_the_calibration_error_of_an_overconfident_classifier() -> None:
@@ -78,7 +91,8 @@ def test_calibration_improves_the_calibration_error_of_an_overconfident_classifi
     labels = answered(logits, seed=3)
     overconfident = 5 * logits
     before = expected_calibration_error(overconfident.softmax(dim=1), labels)
-    after = expected_calibration_error((overconfident / fit_temperature(overconfident, labels)).softmax(dim=1), labels)
+    temperature = fit_temperature(overconfident, labels, np.arange(4000))
+    after = expected_calibration_error((overconfident / temperature).softmax(dim=1), labels)
     assert before > 0.25
     assert after < 0.04
 

@@ -17,18 +17,21 @@ TAIL_DEVIATIONS = 1.6449  # where it lies in a normal distribution
 NARROWEST = 1e-6  # the least distance between the ends of a DepthMap
 
 
-def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
+def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, groups: np.ndarray) -> float:
     """The temperature T by which logits (n, k) are divided to be calibrated (Guo et al., ICML 2017).
 
-    Minimises the cross-entropy over log T in [-3, 3], with a standard normal prior on log T beside the n scans: few
-    scans, all answered rightly, would else ask for the lowest temperature there is and make every later answer look
-    certain. With many scans the prior does not matter; with none the answer is 1.
+    Minimises the cross-entropy over log T in [-3, 3], with a standard normal prior on log T. A group of ``groups`` (n,)
+    counts as one scan, for all slices of a patient are answered rightly or wrongly together: thirty of them are not
+    thirty reasons to look certain. Few scans, all answered rightly, would else ask for the lowest temperature there
+    is. With many groups the prior does not matter; with none the answer is 1.
     """
     logits = logits.detach().double()
+    _, group, members = np.unique(groups, return_inverse=True, return_counts=True)
+    weight = torch.from_numpy(1 / members[group]).to(logits.device)
 
     def cost(log_temperature: float) -> float:
-        misfit = functional.cross_entropy(logits / math.exp(log_temperature), labels, reduction="sum")
-        return float(misfit) + log_temperature**2 / 2
+        misfit = functional.cross_entropy(logits / math.exp(log_temperature), labels, reduction="none")
+        return float(weight @ misfit) + log_temperature**2 / 2
 
     # With its prior the cost need not have a single valley, so the grid finds the deepest.
     best = int(np.argmin([cost(value) for value in LOG_TEMPERATURES]))
