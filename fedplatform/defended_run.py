@@ -92,9 +92,15 @@ class DefendedRun:
         )
 
     def _measured(self, defence: str, settings: DefenceSettings) -> Usual:
-        """What is usual of the clean validation scans of all tested hospitals."""
-        hospitals = [replace(self.hospital(hospital_id), settings=settings) for hospital_id in self.tested]
-        return Usual.of([(each.calibrated(defence), each.validation[0]) for each in hospitals], defence, settings)
+        """What is usual of the clean validation scans of all hospitals that have some; nobody is told who lies."""
+        shards = dict(zip(self.experiment.inside, self.manifest.hospitals, strict=True))
+        hospitals = [
+            replace(self.hospital(hospital_id), settings=settings)
+            for hospital_id, shard in shards.items()
+            if any(shard.counts[Role.VALIDATION])
+        ]
+        calibrated = [(each.calibrated(defence), each.validation[0]) for each in hospitals]
+        return Usual.of(calibrated, defence, settings, f=self.experiment.f)
 
     @staticmethod
     def network(path: Path, manifest: Manifest, builder: ModelBuilder, stage: str) -> nn.Module:
