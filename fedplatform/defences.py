@@ -55,7 +55,7 @@ class Usual:
         """Measured on the clean scans (n, c, h, w) of one or several hospitals, in each by its own calibrated defence.
 
         Only the scores leave a hospital, and every scan counts as much as any other. ``f`` of the hospitals may lie
-        about theirs (see :func:`pooled`).
+        about theirs: :func:`pooled` bounds how far that carries a limit, not the medians that scores are measured by.
         """
         (first, _), *_ = calibrated
         fusion, threshold = None, first.gate.threshold

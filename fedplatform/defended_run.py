@@ -93,10 +93,9 @@ class DefendedRun:
 
     def _measured(self, defence: str, settings: DefenceSettings) -> Usual:
         """What is usual of the clean validation scans of all hospitals that have some; nobody is told who lies."""
-        shards = dict(zip(self.experiment.inside, self.manifest.hospitals, strict=True))
         hospitals = [
             replace(self.hospital(hospital_id), settings=settings)
-            for hospital_id, shard in shards.items()
+            for hospital_id, shard in zip(self.experiment.inside, self.manifest.hospitals, strict=True)
             if any(shard.counts[Role.VALIDATION])
         ]
         calibrated = [(each.calibrated(defence), each.validation[0]) for each in hospitals]

@@ -415,10 +415,10 @@ def noisy_validation_scans(row: dict[str, object]) -> None:
         row["pixels"] = np.random.default_rng(int(str(row["row"]))).integers(0, 256, size, np.uint8).tobytes()
 
 
-def test_a_lying_lender_cannot_switch_the_detector_of_the_others_off(
+def test_a_lender_that_calls_noise_clean_does_not_switch_the_detector_of_the_others_off(
     few: DefendedRun, defended: Path, tmp_path: Path
 ) -> None:
-    """It calls noise its clean scans, so that noise would be what is usual; nothing marks it as a liar."""
+    """Else noise would be what is usual; nothing marks the lender as a liar."""
     liar = "hospital-02"
     noisy = rewritten(few.shards, tmp_path / "noisy", noisy_validation_scans)
     shards = Path(shutil.copytree(few.shards, tmp_path / "shards"))
