@@ -26,7 +26,7 @@ from fedplatform.defence import (
     Quantiles,
     fit_temperature,
 )
-from fedplatform.defence.calibration import TAIL
+from fedplatform.defence.calibration import pooled
 from fedplatform.defence.detector import PARTS
 from fedplatform.defence_settings import DefenceSettings
 from fedplatform.models.noise_predictor import NoiseUnet
@@ -55,24 +55,25 @@ class Usual:
         """Measured on the clean scans (n, c, h, w) of one or several hospitals, in each by its own calibrated defence.
 
         Only the scores leave a hospital, and every scan counts as much as any other. ``f`` of the hospitals may lie
-        about theirs: :func:`pooled` bounds how far that carries a limit, not the medians that scores are measured by.
+        about theirs: :func:`pooled` bounds how far that carries a limit and what scores are measured by.
         """
+
+        def limit(scores: Sequence[torch.Tensor], rate: float) -> float:
+            pool = pooled(scores, lambda own: Quantiles.of(own).threshold(rate), f=f)
+            return Quantiles.of(pool).threshold(rate)
+
         (first, _), *_ = calibrated
         fusion, threshold = None, first.gate.threshold
         with torch.no_grad():
             if first.detector is not None:
                 each = [guard.examine(images).parts for guard, images in calibrated]
-                fusion = Fusion.fit(
-                    {name: pooled([scores[name] for scores in each], rate=1 - TAIL, f=f) for name in each[0]},
-                    silent=SILENT.get(defence, ()),
-                )
+                fusion = Fusion.of_hospitals(each, f=f, silent=SILENT.get(defence, ()))
                 fused = [fusion({name: scores[name] for name in fusion.counting}) for scores in each]
-                rate = settings.false_positive_rate
-                threshold = Quantiles.of(pooled(fused, rate=rate, f=f)).threshold(rate)
+                threshold = limit(fused, settings.false_positive_rate)
             measured = Usual(fusion, threshold, least_confidence=0.0)
             answers = [measured.limiting(guard).logits(images) for guard, images in calibrated]
-            doubts = pooled([-each.softmax(dim=1).amax(dim=1) for each in answers], rate=settings.referral_rate, f=f)
-        return replace(measured, least_confidence=-Quantiles.of(doubts).threshold(settings.referral_rate))
+            doubts = [-each.softmax(dim=1).amax(dim=1) for each in answers]
+        return replace(measured, least_confidence=-limit(doubts, settings.referral_rate))
 
     def limiting(self, defended: DefendedClassifier) -> DefendedClassifier:
         """The same defence with these limits."""
@@ -82,21 +83,6 @@ class Usual:
             depths = replace(gate.flagged_depth, low=self.threshold, high=self.threshold + FULL_DEPTH)
             gate = replace(gate, threshold=self.threshold, flagged_depth=depths)
         return replace(defended, detector=detector, gate=gate, least_confidence=self.least_confidence)
-
-
-def pooled(scores: Sequence[torch.Tensor], *, rate: float, f: int) -> torch.Tensor:
-    """The scores (n,) of all hospitals as one, without those of the f hospitals whose own limit at this ``rate`` is
-    highest and of the f whose is lowest: the trimmed mean (Yin et al., ICML 2018), of a quantile.
-
-    Whatever f hospitals send, and however many scores, the limit of the pool is at most the highest that an honest
-    hospital would have by itself: who stays lies between honest ones, and a mixture's quantile between its parts'.
-    Scores that are not finite count as highest. Where f is half of the hospitals or more, only the middle ones stay.
-    """
-    heights = [Quantiles.of(own).threshold(rate) if own.isfinite().all() else float("inf") for own in scores]
-    trimmed = min(f, (len(scores) - 1) // 2)
-    order = np.argsort(heights, kind="stable")
-    kept = np.sort(order[trimmed : len(order) - trimmed])
-    return torch.cat([scores[number] for number in kept])
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from random import Random
 
 import numpy as np
 import pytest
@@ -15,11 +16,14 @@ from scipy import stats
 from torch.nn import functional
 
 from fedplatform.defence.calibration import (
+    TAIL,
+    TAIL_DEVIATIONS,
     DepthMap,
     Fusion,
     Quantiles,
     expected_calibration_error,
     fit_temperature,
+    pooled,
 )
 
 finite = st.floats(-100, 100, width=32)
@@ -232,6 +236,70 @@ def test_a_silent_score_is_not_asked_for_and_what_is_usual_of_it_is_known() -> N
         fusion(clean)
     with pytest.raises(ValueError, match="at least one score"):
         Fusion.fit(clean, silent=("loud", "quiet"))
+
+
+@st.composite
+def scores_of_hospitals(draw: st.DrawFn) -> tuple[list[torch.Tensor], list[torch.Tensor], float]:
+    """Scores of honest hospitals, of fewer liars than half of all, and a rate."""
+    own = st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=30).map(torch.tensor)
+    wild = st.lists(st.floats(width=32) | st.floats(-50, 50, width=32), min_size=1, max_size=90).map(torch.tensor)
+    liars = draw(st.lists(wild, max_size=3))
+    honest = draw(st.lists(own, min_size=len(liars) + 1, max_size=6))
+    return honest, liars, draw(st.sampled_from([0.01, 0.05, 0.2, 0.5]))
+
+
+@given(given_scores=scores_of_hospitals(), places=st.randoms(use_true_random=False))
+@MANY
+def test_no_f_liars_move_a_borrowed_limit_above_that_of_every_honest_hospital(
+    given_scores: tuple[list[torch.Tensor], list[torch.Tensor], float], places: Random
+) -> None:
+    honest, liars, rate = given_scores
+    everybody = [*honest, *liars]
+    places.shuffle(everybody)
+
+    def limit(scores: torch.Tensor) -> float:
+        return Quantiles.of(scores).threshold(rate)
+
+    borrowed = limit(pooled(everybody, limit, f=len(liars)))
+    assert borrowed <= max(limit(scores) for scores in honest)
+    assert borrowed >= min(float(scores.min()) for scores in honest)
+
+
+@given(given_scores=scores_of_hospitals())
+@MANY
+def test_where_nobody_is_feared_all_scores_are_pooled_as_they_come(
+    given_scores: tuple[list[torch.Tensor], list[torch.Tensor], float],
+) -> None:
+    honest, _, rate = given_scores
+    everything = pooled(honest, lambda own: Quantiles.of(own).threshold(rate), f=0)
+    torch.testing.assert_close(everything, torch.cat(honest), rtol=0, atol=0)
+
+
+@given(given_scores=scores_of_hospitals(), places=st.randoms(use_true_random=False))
+@MANY
+def test_no_f_liars_move_what_a_borrowed_score_is_measured_by_out_of_the_range_of_honest_hospitals(
+    given_scores: tuple[list[torch.Tensor], list[torch.Tensor], float], places: Random
+) -> None:
+    honest, liars, _ = given_scores
+    everybody = [*honest, *liars]
+    places.shuffle(everybody)
+    fusion = Fusion.of_hospitals([{"score": scores} for scores in everybody], f=len(liars))
+    middle, scale = fusion.location["score"], fusion.scale["score"]
+    medians = [np.median(scores.double()) for scores in honest]
+    assert min(medians) <= middle <= max(medians)
+    highest = max(Quantiles.of(scores).threshold(1 - TAIL) for scores in honest)
+    own = [Fusion.fit({"score": scores}).scale["score"] for scores in honest]
+    assert 0 < scale <= max((highest - middle) / TAIL_DEVIATIONS, *own) * (1 + 1e-9)
+
+
+def test_a_liar_with_very_many_scores_that_end_where_all_end_does_not_blind_the_borrowed_detector() -> None:
+    """Nine in ten far below all others: such a pool keeps its tail, loses its middle, and takes all scans for usual."""
+    honest = [normal(60, seed=seed) for seed in range(4)]
+    liar = torch.cat([normal(1000, seed=9) + TAIL_DEVIATIONS, torch.full((9000,), -1000.0)])
+    each = [{"score": scores} for scores in (*honest, liar)]
+    tampered = {"score": torch.tensor([6.0])}
+    assert Fusion.of_hospitals(each, f=0)(tampered).item() < 2
+    assert Fusion.of_hospitals(each, f=1)(tampered).item() > 4
 
 
 def parts_of(columns: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -14,17 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_defence import DEFENCE
 
 from actors.engine import RayEngine
 from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
-from fedplatform.defence import Quantiles
 from fedplatform.defence_settings import DefenceSettings
-from fedplatform.defences import DEFENCES, Usual, pooled
+from fedplatform.defences import DEFENCES, Usual
 from fedplatform.defend import defend
 from fedplatform.defended_run import STAGES, DefendedRun
 from fedplatform.engine import Engine, InProcessEngine
@@ -376,37 +372,6 @@ def test_no_defence_is_the_bare_classifier(run: DefendedRun) -> None:
     bare = parts.defended("no_defence")
     torch.testing.assert_close(bare.logits(images) * bare.temperature, parts.classifier(images))
     assert not any(diagnosis.flagged for diagnosis in bare.diagnose(images))
-
-
-@st.composite
-def scores_of_hospitals(draw: st.DrawFn) -> tuple[list[torch.Tensor], list[torch.Tensor], float]:
-    """Scores of honest hospitals, of fewer liars than half of all, and a rate."""
-    own = st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=30).map(torch.tensor)
-    wild = st.lists(st.floats(width=32) | st.floats(-50, 50, width=32), min_size=1, max_size=90).map(torch.tensor)
-    liars = draw(st.lists(wild, max_size=3))
-    honest = draw(st.lists(own, min_size=len(liars) + 1, max_size=6))
-    return honest, liars, draw(st.sampled_from([0.01, 0.05, 0.2, 0.5]))
-
-
-@given(given_scores=scores_of_hospitals(), places=st.randoms(use_true_random=False))
-def test_no_f_liars_move_a_borrowed_limit_above_that_of_every_honest_hospital(
-    given_scores: tuple[list[torch.Tensor], list[torch.Tensor], float], places: Random
-) -> None:
-    honest, liars, rate = given_scores
-    everybody = [*honest, *liars]
-    places.shuffle(everybody)
-    limit = Quantiles.of(pooled(everybody, rate=rate, f=len(liars))).threshold(rate)
-    own = [Quantiles.of(scores).threshold(rate) for scores in honest]
-    assert limit <= max(own)
-    assert limit >= min(float(scores.min()) for scores in honest)
-
-
-@given(given_scores=scores_of_hospitals())
-def test_where_nobody_is_feared_all_scores_are_pooled_as_they_come(
-    given_scores: tuple[list[torch.Tensor], list[torch.Tensor], float],
-) -> None:
-    honest, _, rate = given_scores
-    torch.testing.assert_close(pooled(honest, rate=rate, f=0), torch.cat(honest), rtol=0, atol=0)
 
 
 def noisy_validation_scans(row: dict[str, object]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,6 +120,26 @@ class Quantiles:
         return torch.tensor(self.scores, dtype=torch.float64, device=device)
 
 
+def pooled(scores: Sequence[torch.Tensor], limit: Callable[[torch.Tensor], float], *, f: int) -> torch.Tensor:
+    """The scores (n,) of all hospitals as one, without those of the f hospitals whose own ``limit`` is highest and of
+    the f whose is lowest: the trimmed mean (Yin et al., ICML 2018), of a quantile.
+
+    Whatever f hospitals send, and however many scores, the limit of the pool is then at most the highest that an
+    honest hospital would have by itself: who stays lies between honest ones, and a mixture's quantile between its
+    parts'. That holds for :meth:`Quantiles.threshold` and, to both sides, for the median. Scores that are not finite
+    count as highest. Where f is half of the hospitals or more, only the middle ones stay. Raises ValueError where a
+    hospital sends no scores.
+    """
+    for own in scores:
+        if own.ndim != 1 or not len(own):
+            raise ValueError(f"a hospital's scores must be finite and of shape (n,), n >= 1, got {own}")
+    heights = [limit(own) if own.isfinite().all() else float("inf") for own in scores]
+    trimmed = min(f, (len(scores) - 1) // 2)
+    order = np.argsort(heights, kind="stable")
+    kept = np.sort(order[trimmed : len(order) - trimmed])
+    return torch.cat([scores[number] for number in kept])
+
+
 @dataclass(frozen=True)
 class Fusion:
     """Several anomaly scores as one: the soft maximum of how many deviations each is above what is usual.
@@ -152,18 +172,31 @@ class Fusion:
 
     @staticmethod
     def fit(parts: Mapping[str, torch.Tensor], *, silent: tuple[str, ...] = ()) -> Fusion:
-        """From each score of clean validation scans, (n,); raises ValueError where there is none or one is not finite.
+        """From each score of one hospital's clean validation scans, as :meth:`of_hospitals`."""
+        return Fusion.of_hospitals([parts], f=0, silent=silent)
 
-        A score whose upper half is all the same takes its standard deviation; one that never varies, 1.
+    @staticmethod
+    def of_hospitals(each: Sequence[Mapping[str, torch.Tensor]], *, f: int, silent: tuple[str, ...] = ()) -> Fusion:
+        """From the scores of clean validation scans, (n,), of several hospitals, of which ``f`` may lie.
+
+        Median and 95 % quantile are each of its own trimmed pool: a liar whose scores end where all others end may
+        still have its middle where it likes. A score whose upper half is all the same, or whose middle then lies above
+        its tail, takes the median of the hospitals' own deviations; one that never varies, 1. Raises ValueError where a
+        hospital has no score, or a pool one that is not finite.
         """
         location, scale = {}, {}
-        for name, values in parts.items():
-            if values.ndim != 1 or not len(values) or not values.isfinite().all():
-                raise ValueError(f"the score {name} must be finite and of shape (n,), n >= 1, got {values}")
-            known = values.detach().double().cpu().numpy()
-            middle, high = np.quantile(known, [0.5, TAIL])
-            location[name] = float(middle)
-            scale[name] = float((high - middle) / TAIL_DEVIATIONS) or float(known.std()) or 1.0
+        for name in each[0]:
+            scores = [parts[name].detach().double().cpu() for parts in each]
+            middles = pooled(scores, lambda own: float(np.median(own.numpy())), f=f)
+            tails = pooled(scores, lambda own: Quantiles.of(own).threshold(1 - TAIL), f=f)
+            if not (middles.isfinite().all() and tails.isfinite().all()):
+                raise ValueError(f"the score {name} must be finite, got {middles} and {tails}")
+            middle, high = float(np.median(middles.numpy())), float(np.quantile(tails.numpy(), TAIL))
+            location[name] = middle
+            if high > middle:
+                scale[name] = (high - middle) / TAIL_DEVIATIONS
+            else:
+                scale[name] = float(np.median([_deviation(own.numpy()) for own in scores if own.isfinite().all()]))
         return Fusion(location, scale, silent)
 
     def __call__(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -175,6 +208,12 @@ class Fusion:
             raise ValueError(f"this fusion takes {sorted(self.counting)}, got {sorted(parts)}")
         deviations = [(parts[name] - self.location[name]) / self.scale[name] for name in self.counting]
         return torch.stack(deviations).logsumexp(dim=0) - math.log(len(deviations))
+
+
+def _deviation(scores: np.ndarray) -> float:
+    """The upward deviation of scores (n,), or where it is 0 the standard one, or where that is 0 as well, 1."""
+    middle, high = np.quantile(scores, [0.5, TAIL])
+    return float((high - middle) / TAIL_DEVIATIONS) or float(scores.std()) or 1.0
 
 
 @dataclass(frozen=True)
