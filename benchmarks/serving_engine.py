@@ -74,7 +74,7 @@ def defence(size: int) -> DefendedClassifier:
         KeyedNoise(b"benchmark"),
         detector=Detector(autoencoder, Classifier(sensor).eval(), fusion),
         probe_depth=100,
-        copies=COPIES,
+        copies=(0,) * COPIES,
     )
 
 

@@ -141,7 +141,7 @@ class HospitalParts:
         *,
         depth: int,
         classifier: nn.Module,
-        copies: int = 1,
+        copies: tuple[int, ...] = (0,),
         symmetries: tuple[int, ...] = (0,),
     ) -> DefendedClassifier:
         """A defence that sends every scan through a purifier at one depth."""
@@ -156,7 +156,7 @@ class HospitalParts:
         classifier: nn.Module,
         deepest: int,
         usual_depth: int = 0,
-        copies: int = 1,
+        copies: tuple[int, ...] = (0,),
         symmetries: tuple[int, ...] = (0,),
     ) -> DefendedClassifier:
         """A defence behind a detector made of ``parts``, the depth growing to ``deepest`` with the score."""
@@ -175,15 +175,19 @@ class HospitalParts:
         )
 
 
-def _whole(parts: HospitalParts) -> DefendedClassifier:
+def _whole(
+    parts: HospitalParts,
+    scores: tuple[str, ...] = ("reconstruction", "tampering"),
+    symmetries: tuple[int, ...] = (0,),
+) -> DefendedClassifier:
     setting = parts.settings
     return parts.gated(
-        PARTS,
+        scores,
         classifier=parts.tuned,
         deepest=setting.most_depth,
         usual_depth=setting.usual_depth,
-        copies=setting.copies,
-        symmetries=SYMMETRIES,
+        copies=_turned(setting.copies),
+        symmetries=symmetries,
     )
 
 
@@ -193,25 +197,24 @@ def _as_in_the_paper(parts: HospitalParts) -> DefendedClassifier:
 
 def _everything(parts: HospitalParts) -> DefendedClassifier:
     purifier = DiffusionPurifier(parts.network, parts.settings.sampler)
-    return parts.through(
-        purifier, depth=parts.settings.least_depth, classifier=parts.classifier, copies=parts.settings.copies
-    )
+    upright = (0,) * parts.settings.copies
+    return parts.through(purifier, depth=parts.settings.least_depth, classifier=parts.classifier, copies=upright)
 
 
 def _tuned_everything(parts: HospitalParts) -> DefendedClassifier:
     purifier = DiffusionPurifier(parts.network, parts.settings.sampler)
-    return parts.through(
-        purifier,
-        depth=parts.settings.least_depth,
-        classifier=parts.tuned,
-        copies=parts.settings.copies,
-        symmetries=SYMMETRIES,
-    )
+    turned = _turned(parts.settings.copies)
+    return parts.through(purifier, depth=parts.settings.least_depth, classifier=parts.tuned, copies=turned)
 
 
-GATED = ("mae_gate", "whole")  # the defences with a detector, which an attacker may want to go unnoticed by
+def _turned(copies: int) -> tuple[int, ...]:
+    """The sides of so many copies, each of the eight in turn."""
+    return tuple(SYMMETRIES[copy % len(SYMMETRIES)] for copy in range(copies))
+
+
+GATED = ("mae_gate", "compared", "whole")  # the defences with a detector, which an attacker may want to go unnoticed by
 # The autoencoder draws the anomaly map; beside the sensor its score would add noise alone (decision 6).
-SILENT: Mapping[str, tuple[str, ...]] = MappingProxyType({"whole": ("reconstruction",)})
+SILENT: Mapping[str, tuple[str, ...]] = MappingProxyType(dict.fromkeys(("compared", "whole"), ("reconstruction",)))
 DEFENCES: Mapping[str, Callable[[HospitalParts], DefendedClassifier]] = MappingProxyType(
     {
         "no_defence": lambda parts: parts.through(
@@ -229,6 +232,7 @@ DEFENCES: Mapping[str, Callable[[HospitalParts], DefendedClassifier]] = MappingP
         "purify_all": _everything,
         "mae_gate": _as_in_the_paper,
         "purify_all_tuned": _tuned_everything,
+        "compared": lambda parts: _whole(parts, PARTS, SYMMETRIES),
         "whole": _whole,
     }
 )

@@ -128,7 +128,9 @@ class Sensor:
     def __call__(self, *, channels: int, num_classes: int, size: int) -> nn.Module:
         """``num_classes`` is the number of diagnoses, and of no matter here."""
         del num_classes
-        return Classifier(self.model(channels=channels, num_classes=2, size=size))
+        sensor = Classifier(self.model(channels=channels, num_classes=2, size=size))
+        # A fifth quicker on a CPU, and every scan passes it.
+        return sensor.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def read_experiment(path: Path) -> Experiment:

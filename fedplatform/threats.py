@@ -167,7 +167,7 @@ class _Seen:
 
     def __init__(self, defended: DefendedClassifier, generator: torch.Generator) -> None:
         self._generator = generator
-        self._defended = replace(defended, copies=1, noise=FreshNoise(generator))
+        self._defended = replace(defended, noise=FreshNoise(generator))
         self._images: torch.Tensor | None = None
         self._passage: Passage | None = None
 
@@ -184,6 +184,6 @@ class _Seen:
         return passage.logits
 
     def _pass(self, images: torch.Tensor) -> Passage:
-        sides = self._defended.symmetries
-        first = int(torch.randint(len(sides), (1,), generator=self._generator))
-        return replace(self._defended, symmetries=sides[first:] + sides[:first]).passage(images)
+        sides = self._defended.copies
+        side = int(torch.randint(len(sides), (1,), generator=self._generator))
+        return replace(self._defended, copies=sides[side : side + 1]).passage(images)

@@ -93,7 +93,7 @@ def test_a_bundle_whose_weights_were_changed_is_refused(version: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("{", "holds no bundle"), ("{}", "is not of format 1"), ('{"format": 2}', "is not of format 1")]
+    ("text", "said"), [("{", "holds no bundle"), ("{}", "is not of format 2"), ('{"format": 1}', "is not of format 2")]
 )
 def test_a_folder_that_is_no_bundle_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "bundle.json").write_text(text)

@@ -49,7 +49,7 @@ def defended() -> DefendedClassifier:
         KeyedNoise(b"secret"),
         detector=Detector(autoencoder, sensor, Fusion(dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 1.0))),
         probe_depth=20,
-        copies=3,
+        copies=(0, 0, 0),
     )
     passage = plain.passage(images(16))
     detector = Detector(autoencoder, sensor, Fusion.fit(passage.parts))
@@ -197,12 +197,12 @@ def test_a_scan_that_is_not_purified_gets_one_answer_from_whatever_side(defended
 
 def test_the_copies_of_a_purified_scan_are_seen_from_one_side_each(defended: DefendedClassifier) -> None:
     everything = replace(defended.gate, threshold=-float("inf"), flagged_depth=DepthMap(30, 30, 0.0, 1.0))
-    turned = replace(defended, gate=everything, symmetries=(0, 6), copies=3)
+    turned = replace(defended, gate=everything, copies=(0, 6, 3))
     scans = images(5)
     noise = turned.noise.draw(scans, 3)
     depth = torch.full((5,), 30)
     answers = [
         turned.classifier(seen_from(turned.purifier(scans, depth, noise[:, copy]), side)).softmax(dim=1)
-        for copy, side in enumerate((0, 6, 0))
+        for copy, side in enumerate((0, 6, 3))
     ]
     torch.testing.assert_close(turned.logits(scans).softmax(dim=1), sum(answers) / 3)

@@ -106,4 +106,4 @@ def view_of(defended: DefendedClassifier, view: str, generator: torch.Generator)
     if view == "classifier":
         return defended.classifier
     purifier = StraightThrough(defended.purifier) if view == "straight_through" else defended.purifier
-    return replace(defended, purifier=purifier, copies=1, noise=FreshNoise(generator)).logits
+    return replace(defended, purifier=purifier, copies=(0,), noise=FreshNoise(generator)).logits

@@ -125,7 +125,7 @@ def model_answer(name: ModelName, bundle: Bundle) -> ModelAnswer:
         channels=card.channels,
         threshold=_finite(card.gate.threshold),
         least_confidence=card.least_confidence,
-        copies=card.copies,
+        copies=len(card.copies),
         model_digest=bundle.digest,
         purifier_digest=bundle.purifier_digest,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -76,9 +76,7 @@ class Model:
             images = self._images(scans)
             examination = self.defended.examine(images)
             done = (examination.depth == 0).nonzero().flatten()
-            # One copy instead of all: nothing is purified here, so noise would be drawn for nothing.
-            untreated = replace(self.defended, copies=1)
-            spoken = untreated.conclude(untreated.treat(images[done], rows_of(examination, done)))
+            spoken = self.defended.conclude(self.defended.treat(images[done], rows_of(examination, done)))
         diagnoses: list[Diagnosis | None] = [None] * len(scans)
         for row, diagnosis in zip(done.cpu().tolist(), spoken, strict=True):
             diagnoses[row] = diagnosis

@@ -61,14 +61,14 @@ class Passage:
 class DefendedClassifier:
     """One hospital's whole defence (after MedFedPure, Karami et al. 2025, arXiv 2511.11625).
 
-    A scan is classified as it is and after a first purification of ``probe_depth``; how much the two answers differ,
-    and what the masked autoencoder makes of the scan, say how suspicious it is. The gate turns that into a depth; a
-    flagged scan is purified ``copies`` times with fresh noise and the mean probability of the copies decides. Nothing
-    in here knows a label or another scan of the batch. ``logits`` is differentiable through gate, purifier and
+    A scan is classified as it is, and the detector says how suspicious it looks; one that compares answers is told
+    what the classifier says after a first purification of ``probe_depth``, too. The gate turns that into a depth; a
+    flagged scan is purified anew, with fresh noise, for each of its ``copies``, and their mean probability decides.
+    Nothing in here knows a label or another scan of the batch. ``logits`` is differentiable through gate, purifier and
     classifier; ``diagnose`` reports the same passage in words.
 
     A scan as it is gets the mean answer over ``symmetries``, the sides from which it is seen (see
-    :func:`fedplatform.models.symmetries.seen_from`); purified copies are seen from one of them each, in turn.
+    :func:`fedplatform.models.symmetries.seen_from`); ``copies`` are the sides of the purified copies, one each.
 
     ``noise`` is the default source of randomness; ``temperature``, ``least_confidence``, the gate's threshold and what
     the detector takes for usual come from clean validation scans.
@@ -80,7 +80,7 @@ class DefendedClassifier:
     noise: Noise
     detector: Detector | None = None
     probe_depth: int = 0
-    copies: int = 1
+    copies: tuple[int, ...] = (0,)
     symmetries: tuple[int, ...] = (0,)
     temperature: float = 1.0
     least_confidence: float = 0.0
@@ -138,16 +138,16 @@ class DefendedClassifier:
 
     def passage(self, images: torch.Tensor, *, noise: Noise | None = None) -> Passage:
         """Send images (n, c, h, w) through the whole defence."""
-        drawn = (noise or self.noise).draw(images, self.copies)
-        return self._treat(images, self._examine(images, drawn[:, 0]), drawn)
+        noise = noise or self.noise
+        return self._treat(images, self._examine(images, noise), noise)
 
     def examine(self, images: torch.Tensor) -> Examination:
         """The first half of :meth:`passage`: what the detector and the gate make of images (n, c, h, w)."""
-        return self._examine(images, self.noise.draw(images, 1)[:, 0])
+        return self._examine(images, self.noise)
 
     def treat(self, images: torch.Tensor, examination: Examination) -> Passage:
         """The second half: clean what the gate sends to the purifier, and answer. Together they are :meth:`passage`."""
-        return self._treat(images, examination, self.noise.draw(images, self.copies))
+        return self._treat(images, examination, self.noise)
 
     def conclude(self, passage: Passage) -> list[Diagnosis]:
         """A passage in words, a diagnosis a scan."""
@@ -169,14 +169,14 @@ class DefendedClassifier:
             for probabilities, score, flagged, depth, votes in scans
         ]
 
-    def _treat(self, images: torch.Tensor, examination: Examination, drawn: torch.Tensor) -> Passage:
+    def _treat(self, images: torch.Tensor, examination: Examination, noise: Noise) -> Passage:
         before, scores, flagged = examination.answers, examination.scores, examination.flagged
-        usual, purified, votes = self._purify(images, examination.depth.where(~flagged, 0), drawn, before)
+        usual, purified, votes = self._purify(images, examination.depth.where(~flagged, 0), noise, before)
         # Where gradients are asked for, every scan is purified as if it were flagged, too: the step between the two
         # branches has a slope there that an attacker may climb. The values are the same.
         open_to = torch.ones_like(flagged) if torch.is_grad_enabled() else flagged
         deep_depth = self.gate.flagged_depth(scores)
-        deep, deep_purified, deep_votes = self._purify(images, deep_depth.where(open_to, 0), drawn, before)
+        deep, deep_purified, deep_votes = self._purify(images, deep_depth.where(open_to, 0), noise, before)
         opening = self.gate.opening(scores)[:, None]
         return Passage(
             logits=usual + opening * (deep - usual),
@@ -194,8 +194,8 @@ class DefendedClassifier:
     def _calibrated(self, logits: torch.Tensor) -> torch.Tensor:
         return logits / self.temperature
 
-    def _examine(self, images: torch.Tensor, drawn: torch.Tensor) -> Examination:
-        """``drawn`` (n, c, h, w) is the noise of the probe; without a detector every score is 0."""
+    def _examine(self, images: torch.Tensor, noise: Noise) -> Examination:
+        """Without a detector every score is 0."""
         before = self._calibrated(SeenFrom(self.classifier, self.symmetries)(images))
         parts: dict[str, torch.Tensor] = {}
         scores = images.new_zeros(len(images))
@@ -203,19 +203,19 @@ class DefendedClassifier:
             after = before
             if self.detector.compares:
                 probe = torch.full((len(images),), self.probe_depth, device=images.device)
-                after = self._answer(self.purifier(images, probe, drawn))
+                after = self._answer(self.purifier(images, probe, noise.draw(images, 1)[:, 0]))
             parts = self.detector.parts(images, before, after)
             scores = self.detector(parts)
         return Examination(before, scores, parts, self.gate.flags(scores), self.gate.depth(scores))
 
     def _purify(
-        self, images: torch.Tensor, depth: torch.Tensor, drawn: torch.Tensor, before: torch.Tensor
+        self, images: torch.Tensor, depth: torch.Tensor, noise: Noise, before: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits (n, k) of the vote of all copies in ``drawn`` (n, copies, c, h, w), the first copy, and the votes.
+        """Logits (n, k) of the vote of all copies, the first copy, and the votes (n, copies).
 
-        A scan of depth 0 keeps its answer ``before`` and has no votes.
+        A scan of depth 0 keeps its answer ``before``, has no votes and costs no noise.
         """
-        copies = drawn.shape[1]
+        copies = len(self.copies)
         votes = torch.full((len(images), copies), -1, device=images.device)
         rows = depth.nonzero().flatten()
         if not len(rows):
@@ -223,12 +223,11 @@ class DefendedClassifier:
         cleaned = self.purifier(
             images[rows].repeat_interleave(copies, dim=0),
             depth[rows].repeat_interleave(copies),
-            drawn[rows].flatten(0, 1),
+            noise.draw(images[rows], copies).flatten(0, 1),
         )
         shown = cleaned.unflatten(0, (len(rows), copies))
-        sides = [seen_from(shown[:, copy], self.symmetries[copy % len(self.symmetries)]) for copy in range(copies)]
-        views = torch.stack(sides, dim=1).flatten(0, 1)
-        answers = self._answer(views).log_softmax(dim=1).unflatten(0, (len(rows), copies))
+        views = torch.stack([seen_from(shown[:, copy], side) for copy, side in enumerate(self.copies)], dim=1)
+        answers = self._answer(views.flatten(0, 1)).log_softmax(dim=1).unflatten(0, (len(rows), copies))
         votes[rows] = answers.argmax(dim=2)
         logits = before.index_copy(0, rows, answers.logsumexp(dim=1))
         purified = images.index_copy(0, rows, shown[:, 0])

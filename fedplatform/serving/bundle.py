@@ -38,7 +38,7 @@ from fedplatform.settings import ExperimentError, Settings, parsed_by, written_b
 CARD = "bundle.json"
 # From the engine's names of the networks to those of their files.
 PARTS = {"classifier": "classifier", "network": "purifier", "autoencoder": "autoencoder", "sensor": "sensor"}
-FORMAT = 1  # of the folder; another one is refused
+FORMAT = 2  # of the folder; another one is refused
 
 Exports = dict[str, bytes]  # ONNX files by the digest of the weights in them
 Builder = Annotated[ModelBuilder, parsed_by(MODELS, "model"), written_by(MODELS)]
@@ -73,7 +73,7 @@ class Card(Settings):
     gate: Gate
     fusion: Fusion | None
     probe_depth: int
-    copies: int
+    copies: tuple[int, ...]
     symmetries: tuple[int, ...]
     temperature: float
     least_confidence: float
@@ -114,7 +114,6 @@ class Bundle:
             "networks": card.networks.model_dump(mode="json"),
             "gate": card.model_dump(mode="json")["gate"],
             "copies": card.copies,
-            "symmetries": card.symmetries,
         }
         return _digest(json.dumps(said, sort_keys=True).encode())
 
