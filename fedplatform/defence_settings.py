@@ -41,9 +41,7 @@ class DefenceSettings(Settings):
         description="attack through the purifier while the classifier is tuned, in pixel units, 0 is none (default: "
         "1.5 times what the classifier met in training)",
     )
-    probe_depth: int = Field(
-        100, ge=1, description="depth at which a detector that compares answers purifies every scan once"
-    )
+    probe_depth: int = Field(100, ge=1, description="depth at which every scan is purified once, to see what changes")
     usual_depth: int = Field(
         0, ge=0, description="depth for scans that are not flagged (0: they are taken as they are)"
     )

@@ -176,9 +176,7 @@ class HospitalParts:
 
 
 def _whole(
-    parts: HospitalParts,
-    scores: tuple[str, ...] = ("reconstruction", "tampering"),
-    symmetries: tuple[int, ...] = (0,),
+    parts: HospitalParts, scores: tuple[str, ...] = PARTS, symmetries: tuple[int, ...] = SYMMETRIES
 ) -> DefendedClassifier:
     setting = parts.settings
     return parts.gated(
@@ -189,6 +187,10 @@ def _whole(
         copies=_turned(setting.copies),
         symmetries=symmetries,
     )
+
+
+def _light(parts: HospitalParts) -> DefendedClassifier:
+    return _whole(parts, scores=("reconstruction", "tampering"), symmetries=(0,))
 
 
 def _as_in_the_paper(parts: HospitalParts) -> DefendedClassifier:
@@ -212,9 +214,9 @@ def _turned(copies: int) -> tuple[int, ...]:
     return tuple(SYMMETRIES[copy % len(SYMMETRIES)] for copy in range(copies))
 
 
-GATED = ("mae_gate", "compared", "whole")  # the defences with a detector, which an attacker may want to go unnoticed by
+GATED = ("mae_gate", "light", "whole")  # the defences with a detector, which an attacker may want to go unnoticed by
 # The autoencoder draws the anomaly map; beside the sensor its score would add noise alone (decision 6).
-SILENT: Mapping[str, tuple[str, ...]] = MappingProxyType(dict.fromkeys(("compared", "whole"), ("reconstruction",)))
+SILENT: Mapping[str, tuple[str, ...]] = MappingProxyType(dict.fromkeys(("light", "whole"), ("reconstruction",)))
 DEFENCES: Mapping[str, Callable[[HospitalParts], DefendedClassifier]] = MappingProxyType(
     {
         "no_defence": lambda parts: parts.through(
@@ -232,7 +234,7 @@ DEFENCES: Mapping[str, Callable[[HospitalParts], DefendedClassifier]] = MappingP
         "purify_all": _everything,
         "mae_gate": _as_in_the_paper,
         "purify_all_tuned": _tuned_everything,
-        "compared": lambda parts: _whole(parts, PARTS, SYMMETRIES),
+        "light": _light,
         "whole": _whole,
     }
 )

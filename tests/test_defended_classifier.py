@@ -87,6 +87,26 @@ def test_only_flagged_scans_are_purified(defended: DefendedClassifier) -> None:
     assert (passage.purified[passage.flagged] != batch[passage.flagged]).flatten(1).any(dim=1).all()
 
 
+class NoNoise:
+    """Stops whoever asks for noise."""
+
+    def draw(self, images: torch.Tensor, copies: int) -> torch.Tensor:
+        raise AssertionError(f"{len(images)} scans asked for noise of {copies} copies")
+
+
+def test_a_scan_that_is_not_flagged_costs_no_noise_and_no_purification(defended: DefendedClassifier) -> None:
+    assert defended.detector is not None
+    alone = replace(defended.detector.fusion, silent=("reconstruction", "disagreement"))
+    sensed = replace(defended, detector=replace(defended.detector, fusion=alone))
+    scores = sensed.examine(images(16)).scores
+    quiet, loud = (replace(sensed, gate=replace(sensed.gate, threshold=float(to))) for to in (scores.max(), -1e9))
+    with torch.no_grad():
+        passage = quiet.passage(images(16), noise=NoNoise())
+        torch.testing.assert_close(passage.logits, quiet.classifier(images(16)).log_softmax(dim=1))
+        with pytest.raises(AssertionError, match="16 scans asked for noise of 3 copies"):
+            loud.passage(images(16), noise=NoNoise())
+
+
 def test_what_is_diagnosed_is_what_the_attacked_logits_say(defended: DefendedClassifier) -> None:
     batch = images(16).requires_grad_()
     logits = defended.logits(batch)

@@ -41,7 +41,7 @@ from fedplatform.run_folder import alone_in
 from fedplatform.threats import USUAL_TIERS, Budget
 
 PLAN = Plan(
-    defences=(NEAREST_NEIGHBOUR, "no_defence", "purify_all", "whole"),
+    defences=(NEAREST_NEIGHBOUR, "no_defence", "purify_all", "light", "whole"),
     epsilons=(8 / 255,),
     scans=12,
     hard_scans=4,
@@ -127,9 +127,9 @@ def test_a_cell_is_the_mean_of_its_scans(cells: pd.DataFrame, scans: pd.DataFram
 
 
 def test_who_has_no_detector_has_no_figure_of_detection(cells: pd.DataFrame, scans: pd.DataFrame) -> None:
-    assert cells["auc"].notna().to_dict() == {key: key[0] == "whole" and key[1] != "T0" for key in cells.index}
-    assert (cells["tpr_at_5"].notna() == [defence == "whole" for defence, _ in cells.index]).all()
-    assert (scans["score"].notna() == (scans["defence"] == "whole")).all()
+    assert cells["auc"].notna().to_dict() == {key: key[0] in GATED and key[1] != "T0" for key in cells.index}
+    assert (cells["tpr_at_5"].notna() == [defence in GATED for defence, _ in cells.index]).all()
+    assert (scans["score"].notna() == scans["defence"].isin(GATED)).all()
 
 
 def test_noise_is_drawn_anew_where_the_attacker_knows_of_it(scans: pd.DataFrame) -> None:
@@ -141,7 +141,9 @@ def test_noise_is_drawn_anew_where_the_attacker_knows_of_it(scans: pd.DataFrame)
 def test_purification_is_counted(cells: pd.DataFrame) -> None:
     assert cells.loc[("no_defence", "T2"), "evaluations"] == 0
     assert cells.loc[("purify_all", "T2"), "evaluations"] == DEFENCE["copies"]
-    assert cells.loc[("whole", "T2"), "evaluations"] >= 1
+    for (defence, _), cell in cells.iterrows():
+        if defence in GATED and defence != "mae_gate":  # the whole defence looks at every scan twice
+            assert cell["evaluations"] == pytest.approx((defence == "whole") + cell["flagged"] * DEFENCE["copies"])
 
 
 def test_the_look_up_answers_with_the_nearest_training_scan(

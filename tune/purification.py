@@ -20,7 +20,7 @@ from tune.defended import DefendedStudy, opened, ward_of, with_settings
 from tune.study import Goal, Workplace
 from tune.trial import Choice, Figures, State, Trial
 
-SETTINGS = ("sampler", "usual_depth", "least_depth", "most_depth", "copies", "false_positive_rate")
+SETTINGS = ("sampler", "probe_depth", "usual_depth", "least_depth", "most_depth", "copies", "false_positive_rate")
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Purification(DefendedStudy):
     """Settings of the gate and the purifier that can be changed without training anything anew.
 
     A choice is the least depth of a flagged scan and how much deeper the most suspicious goes (t*), the steps of the
-    way back, what becomes of scans that are not flagged, the copies that vote, and the share of clean scans that may be
-    flagged. ``tier`` is who attacks (:data:`fedplatform.threats.TIERS`): T2 knows the
+    way back, how deep every scan is probed, what becomes of scans that are not flagged, the copies that vote, and the
+    share of clean scans that may be flagged. ``tier`` is who attacks (:data:`fedplatform.threats.TIERS`): T2 knows the
     classifier alone, so its scans are made once for all choices; T4 knows the whole and attacks each choice anew, at
     many times the cost. ``steps`` are the attacker's.
     """
@@ -47,6 +47,7 @@ class Purification(DefendedStudy):
         deepest = int(self._deepest)
         return {
             "sampler": ray_tune.choice(["one_shot", "ddim(steps=2)", "ddim(steps=5)", "dpm_solver(steps=2)"]),
+            "probe_depth": ray_tune.randint(10, deepest + 1),
             "usual_depth": ray_tune.choice([0, deepest // 10, deepest // 4]),
             "least_depth": ray_tune.randint(10, deepest + 1),
             "deeper": ray_tune.uniform(0.0, 1.0),

@@ -33,7 +33,7 @@ DEFENCES: Mapping[str, str] = MappingProxyType(  # a later one's curve is drawn 
         "purify_all": "purify everything",
         "purify_all_tuned": "purify everything, tuned classifier",
         "mae_gate": "MAE gate, fixed depth",
-        "compared": "whole defence, answers compared, seen from all sides",
+        "light": "light gate: the sensor alone, one side",
         "whole": "whole defence",
     }
 )
