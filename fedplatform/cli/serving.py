@@ -34,6 +34,7 @@ def publish(run_folder: Path, *, defence: str, registry: str | None, champion: s
     \b
     Examples:
       fedplatform publish runs/scan
+      fedplatform publish runs/scan --defence light
       fedplatform publish runs/scan --registry scan
       fedplatform publish runs/scan --champion 1
     """
