@@ -26,7 +26,7 @@ from fedplatform.experiment import Experiment, ExperimentError
 from fedplatform.report.interval import effective_size
 from fedplatform.run_folder import alone_in
 from fedplatform.seeding import torch_generator
-from fedplatform.threats import TIERS, USUAL_TIERS, Attacker, Budget, Victim
+from fedplatform.threats import AT_DETECTORS, TIERS, USUAL_TIERS, Attacker, Budget, Victim
 from fedplatform.training import CrossEntropy
 from fedplatform.workers import workers
 
@@ -132,8 +132,8 @@ def tasks_of(plan: Plan, hospitals: Sequence[str]) -> list[Task]:
     """All tasks in order, each once: tier by tier, so that a table that is cut off lacks its most costly columns.
 
     The rows of one hospital follow each other, for the cheap tiers show all of them the same scans. The look-up of the
-    nearest neighbour has no gradient and no scores: only scans made for another model can be shown to it. Who wants to
-    stay below a threshold needs one.
+    nearest neighbour has no gradient and no scores: only scans made for another model can be shown to it. Who aims at
+    a detector needs one.
     """
     tasks = [
         Task(defence, tier, epsilon, hospital)
@@ -141,7 +141,7 @@ def tasks_of(plan: Plan, hospitals: Sequence[str]) -> list[Task]:
         for epsilon in (plan.epsilons if tier != "T0" else (0.0,))
         for hospital in hospitals
         for defence in plan.defences
-        if (defence != NEAREST_NEIGHBOUR or tier in EASY_TIERS) and (tier != "T4_unnoticed" or defence in GATED)
+        if (defence != NEAREST_NEIGHBOUR or tier in EASY_TIERS) and (tier not in AT_DETECTORS or defence in GATED)
     ]
     return list(dict.fromkeys(tasks))
 

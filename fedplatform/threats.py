@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedplatform.defence import DefendedClassifier, FreshNoise, Passage, Purifier
-from fedplatform.evasion import DetectorAware, Pgd, Square, margin, straight_through
+from fedplatform.evasion import DetectorAware, Flood, Pgd, Square, margin, straight_through
 
 COMPARING_DRAWS = 8  # of noise, by which an attacker who knows the defence chooses between two attacks of his
 STRONG = 2.5  # times the steps and the gradients a step: 50 and 10 with the usual budget
@@ -119,6 +119,16 @@ class Attacker:
         )
         return attack(seen.logits, images, labels, generator=self.generator)
 
+    def flooding(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """T4 of one who wants scans flagged, whatever the answer, until nobody heeds the detector any more; without a
+        detector there is nothing to flood.
+        """
+        if victim.defended.detector is None:
+            return images
+        seen = _Seen(victim.defended, self.generator)
+        flood = Flood(self.epsilon, seen.scores, steps=self.budget.steps, eot=self.budget.eot)
+        return flood(seen.logits, images, labels, generator=self.generator)
+
     def black_box(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """T5: no gradient, only the served answers and their confidence (Square)."""
         with torch.no_grad():
@@ -141,10 +151,13 @@ TIERS: Mapping[str, Callable[[Attacker, Victim, torch.Tensor, torch.Tensor], tor
         "T4": Attacker.exact,
         "T4_strong": Attacker.strong,
         "T4_unnoticed": Attacker.unnoticed,
+        "T4_flood": Attacker.flooding,
         "T5": Attacker.black_box,
     }
 )
-USUAL_TIERS = tuple(tier for tier in TIERS if tier != "T4_strong")  # it costs six times a T4: only where asked for
+# Only where they are asked for: the one costs six times a T4, the other wants no wrong answers.
+USUAL_TIERS = tuple(tier for tier in TIERS if tier not in ("T4_strong", "T4_flood"))
+AT_DETECTORS = ("T4_unnoticed", "T4_flood")  # aimed at a detector, so a defence without one is not tried
 
 
 @dataclass(frozen=True)

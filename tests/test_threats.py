@@ -164,6 +164,17 @@ def test_an_attacker_who_wants_to_stay_unnoticed_stays_below_the_threshold(
     assert hidden[noticed].float().mean() >= 0.75
 
 
+def test_an_attacker_who_floods_has_clean_scans_flagged(
+    whole: Victim, bare: Victim, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    with torch.no_grad():
+        before = whole.defended.passage(images).flagged
+        after = whole.defended.passage(attack("T4_flood", whole, images, labels, 16 / 255)).flagged
+    assert before.float().mean() <= 0.5
+    assert after.float().mean() >= 0.9
+    assert torch.equal(attack("T4_flood", bare, images, labels, 16 / 255), images), "nothing to flood there"
+
+
 def test_without_a_detector_there_is_nothing_to_hide_from(
     bare: Victim, images: torch.Tensor, labels: torch.Tensor
 ) -> None:

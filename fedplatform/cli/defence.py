@@ -82,9 +82,9 @@ def evaluate(
     Every row (defence) meets attackers who know more and more: T0 nobody attacks; T1 another hospital attacks through
     its own model; T2 the gradient of the classifier is known (T2_paper: with the budget of MedFedPure's paper); T3 the
     whole defence is known and its purifier taken for the identity; T4 the exact gradient of the whole (T4_unnoticed:
-    staying below the detector's threshold; T4_strong: with 2.5 times the steps and gradients); T5 only answers are
-    seen. The headline of a row is its lowest figure from T1 to T5. nearest_neighbour and no_defence stand beside the
-    others.
+    staying below the detector's threshold; T4_strong: with 2.5 times the steps and gradients; T4_flood: wants scans
+    flagged, whatever the answer); T5 only answers are seen. The headline of a row is its lowest figure from T1 to T5.
+    nearest_neighbour and no_defence stand beside the others.
 
     Written after every task: RUN/scans.parquet (a row a scan), RUN/evaluation.parquet (a row a cell), and at the end
     RUN/evaluation.html. The same command goes on where it stopped.

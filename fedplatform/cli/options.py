@@ -83,7 +83,7 @@ def attack_options(command: Callable[..., None]) -> Callable[..., None]:
         [
             click.option("--defences", metavar="NAME,...", help="rows of the table [default: all]"),
             click.option("--tiers", "--tier", "tiers", metavar="TIER,...",
-                         help="threat tiers, T0 to T5 [default: all but T4_strong]"),
+                         help="threat tiers, T0 to T5 [default: all but T4_strong and T4_flood]"),
             click.option("--epsilons", "--epsilon", "epsilons", default="0.015,8/255", show_default=True,
                          metavar="X,...", callback=numbers, help="perturbation of every pixel, of [0, 1]"),
             click.option("--scans", type=click.IntRange(min=1), default=300, show_default=True, metavar="N",

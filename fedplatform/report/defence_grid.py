@@ -13,7 +13,7 @@ from fedplatform.report.threat_wording import ATTACKS, CLEAN, REFERENCES, TIERS,
 
 WHOLE, NO_DEFENCE = "whole", "no_defence"
 UNNOTICED = "T4_unnoticed"
-OPTIONAL = ("T4_strong",)  # tried on some row to check T4: another row lacks nothing without it
+OPTIONAL = ("T4_strong", "T4_flood")  # tried on some rows for what they say of those: another lacks nothing without
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ TIERS: Mapping[str, str] = MappingProxyType(  # a name, a colon and what the att
         "T4": "White box, exact: the true gradient through gate, purifier and classifier, averaged likewise (EOT).",
         "T4_strong": "White box with patience: as T4, with two and a half times the steps and gradients in each.",
         "T4_unnoticed": "Unnoticed: as T4, while trying to stay below the detector's threshold.",
+        "T4_flood": "Flood: as T4, but wants scans flagged, whatever the answer, until nobody heeds the detector.",
         "T5": "Black box: no gradient, only the served answers and their confidence, asked for many times.",
     }
 )
