@@ -178,8 +178,8 @@ def claim(
         other = next((key for key in {**settings, **found} if found.get(key) != settings.get(key)), None)
         if other:
             raise ExperimentError(
-                f"{folder} holds a {what} with {other}={found.get(other)!r}, got {settings.get(other)!r}; "
-                "choose another --name"
+                f"{file} was begun with {other}={found.get(other)!r}, got {settings.get(other)!r}; "
+                "go on with the same settings, or in another folder"
             )
         return
     try:

@@ -254,7 +254,7 @@ def test_a_folder_of_another_benchmark_is_refused_in_one_line(
 ) -> None:
     folder, _, _ = filled
     other = replace(tiny(), settings=Benchmark.settings_of("mnist", TINY | {"rounds": 7}))
-    with pytest.raises(ExperimentError, match="holds a benchmark with rounds=5, got 7; choose another --name"):
+    with pytest.raises(ExperimentError, match="was begun with rounds=5, got 7; go on with the same settings"):
         fill(other, folder=folder, jobs=1, data_folder=digits)
 
 
@@ -272,7 +272,7 @@ def test_a_benchmark_goes_on_after_an_update_that_brought_a_setting(
     fill(feasible, folder=folder, jobs=1, data_folder=digits, observer=heard.append)
     assert not [progress.last for progress in heard if progress.last], "every cell was filled before"
     changed = replace(tiny(), settings=Benchmark.settings_of("mnist", TINY | {"transport": "half"}))
-    with pytest.raises(ExperimentError, match="holds a benchmark with transport='exact', got 'half'"):
+    with pytest.raises(ExperimentError, match="was begun with transport='exact', got 'half'"):
         fill(changed, folder=folder, jobs=1, data_folder=digits)
 
 

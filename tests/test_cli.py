@@ -159,7 +159,7 @@ def test_a_comparison_goes_on_where_it_stopped(
     assert "of 6" in capsys.readouterr().out
     assert (tmp_path / "table" / "comparison.html").exists()
     assert call(monkeypatch, *command, "--rules", "mean", "--momentum", "0.5") == 1
-    assert "holds a comparison with momentum=0.9, got 0.5" in capsys.readouterr().err
+    assert "comparison.yaml was begun with momentum=0.9, got 0.5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ from scipy.stats import binomtest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
+import fedplatform
 from fedplatform.report import ReportError, write_report
+from fedplatform.report import threat_wording as wording
 from fedplatform.report.defence_charts import draw_accuracy, draw_detector
 from fedplatform.report.defence_grid import defence_grids
 from fedplatform.report.defence_page import write_defence_report
@@ -323,6 +325,12 @@ def test_more_patience_with_one_row_counts_for_it_and_leaves_no_gap_in_the_other
     assert (worst.tier, worst.accuracy) == ("T4_strong", 0.1)
     assert not grid.is_best(rows["whole"], worst), "nobody else met this attacker"
     assert rows["purify_all_tuned"].missing == ()
+
+
+def test_every_defence_has_a_line_that_can_be_seen():
+    css = (Path(fedplatform.__file__).parent / "templates" / "defence.css").read_text()
+    styled = {name for names in re.findall(r"^(\.d-[^{]+){ stroke: ", css, re.MULTILINE) for name in names.split(", ")}
+    assert {f".d-{defence.replace('_', '-')}" for defence in wording.DEFENCES} <= {name.strip() for name in styled}
 
 
 def test_the_table_in_markdown_reads_like_the_page():

@@ -193,7 +193,7 @@ def test_a_call_that_was_killed_goes_on_to_the_same_table(copied: Path, evaluate
 )
 def test_another_budget_never_mixes_with_the_first(copied: Path, other: Plan) -> None:
     before = tables(copied)
-    with pytest.raises(ExperimentError, match=r"holds a evaluation with \w+=\w+, got \w+") as refusal:
+    with pytest.raises(ExperimentError, match=r"evaluation.yaml was begun with \w+=\w+, got \w+") as refusal:
         evaluate(copied, other, jobs=1)
     assert "\n" not in str(refusal.value)
     assert tables(copied) == before
