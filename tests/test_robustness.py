@@ -142,7 +142,7 @@ def test_purification_is_counted(cells: pd.DataFrame) -> None:
     assert cells.loc[("no_defence", "T2"), "evaluations"] == 0
     assert cells.loc[("purify_all", "T2"), "evaluations"] == DEFENCE["copies"]
     for (defence, _), cell in cells.iterrows():
-        if defence in GATED and defence != "mae_gate":  # the whole defence looks at every scan twice
+        if defence in GATED:  # the whole defence looks at every scan twice
             assert cell["evaluations"] == pytest.approx((defence == "whole") + cell["flagged"] * DEFENCE["copies"])
 
 
