@@ -1,9 +1,9 @@
 """In front of everything: bounds what a request may bring, and answers in JSON where Serve itself would not.
 
-Serve's proxy takes a whole body into memory before anybody can object, answers in plain text where it is busy, and
-with a bare 500 where the replica died that had the request in its hands. This middleware runs in the proxy, where the
-environment variable :data:`actors.http.VARIABLE` says so (``fedplatform serve`` sets it), and in the ingress in any
-case.
+Serve's proxy takes a whole body into memory before anybody can object, answers in plain text where it is busy or not
+all up yet, and with a bare 500 where the replica died that had the request in its hands. This middleware runs in the
+proxy, where the environment variable :data:`actors.http.VARIABLE` says so (``fedplatform serve``, a federation with
+hospitals outside and ``fedplatform node --head`` set it), and in the ingress in any case.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ class Guard:
             return
         if exchange.is_too_large:
             await self._refuse_size(exchange, send)
-        else:  # too much at once, or Serve had no answer because the replica died
-            sentence = "The server is busy or a part of it is being restarted; try again."
+        else:  # too much at once, or Serve had no answer because the replica died or is not there yet
+            sentence = "The server is busy or a part of it is being started; try again."
             await answer_error(send, 503, sentence, exchange.request_id)
 
     async def _refuse_size(self, exchange: Exchange, send: Send) -> None:
@@ -148,6 +148,10 @@ async def answer_error(send: Send, status: int, sentence: str, request_id: str) 
 
 
 def _is_serves_own(start: Message) -> bool:
-    """Whether it is Serve's proxy that begins to say that something failed, and not the application."""
+    """Whether it is Serve's proxy that begins to say that something failed, and not the application.
+
+    A 404 is Serve's where the proxy listens already and nothing is deployed behind it yet: the application, which is
+    at ``/``, says of every other path in JSON that there is none.
+    """
     kind = Headers(raw=list(start["headers"])).get("content-type", "")
-    return int(start["status"]) in (408, 500, 503) and not kind.startswith(OURS)
+    return int(start["status"]) in (404, 408, 500, 503) and not kind.startswith(OURS)

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from cluster_nodes import Nodes
 
+from actors.http import MIDDLEWARES, VARIABLE
 from actors.kubernetes import LIVENESS
 from fedplatform.engine import InProcessEngine
 from fedplatform.experiment import Experiment, load_settings
@@ -120,6 +122,12 @@ print(json.dumps({n: next(w for w in words if "node_ip_address=" in w) for n, wo
         "st-mary": "--node_ip_address=127.0.0.3",
         "charite": "--node_ip_address=127.0.0.4",
     }
+
+
+def test_whatever_serve_starts_on_the_head_has_our_bounds_in_front(federation: Federation) -> None:
+    head = psutil.Process(federation.nodes.started[0].pid)
+    (raylet,) = (process for process in head.children(recursive=True) if process.name() == "raylet")
+    assert raylet.environ()[VARIABLE] == MIDDLEWARES
 
 
 def test_a_hospital_without_a_node_is_named_at_once(federation: Federation) -> None:

@@ -15,6 +15,8 @@ from starlette.requests import Request
 
 from actors import http
 from actors.endpoint.server import free_port
+from actors.outside.line import HttpLine
+from fedplatform.outside.agent import Unreachable
 
 HOST = "127.0.0.1"
 
@@ -64,3 +66,11 @@ def test_a_proxy_that_dies_while_it_starts_is_started_again(ray_with_serve: None
     assert proxy.pid not in killed
     with urllib.request.urlopen(f"http://{HOST}:{port}/?who=you", timeout=60) as answer:
         assert answer.read() == b"hello you"
+
+
+def test_a_hospital_that_calls_before_anything_is_deployed_will_call_again(ray_with_serve: None) -> None:
+    port = free_port(HOST)
+    http.start(Greeting.bind(), name="greeting", host=HOST, port=port, tls=None)
+    serve.delete("greeting")  # as it is while Serve starts: the proxy listens, and nothing is behind it
+    with pytest.raises(Unreachable, match="503"):
+        HttpLine(f"http://{HOST}:{port}", authority=None).hello()

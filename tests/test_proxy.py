@@ -103,20 +103,27 @@ def test_what_all_requests_hold_together_is_bounded_and_let_go() -> None:
 
 
 @pytest.mark.parametrize(
-    "app", [dies, answers(503, "text/plain", b"Request dropped"), answers(408, "text/plain", b"timed out")]
+    "app",
+    [
+        dies,
+        answers(503, "text/plain", b"Request dropped"),
+        answers(408, "text/plain", b"timed out"),
+        answers(404, "text/plain", b"Path '/v1/federation' not found."),
+    ],
 )
 def test_where_serve_has_no_answer_one_is_given_with_a_time_to_come_back(app: App) -> None:
     status, headers, body = asked(app)
     assert (status, headers["retry-after"], headers["content-type"]) == (503, "1", "application/json")
     assert json.loads(body) == {
         "request_id": headers["x-request-id"],
-        "error": "The server is busy or a part of it is being restarted; try again.",
+        "error": "The server is busy or a part of it is being started; try again.",
     }
 
 
-def test_the_applications_own_refusals_pass_as_they_are() -> None:
-    status, headers, body = asked(answers(503, "application/json", b'{"error": "mine"}'))
-    assert (status, body) == (503, b'{"error": "mine"}')
+@pytest.mark.parametrize("code", [404, 503])
+def test_the_applications_own_refusals_pass_as_they_are(code: int) -> None:
+    status, headers, body = asked(answers(code, "application/json", b'{"error": "mine"}'))
+    assert (status, body) == (code, b'{"error": "mine"}')
     assert "retry-after" not in headers
 
 

@@ -29,7 +29,7 @@ MEANINGS = {
     415: "The upload is of no kind that is read here.",
     422: "The upload is whole but no scan, or a parameter will not do.",
     429: "Too many scans in too short a time; the header Retry-After says when to come back.",
-    503: "The server is busy, or a part of it is being restarted; the header Retry-After says when to come back.",
+    503: "The server is busy, or a part of it is being started; the header Retry-After says when to come back.",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": meaning} for status, meaning in MEANINGS.items()
@@ -114,7 +114,7 @@ def _too_fast(request: Request, limit: TooFast) -> Response:
 
 @api.exception_handler(Unavailable)
 def _unavailable(request: Request, _: Unavailable) -> Response:
-    sentence = "The server is busy or a part of it is being restarted; try again."
+    sentence = "The server is busy or a part of it is being started; try again."
     return error_response(request, 503, sentence, {"Retry-After": str(RETRY_AFTER_S)})
 
 

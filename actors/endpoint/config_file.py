@@ -15,8 +15,8 @@ NAME = "fedplatform"
 APPLICATION = "actors.endpoint:app"
 HEADING = f"""\
 # fedplatform's endpoint for 'serve deploy FILE' or the serveConfigV2 of a RayService.
-# The nodes need a file system in common for the folders below, and this variable where Ray is started on them, or a
-# request whose replica dies gets a bare 500 and no 503:
+# The nodes need a file system in common for the folders below. Where the head was not started by 'fedplatform node',
+# Ray needs this variable there, or a request whose replica dies gets a bare 500 and no 503:
 #   {VARIABLE}={MIDDLEWARES}
 # A version is rolled out, or back, by 'fedplatform publish'; or by its number under user_config and 'serve deploy'.
 """

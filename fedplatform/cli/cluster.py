@@ -45,7 +45,7 @@ def node(*, head: bool, address: str | None, hospital: str | None, background: b
       fedplatform node --head -- --port 6380 --num-cpus 0
     """
     with one_line_errors():
-        from actors import security
+        from actors import http, security
         from actors.node import ray_start
         from fedplatform.settings import ExperimentError
 
@@ -53,7 +53,9 @@ def node(*, head: bool, address: str | None, hospital: str | None, background: b
             raise ExperimentError("a node is the --head, or joins an --address HOST:PORT")
         security.secure()
         security.require_token(make=head)
-        if address is not None:
+        if address is None:
+            http.prepare()  # where the head stands, the endpoint or the gateway may be asked for
+        else:
             security.knock(address)
         words = ray_start(address=address, hospital=hospital, in_background=background, more=more)
         # Jobs are shell commands on the head node: they are to find this 'fedplatform' and no other.
