@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from slow_hospitals import SlowCnn, wait_for
 
 from actors.cohort import RayCohort
 from actors.engine import RayEngine, send_by_value
@@ -24,7 +24,6 @@ from fedplatform.cohort import InProcessCohort, InProcessMaskedHospitals
 from fedplatform.engine import InProcessEngine, ServerRole, cohort_plan, in_process_cohort
 from fedplatform.experiment import Experiment, ExperimentError
 from fedplatform.messages import HospitalState, Reply, Update
-from fedplatform.models import SmallCnn
 from fedplatform.secure import Grouped, GroupedCohort
 from fedplatform.secure.hospital import FIXED_POINT, Request
 from fedplatform.secure.messages import MaskedVector
@@ -230,40 +229,6 @@ def test_one_process_and_many_hosts_give_the_same_bits_behind_masks(
         assert {record.state for record in reports[0].hospitals} == {HospitalState.REPORTED}
         assert all(0 <= record.reputation <= 1 for record in reports[-1].hospitals)
     assert found[0].tobytes() == found[1].tobytes()
-
-
-@dataclass(frozen=True)
-class SlowCnn:
-    """A network that takes its time over every batch."""
-
-    seconds: float
-
-    def __call__(self, *, channels: int, num_classes: int, size: int) -> torch.nn.Module:
-        body = SmallCnn(width=4)(channels=channels, num_classes=num_classes, size=size)
-        return torch.nn.Sequential(Waits(self.seconds), body)
-
-
-class Waits(torch.nn.Module):
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self.seconds = seconds
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if self.training:
-            time.sleep(self.seconds)
-        return images
-
-
-def wait_for(actors: RayCohort, hospital_id: str) -> None:
-    """Until the hospital's actor, which died, has been started again."""
-    until = time.monotonic() + 120
-    while True:
-        try:
-            actors.process_of(hospital_id)
-            return
-        except ray.exceptions.RayActorError:
-            assert time.monotonic() < until
-            time.sleep(0.5)
 
 
 @pytest.mark.usefixtures("ray_here")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fedplatform.cli.options import attack_options, attack_plan, given, whole_numbers, words
+from fedplatform.cli.options import DATA_FOLDER, JOBS, RUNS, attack_options, attack_plan, given, whole_numbers, words
 from fedplatform.cli.progress import attack_bar, benchmark_bar
 from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors
 from fedplatform.specification import nearest
@@ -48,21 +48,9 @@ def bench() -> None:
     help="trainings of the classifier, each with a defence of its own",
 )
 @attack_options
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    metavar="FOLDER",
-    help="folder that holds all runs",
-)
+@RUNS
 @click.option("--name", metavar="NAME", help="name of the benchmark [default: defence-DATASET]")
-@click.option(
-    "--data-folder",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="where named data sets are looked for first",
-)
+@DATA_FOLDER
 def defence(
     dataset: str,
     *,
@@ -151,22 +139,10 @@ def defence(
 @click.option("--model", metavar="SPEC", help="classifier [default: small_cnn(width=8)]")
 @click.option("--size", type=click.INT, metavar="N", help="pixels a side [default: the data set's]")
 @click.option("--scans", type=click.INT, metavar="N", help="scans used, 0 for all [default: the data set's]")
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="worker processes [default: one a CPU]")
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    metavar="FOLDER",
-    help="folder that holds all runs",
-)
+@JOBS
+@RUNS
 @click.option("--name", metavar="NAME", help="name of the benchmark [default: trust-DATASET]")
-@click.option(
-    "--data-folder",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="where named data sets are looked for first",
-)
+@DATA_FOLDER
 def trust(
     dataset: str,
     *,

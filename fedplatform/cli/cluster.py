@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fedplatform.cli.options import experiment_options, given
+from fedplatform.cli.options import RUNS, experiment_options, given
 from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors
 
 DASHBOARD = click.option(
@@ -97,8 +97,7 @@ def certificate(authority: Path, *, to: Path | None, addresses: tuple[str, ...])
 @click.argument("recipe", metavar="[RECIPE|FILE.yaml]", required=False)
 @click.option("--address", default="local", show_default=True, metavar="ADDRESS", envvar="RAY_ADDRESS",
               show_envvar=True, help="a running Ray cluster ('auto' finds it), or 'local' to try one here")  # fmt: skip
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, metavar="FOLDER",
-              help="folder that holds all runs")  # fmt: skip
+@RUNS
 @click.option("--shards", type=click.Path(path_type=Path), metavar="FOLDER", help="as for 'fedplatform run'")
 def doctor(recipe: str | None, *, address: str, runs: Path, shards: Path | None) -> None:
     """Look for what would make a run fail, and say what to do about it.

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fedplatform.cli.options import experiment_options, given
+from fedplatform.cli.options import DATA_FOLDER, experiment_options, given
 from fedplatform.cli.progress import partitioning_bar
 from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors
 
@@ -22,7 +22,7 @@ def data() -> None:
 
 
 @data.command(name="list")
-@click.option("--data-folder", type=click.Path(path_type=Path), help="where named data sets are looked for first")
+@DATA_FOLDER
 def list_data(data_folder: Path | None) -> None:
     """List the data sets that have a name, and whether their files are here."""
     with one_line_errors():
@@ -45,7 +45,7 @@ def list_data(data_folder: Path | None) -> None:
 
 @data.command()
 @click.argument("name", metavar="DATA")
-@click.option("--data-folder", type=click.Path(path_type=Path), help="where named data sets are looked for first")
+@DATA_FOLDER
 @click.option("--seed", type=int, default=0, show_default=True, help="seed of the splits that are tried")
 def audit(name: str, *, data_folder: Path | None, seed: int) -> None:
     """Find what would make a test on this data set lie.
@@ -68,7 +68,7 @@ def audit(name: str, *, data_folder: Path | None, seed: int) -> None:
 @click.argument("recipe", metavar="RECIPE|FILE.yaml")
 @click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
 @experiment_options
-@click.option("--data-folder", type=click.Path(path_type=Path), help="where named data sets are looked for first")
+@DATA_FOLDER
 def partition(recipe: str, folder: Path, *, data_folder: Path | None, **changes: object) -> None:
     """Write each hospital's shard, and the server's root set, into FOLDER, as 'run' would.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fedplatform.cli.options import attack_options, attack_plan, defence_options, given, numbers
+from fedplatform.cli.options import JOBS, attack_options, attack_plan, defence_options, given, numbers
 from fedplatform.cli.progress import attack_bar
 from fedplatform.cli.terminal import console, one_line_errors, opened
 
@@ -138,7 +138,7 @@ def evaluate(
     metavar="N",
     help="noisy copies a scan; the radius cannot exceed sigma times what so many copies can prove",
 )
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="worker processes [default: one a CPU]")
+@JOBS
 def certify(
     run_folder: Path, *, sigmas: tuple[float, ...], scans: int, samples: int, jobs: int | None
 ) -> None:  # fmt: skip

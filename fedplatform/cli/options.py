@@ -16,6 +16,23 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 
+RUNS = click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    metavar="FOLDER",
+    help="folder that holds all runs",
+)
+DATA_FOLDER = click.option(
+    "--data-folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="where named data sets are looked for first",
+)
+JOBS = click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="worker processes [default: one a CPU]")
+
+
 def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one option for every field of an experiment, explained by the field itself."""
     from fedplatform.experiment import Experiment
@@ -51,10 +68,8 @@ def where_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say where to run and where to write."""
     for option in reversed(
         [
-            click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
-                         metavar="FOLDER", help="folder that holds all runs"),
-            click.option("--data-folder", type=click.Path(path_type=Path), metavar="FOLDER",
-                         help="where named data sets are looked for first"),
+            RUNS,
+            DATA_FOLDER,
             click.option("--engine", type=click.Choice(["ray", "local"]), default="ray", show_default=True,
                          help="hospitals as Ray actors, or all in this process (the same weights, bit for bit)"),
             click.option("--address", default="local", show_default=True, metavar="ADDRESS", envvar="RAY_ADDRESS",
@@ -96,8 +111,7 @@ def attack_options(command: Callable[..., None]) -> Callable[..., None]:
                          help="gradients averaged in each step of T3 and T4"),
             click.option("--queries", type=click.IntRange(min=1), default=500, show_default=True, metavar="N",
                          help="questions a scan in T5"),
-            click.option("--jobs", type=click.IntRange(min=1), metavar="N",
-                         help="worker processes [default: one a CPU]"),
+            JOBS,
         ]
     ):  # fmt: skip
         command = option(command)

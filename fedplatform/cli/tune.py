@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fedplatform.cli.options import given
+from fedplatform.cli.options import DATA_FOLDER, RUNS, given
 from fedplatform.cli.terminal import console, one_line_errors
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -73,21 +73,9 @@ def _duration(_: click.Context, option: click.Parameter, text: str | None) -> fl
     metavar="ADDRESS",
     help="a running Ray cluster ('auto' finds it), or 'local' to start one here",
 )
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    metavar="FOLDER",
-    help="folder that holds all runs",
-)
+@RUNS
 @click.option("--name", metavar="NAME", help="name of the study [default: tune-STUDY-RULE-seed]")
-@click.option(
-    "--data-folder",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="where named data sets are looked for first",
-)
+@DATA_FOLDER
 def tune(
     study: str,
     *,
