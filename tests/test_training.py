@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +17,7 @@ from fedplatform.models import SmallCnn, TimmModel
 from fedplatform.parameters import ParameterLayout, batch_norm_names
 from fedplatform.seeding import numpy_generator, torch_generator
 from fedplatform.training import ALGORITHMS, LocalTraining, Stopped, Trainer, to_images
+from fedplatform.training.sgd import Sgd
 
 
 def settings(kind: str = "fedbn_p", **changes: object) -> LocalTraining:
@@ -260,3 +263,47 @@ def test_the_learning_rate_falls_from_the_first_round_to_the_last() -> None:
     assert rates[0] == 0.1
     assert all(later < earlier for earlier, later in itertools.pairwise(rates))
     assert rates[-1] > 0
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.9, 0.01)])
+def test_sgd_takes_the_steps_of_pytorchs_class_bit_for_bit(momentum: float, weight_decay: float) -> None:
+    generator = torch_generator(0, "weights")
+    start = [torch.randn(shape, generator=generator) for shape in ((3, 4), (5,), (2, 2, 3))]
+    ours, theirs = ([weights.clone().requires_grad_() for weights in start] for _ in range(2))
+    light = Sgd(ours, learning_rate=0.1, momentum=momentum, weight_decay=weight_decay)
+    heavy = torch.optim.SGD(theirs, lr=0.1, momentum=momentum, weight_decay=weight_decay)
+    for step in range(6):
+        light.zero_grad()
+        heavy.zero_grad()
+        for number, pair in enumerate(zip(ours, theirs, strict=True)):
+            if number != step % 4:  # now and then one of them stays out
+                slope = torch.randn(pair[0].shape, generator=generator)
+                for parameter in pair:
+                    parameter.grad = slope.clone()
+        light.step()
+        heavy.step()
+    for mine, its, first in zip(ours, theirs, start, strict=True):
+        assert torch.equal(mine, its)
+        assert not torch.equal(mine, first)
+
+
+def test_a_hospital_that_trains_does_not_load_pytorchs_compiler() -> None:
+    script = """
+import sys
+import numpy as np
+import actors.hospital  # all that the process of a Ray actor imports
+from fedplatform.models import SmallCnn
+from fedplatform.seeding import torch_generator
+from fedplatform.training import ALGORITHMS, LocalTraining, Trainer
+sizes = {"channels": 1, "num_classes": 2, "size": 16, "rounds": 1, "epochs": 1, "batch_size": 4, "seed": 0}
+steps = {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.001}
+trainer = Trainer(LocalTraining(model=SmallCnn(width=4), algorithm=ALGORITHMS["fedbn_p"](), **sizes, **steps))
+scans = {"images": np.zeros((8, 1, 16, 16), np.uint8), "labels": np.arange(8) % 2, "groups": np.arange(8)}
+when = {"round_number": 1, "generator": torch_generator(0), "should_stop": lambda: False}
+delta, _, _ = trainer.fit(trainer.initial_weights, trainer.initial_personal, **scans, **when)
+assert np.abs(delta).max() > 0
+heavy = ("torch._dynamo", "sympy", "scipy.stats", "sklearn", "pandas", "mlflow")
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -8,8 +8,6 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from fedplatform.data.index import Index, Integers
 from fedplatform.data.pictures import Pixels
@@ -173,6 +171,9 @@ def groups_of(source: Source, index: Index, *, threshold: float = THRESHOLD) -> 
 
 def _components(thumbnails: Floats, threshold: float) -> Integers:
     """Connected components within one class, block by block, so that only one block's pairs are ever held."""
+    from scipy.sparse import coo_array  # slow to import, and every hospital imports this module
+    from scipy.sparse.csgraph import connected_components
+
     count = len(thumbnails)
     components = np.arange(count)
     height = max(1, BLOCK // count)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import optimize
 from torch.nn import functional
 
 LOG_TEMPERATURES = np.linspace(-3, 3, 61)  # the range in which the temperature is looked for
@@ -25,6 +24,8 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, groups: np.ndarr
     thirty reasons to look certain. Few scans, all answered rightly, would else ask for the lowest temperature there
     is. With many groups the prior does not matter; with none the answer is 1.
     """
+    from scipy import optimize  # slow to import, and who trains imports this module, too
+
     logits = logits.detach().double()
     _, group, members = np.unique(groups, return_inverse=True, return_counts=True)
     weight = torch.from_numpy(1 / members[group]).to(logits.device)

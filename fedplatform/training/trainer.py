@@ -28,6 +28,7 @@ from fedplatform.training.augmentation import Augmentation
 from fedplatform.training.objectives import CrossEntropy, Objective
 from fedplatform.training.own_model import ALPHA, OWN, first_copy, mix_in
 from fedplatform.training.sampling import SamplingName, epoch_order, group_odds
+from fedplatform.training.sgd import Sgd
 
 PREDICTION_BATCH = 128
 SETTLING_SCANS = 128  # enough for a mean and a variance
@@ -327,14 +328,14 @@ class Trainer:
     ) -> torch.Tensor:
         return self.training.objective.loss(self.model, images, labels, generator=generator, progress=progress)
 
-    def _optimiser(self, parameters: Iterable[torch.Tensor], round_number: int) -> torch.optim.Optimizer:
+    def _optimiser(self, parameters: Iterable[torch.Tensor], round_number: int) -> Sgd | torch.optim.AdamW:
         setting, rate = self.training, self.training.learning_rate_in(round_number)
         if setting.optimiser == "adamw":
             return torch.optim.AdamW(parameters, lr=rate, weight_decay=setting.weight_decay)
-        return torch.optim.SGD(parameters, lr=rate, momentum=setting.momentum, weight_decay=setting.weight_decay)
+        return Sgd(parameters, learning_rate=rate, momentum=setting.momentum, weight_decay=setting.weight_decay)
 
-    def _step(self, optimiser: torch.optim.Optimizer) -> None:
-        if self.training.optimiser == "adamw":
+    def _step(self, optimiser: Sgd | torch.optim.AdamW) -> None:
+        if isinstance(optimiser, torch.optim.AdamW):
             nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], LARGEST_GRADIENT)
         optimiser.step()
 
