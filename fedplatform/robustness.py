@@ -34,6 +34,7 @@ NEAREST_NEIGHBOUR = "nearest_neighbour"
 EASY_TIERS = ("T0", "T1", "T2", "T2_paper")  # their attackers do not know the defence: cheap, so on more scans
 FRESH_DRAWS = 10  # of the defence's own noise, by which what an attacker who knows of it has made is judged
 BATCH = 25
+SHARE_OF_TABLES = 0.05  # of the time of an evaluation, for showing how far it has come
 ORDER = {name: number for number, name in enumerate((*TIERS, NEAREST_NEIGHBOUR, *DEFENCES))}
 KEYS = ["defence", "adversarial_training", "tier", "epsilon", "seed"]
 
@@ -111,21 +112,24 @@ def evaluate(
         observer(Progress(done, len(tasks)))
         pending: dict[Future[list[dict[str, object]]], Task] = {}
         queue = iter(left)
-        while pending or left:
-            for task in queue:
-                pending[pool.submit(attack_scans, path, run.shards, task, plan)] = task
-                if len(pending) > jobs:
+        try:
+            while pending or left:
+                for task in queue:
+                    pending[pool.submit(attack_scans, path, run.shards, task, plan)] = task
+                    if len(pending) > jobs:
+                        break
+                if not pending:
                     break
-            if not pending:
-                break
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                task = pending.pop(future)
-                rows = future.result()
-                results.add(rows)
-                done += 1
-                accuracy = float(np.mean([row["answer"] == row["label"] for row in rows])) if rows else float("nan")
-                observer(Progress(done, len(tasks), task, accuracy))
-    return results.cells()
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    task = pending.pop(future)
+                    rows = future.result()
+                    results.add(rows)
+                    done += 1
+                    accuracy = float(np.mean([row["answer"] == row["label"] for row in rows])) if rows else float("nan")
+                    observer(Progress(done, len(tasks), task, accuracy))
+        finally:
+            cells = results.summarise()
+    return cells
 
 
 def tasks_of(plan: Plan, hospitals: Sequence[str]) -> list[Task]:
@@ -152,6 +156,7 @@ class Results:
     def __init__(self, path: Path, run: DefendedRun) -> None:
         self._path, self._run = path, run
         self._parts: list[pd.DataFrame] = []
+        self._due = 0.0  # when the cells are written next
         found = path / "scans.parquet"
         if found.exists():
             self._parts.append(pd.read_parquet(found))
@@ -176,30 +181,32 @@ class Results:
         )
         self._parts = [frame]
         _whole(self._path / "scans.parquet", lambda place: frame.to_parquet(place, index=False))
-        cells = self.cells()
-        _whole(self._path / "evaluation.parquet", lambda place: cells.to_parquet(place, index=False))
+        if time.monotonic() >= self._due:
+            self.summarise()
 
-    def cells(self) -> pd.DataFrame:
-        """One row a cell: ``docs/results/defence.csv`` and more."""
+    def summarise(self) -> pd.DataFrame:
+        """Write and return the cells of what there is so far: ``docs/results/defence.csv`` and more."""
         if not self._parts:
             return pd.DataFrame()
+        began = time.monotonic()
         experiment, manifest = self._run.experiment, self._run.manifest
         heading = {"dataset": experiment.data_slug, "pixels": manifest.settings.size, "split": experiment.split_slug}
-        return cells_of(self._parts[0], heading)
+        cells = cells_of(self._parts[0], heading)
+        _whole(self._path / "evaluation.parquet", lambda place: cells.to_parquet(place, index=False))
+        # All cells are made of all scans: after every task, that would soon take longer than the attacks.
+        self._due = time.monotonic() + (time.monotonic() - began) / SHARE_OF_TABLES
+        return cells
 
 
 def cells_of(scans: pd.DataFrame, heading: Mapping[str, object]) -> pd.DataFrame:
     """What the scans of each cell amount to; ``heading`` are columns that all cells share."""
     rows = []
+    same = ["defence", "adversarial_training", "seed"]
+    clean = {keys: group["score"].to_numpy() for keys, group in scans[scans["tier"] == "T0"].groupby(same)}
     for keys, group in scans.groupby(KEYS, sort=False):
         cell = dict(zip(KEYS, keys, strict=True))
+        unattacked = clean.get(tuple(cell[name] for name in same), np.zeros(0))
         right = group["answer"] == group["label"]
-        clean = scans[
-            (scans["tier"] == "T0")
-            & (scans["defence"] == cell["defence"])
-            & (scans["seed"] == cell["seed"])
-            & (scans["adversarial_training"] == cell["adversarial_training"])
-        ]
         rows.append(
             {
                 **heading,
@@ -215,7 +222,7 @@ def cells_of(scans: pd.DataFrame, heading: Mapping[str, object]) -> pd.DataFrame
                 "abstained": group["referred"].mean(),
                 "evaluations": group["evaluations"].mean(),
                 "milliseconds": group["milliseconds"].mean(),
-                "auc": detector_auc(clean["score"].to_numpy(), group["score"].to_numpy(), tier=str(cell["tier"])),
+                "auc": detector_auc(unattacked, group["score"].to_numpy(), tier=str(cell["tier"])),
                 "tpr_at_5": group["flagged"].mean() if np.isfinite(group["score"]).all() else float("nan"),
             }
         )

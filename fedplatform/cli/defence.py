@@ -86,8 +86,8 @@ def evaluate(
     flagged, whatever the answer); T5 only answers are seen. The headline of a row is its lowest figure from T1 to T5.
     nearest_neighbour and no_defence stand beside the others.
 
-    Written after every task: RUN/scans.parquet (a row a scan), RUN/evaluation.parquet (a row a cell), and at the end
-    RUN/evaluation.html. The same command goes on where it stopped.
+    Written after every task: RUN/scans.parquet (a row a scan); now and then RUN/evaluation.parquet (a row a cell); at
+    the end RUN/evaluation.html. The same command goes on where it stopped.
 
     \b
     Examples:
