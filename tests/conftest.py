@@ -12,7 +12,6 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 import pytest
 from endpoint_process import Endpoint, published_copy, started
@@ -47,6 +46,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the long files; the order within a file stays."""
     place = {name: number for number, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_database(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One MLflow database for all tests of a process: to make its tables takes seconds.
+
+    Where it lies when nobody says so, those tests look at that take the variable away.
+    """
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
 
 
 @pytest.fixture(scope="session")

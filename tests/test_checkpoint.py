@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -32,15 +33,6 @@ from fedplatform.storable import NotStorableError, put_together, take_apart
 from fedplatform.trust import DualAttention, Hybrid, OptiGradTrust, TrustPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside MLflow's own use of SQLAlchemy
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One MLflow database for all, because to make its tables takes seconds."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
-        yield uri
 
 
 class PulledPlugError(Exception):
@@ -248,14 +240,12 @@ def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_is_intact(
     assert [report.round_number for report in reports] == [1, 2, 3]
 
 
-def test_a_resumed_run_is_the_same_run_in_mlflow(
-    small: Experiment, shards: Path, tmp_path: Path, one_database: str
-) -> None:
+def test_a_resumed_run_is_the_same_run_in_mlflow(small: Experiment, shards: Path, tmp_path: Path) -> None:
     experiment = small.replace(rounds=3, rule="mean", attack="none", liars=0)
     with pytest.raises(PulledPlugError):
         run(experiment, engine=InProcessEngine(), runs=tmp_path, name="mine", shards=shards, observer=pull_the_plug(2))
     resume(RunFolder.reopen(tmp_path, "mine"), engine=InProcessEngine(), shards=shards)
-    client = MlflowClient(one_database)
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     (kept,) = client.search_experiments(filter_string=f"name = '{experiment.data_slug}'")
     found = client.search_runs([kept.experiment_id])
     (federation,) = [r for r in found if r.info.run_name == "mine"]

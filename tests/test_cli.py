@@ -54,6 +54,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_all_that_it_promises(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, scans: Path
 ) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     status = call(
         monkeypatch, "run", "lesions", *QUICK, "--data", scans, "--attack", "sign_flip", "--rule", "multi_krum",
         "--runs", tmp_path, "--name", "mine",
