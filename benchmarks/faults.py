@@ -39,13 +39,15 @@ from fedplatform.messages import HospitalState, Reply
 from fedplatform.training import Trainer
 
 PATIENCE_S = 900.0  # for anything that a loaded machine may take its time over
-# A machine is dead after some ten seconds of silence, in place of a minute; a busy one answers sooner.
+# A machine is dead after some ten seconds of silence, in place of a minute; a busy one answers sooner. So is a head.
 IMPATIENT = {
+    "gcs_rpc_server_reconnect_timeout_s": 15,
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 1000,
     "health_check_timeout_ms": 3000,
     "health_check_failure_threshold": 3,
 }
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # Ray's own, of every node
 MEMORY = 80 * 2**20
 SLOW_NETWORK = '''
 import time
@@ -115,13 +117,7 @@ class Machines:
 
     def actors(self, kind: str) -> list[Process]:
         """The processes of this cluster's actors of a class, in the order of their ids."""
-        found = []
-        for process in self._processes():
-            try:
-                if process.cmdline()[0].startswith(f"ray::{kind}"):
-                    found.append(process)
-            except (NoSuchProcess, IndexError):
-                continue
+        found = [process for process in self._processes() if self._is_called(process, f"ray::{kind}")]
         return sorted(found, key=lambda process: process.pid)
 
     def kill_actor(self, kind: str, *, which: int = 0) -> int:
@@ -150,9 +146,12 @@ class Machines:
         self._cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
 
     def stop(self) -> None:
-        """End what is left."""
+        """End what is left; Ray's agents would wait a minute for a head that was killed."""
         self._processes()
         self._cluster.shutdown()
+        for process in self.left():
+            if self._is_called(process, *AGENTS):
+                process.kill()
 
     def left(self) -> list[Process]:
         """Processes of this cluster that still run."""
@@ -166,6 +165,13 @@ class Machines:
         running = set().union(*(self._below(node) for node in nodes))
         self._known |= running
         return running
+
+    @staticmethod
+    def _is_called(process: Process, *names: str) -> bool:
+        try:
+            return process.cmdline()[0].startswith(names)
+        except (NoSuchProcess, IndexError):
+            return False
 
     @staticmethod
     def _below(node: Any) -> set[Process]:
