@@ -3,7 +3,8 @@
 The same scans, attacked in the same way, go through the same network to the same depth and come back in one shot, by a
 few steps, or as DiffPure does by every single one (DDPM, Nie et al., ICML 2022); the run's own classifier, which has
 never seen a purified scan, answers. T0 leaves scans as they are, T2 attacks the classifier alone, T3 (BPDA) every
-purifier for itself. Rows are written as they come; started again, it goes on where it was stopped.
+purifier for itself. The nearest neighbour among the training scans answers those of T0 and T2, too. Rows are written as
+they come; started again, it goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from fedplatform.defence import (
 from fedplatform.defences import HospitalParts
 from fedplatform.defended_run import DefendedRun
 from fedplatform.report.interval import wilson
-from fedplatform.robustness import check_within, spread_evenly
+from fedplatform.robustness import check_within, nearest_neighbour, spread_evenly
 from fedplatform.seeding import torch_generator
 from fedplatform.threats import TIERS, Attacker, Budget, Victim
 
@@ -42,6 +43,7 @@ WAYS: dict[str, Sampler | None] = {
     "DDIM, 5": Ddim(5),
     "DDPM, every step": Ddpm(),
 }
+NEAREST = "nearest neighbour"
 HARDEST = "T3"
 KEY = ["way", "depth", "tier", "epsilon", "hospital_id"]
 
@@ -65,18 +67,19 @@ def main(run_folder: Path, scans: int, hard_scans: int, depths: str, epsilon: fl
         (way, depth, tier, hospital_id)
         for tier in ("T0", "T2", HARDEST)
         for depth in map(int, depths.split(","))
-        for way in WAYS
+        for way in (NEAREST, *WAYS)
         for hospital_id in run.tested
+        if way != NEAREST or tier != HARDEST  # a look-up has no gradient
     ]
     for number, (way, depth, tier, hospital_id) in enumerate(tasks):
         strength = 0.0 if tier == "T0" else round(epsilon, 4)
-        key = (way, depth if way != "none" else 0, tier, strength, hospital_id)
+        key = (way, depth if WAYS.get(way) else 0, tier, strength, hospital_id)
         if key in known:
             continue
         known.add(key)
         parts = run.hospital(hospital_id)
         chosen = spread_evenly(len(parts.test[1]), (hard_scans if tier == HARDEST else scans) // len(run.tested))
-        right, cpu_s = answered(parts, WAYS[way], depth, tier, epsilon, chosen, seed=run.experiment.seed)
+        right, cpu_s = answered(run, parts, way, depth, tier, epsilon, chosen)
         heading = dict(zip(KEY, key, strict=True))
         rows.append({**heading, "scans": len(chosen), "right": right, "cpu_ms": round(1000 * cpu_s / len(chosen), 3)})
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -86,19 +89,23 @@ def main(run_folder: Path, scans: int, hard_scans: int, depths: str, epsilon: fl
 
 
 def answered(
-    parts: HospitalParts, way: Sampler | None, depth: int, tier: str, epsilon: float, chosen: np.ndarray, *, seed: int
+    run: DefendedRun, parts: HospitalParts, way: str, depth: int, tier: str, epsilon: float, chosen: np.ndarray
 ) -> tuple[int, float]:
     """How many of one hospital's ``chosen`` test scans are answered rightly, and CPU seconds of all answers."""
     images, labels = parts.test[0][chosen], parts.test[1][chosen]
-    defended = parts.defended("no_defence")
-    if way is not None:
+    defended, sampler, seed = parts.defended("no_defence"), WAYS.get(way), run.experiment.seed
+    if sampler is not None:
         through = parts.through(DiffusionPurifier(parts.network, OneShot()), depth=depth, classifier=parts.classifier)
-        defended = replace(through, purifier=DiffusionPurifier(parts.network, way))
+        defended = replace(through, purifier=DiffusionPurifier(parts.network, sampler))
     attacker = Attacker(epsilon, Budget(steps=20, eot=1), torch_generator(seed, "samplers", tier, parts.hospital_id))
     attacked = TIERS[tier](attacker, Victim(defended, parts.classifier), images, labels)
     check_within(attacked, images, epsilon)
+    neighbours = nearest_neighbour(run) if way == NEAREST else None
     begun = time.process_time()
-    answers = _answers(defended, attacked, seed)
+    if neighbours:
+        answers = torch.from_numpy(neighbours.predict(attacked.flatten(1).numpy()))
+    else:
+        answers = _answers(defended, attacked, seed)
     return int((answers == labels).sum()), time.process_time() - begun
 
 

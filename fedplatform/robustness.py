@@ -348,7 +348,7 @@ def attack_scans(path: Path, shards: Path, task: Task, plan: Plan) -> list[dict[
         images, labels = parts.test[0][list(these)], parts.test[1][list(these)]
         check_within(attacked, images, task.epsilon)
         if looked_up:
-            judged = _look_up(shards, run, attacked, labels)
+            judged = _look_up(run, attacked, labels)
         else:
             draws = 1 if easy else FRESH_DRAWS
             judged = judge_scans(defended, attacked, labels, seed=run.experiment.seed, draws=draws)
@@ -448,6 +448,11 @@ def counted(defended: DefendedClassifier) -> Iterator[list[int]]:
         hook.remove()
 
 
+def nearest_neighbour(run: DefendedRun) -> KNeighborsClassifier:
+    """Answers by the nearest training picture of all hospitals, by raw pixels (n, c * h * w) of [0, 1]."""
+    return _neighbours(run.shards, tuple(shard.file for shard in run.manifest.hospitals))
+
+
 @lru_cache(maxsize=1)
 def _neighbours(shards: Path, files: tuple[str, ...]) -> KNeighborsClassifier:
     opened = [Shard.open(shards / file) for file in files]
@@ -457,10 +462,8 @@ def _neighbours(shards: Path, files: tuple[str, ...]) -> KNeighborsClassifier:
     return KNeighborsClassifier(n_neighbors=1, algorithm="brute").fit(flat, labels)
 
 
-def _look_up(shards: Path, run: DefendedRun, attacked: torch.Tensor, labels: torch.Tensor) -> list[dict[str, object]]:
-    """The label of the nearest training picture of all hospitals, by raw pixels."""
-    neighbours = _neighbours(shards, tuple(shard.file for shard in run.manifest.hospitals))
-    answers = neighbours.predict(attacked.flatten(1).numpy())
+def _look_up(run: DefendedRun, attacked: torch.Tensor, labels: torch.Tensor) -> list[dict[str, object]]:
+    answers = nearest_neighbour(run).predict(attacked.flatten(1).numpy())
     nothing = {
         "score": float("nan"),
         "threshold": float("nan"),

@@ -112,7 +112,7 @@ def test_every_way_back_answers_the_same_scans_and_nothing_is_measured_twice(def
     assert first.exit_code == 0, first.output
     rows = pd.read_csv(tmp_path / "ways.csv")
     hospitals = rows["hospital_id"].nunique()
-    assert len(rows) == 3 * len(samplers.WAYS) * hospitals  # tiers, ways, hospitals
+    assert len(rows) == (3 * len(samplers.WAYS) + 2) * hospitals  # tiers, ways; nobody attacks a look-up
     assert (rows.loc[rows["tier"] != "T3", "scans"] == 8 // hospitals).all()
     assert (rows["right"] <= rows["scans"]).all()
     clean, attacked = (rows[(rows["way"] == "none") & (rows["tier"] == tier)]["right"].sum() for tier in ("T0", "T2"))
