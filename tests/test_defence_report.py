@@ -324,6 +324,7 @@ def test_more_patience_with_one_row_counts_for_it_and_leaves_no_gap_in_the_other
     assert worst is not None
     assert (worst.tier, worst.accuracy) == ("T4_strong", 0.1)
     assert not grid.is_best(rows["whole"], worst), "nobody else met this attacker"
+    assert [row.defence for row in grid.rows if grid.is_best_worst(row)] == ["whole"], "whom he spared do not compete"
     assert rows["purify_all_tuned"].missing == ()
 
 

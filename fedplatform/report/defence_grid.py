@@ -13,7 +13,8 @@ from fedplatform.report.threat_wording import ATTACKS, CLEAN, REFERENCES, TIERS,
 
 WHOLE, NO_DEFENCE = "whole", "no_defence"
 UNNOTICED = "T4_unnoticed"
-OPTIONAL = ("T4_strong", "T4_flood")  # tried on some rows for what they say of those: another lacks nothing without
+STRONG = "T4_strong"
+OPTIONAL = (STRONG, "T4_flood")  # tried on some rows for what they say of those: another lacks nothing without
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,19 @@ class DefenceGrid:
         return not row.is_reference and cell.tier not in OPTIONAL and cell.accuracy == best
 
     def is_best_worst(self, row: DefenceRow) -> bool:
-        """Whether no other defence has a higher minimum; one that some attacker has not tried does not compete."""
-        worst = [other.worst for other in self.rows if not (other.is_reference or other.missing)]
-        best = max((cell.accuracy for cell in worst if cell), default=math.inf)
-        return not (row.is_reference or row.missing) and row.worst is not None and row.worst.accuracy == best
+        """Whether no other defence has a higher minimum; one that some attacker has not tried does not compete.
+
+        Nor does one that the attacker with patience has spared where he has tried others.
+        """
+        patient = STRONG in self.tiers
+        rivals = [
+            other
+            for other in self.rows
+            if not (other.is_reference or other.missing)
+            and (not patient or any(cell and cell.tier == STRONG for cell in other.cells))
+        ]
+        best = max((other.worst.accuracy for other in rivals if other.worst), default=math.inf)
+        return row in rivals and row.worst is not None and row.worst.accuracy == best
 
     def scans(self, tier: str) -> str:
         """On how many scans the cells of a tier were measured, ``100`` or ``80 to 100``."""
