@@ -18,7 +18,9 @@ import click
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.neighbors import KNeighborsClassifier
 
+from fedplatform.comparison import look_up
 from fedplatform.defence import (
     Ddim,
     Ddpm,
@@ -32,7 +34,7 @@ from fedplatform.defence import (
 from fedplatform.defences import HospitalParts
 from fedplatform.defended_run import DefendedRun
 from fedplatform.report.interval import wilson
-from fedplatform.robustness import check_within, nearest_neighbour, spread_evenly
+from fedplatform.robustness import check_within, spread_evenly
 from fedplatform.seeding import torch_generator
 from fedplatform.threats import TIERS, Attacker, Budget, Victim
 
@@ -71,15 +73,18 @@ def main(run_folder: Path, scans: int, hard_scans: int, depths: str, epsilon: fl
         for hospital_id in run.tested
         if way != NEAREST or tier != HARDEST  # a look-up has no gradient
     ]
+    neighbours = look_up(run.shards)
     for number, (way, depth, tier, hospital_id) in enumerate(tasks):
         strength = 0.0 if tier == "T0" else round(epsilon, 4)
-        key = (way, depth if WAYS.get(way) else 0, tier, strength, hospital_id)
+        key = (way, depth if WAYS.get(way) is not None else 0, tier, strength, hospital_id)
         if key in known:
             continue
         known.add(key)
         parts = run.hospital(hospital_id)
         chosen = spread_evenly(len(parts.test[1]), (hard_scans if tier == HARDEST else scans) // len(run.tested))
-        right, cpu_s = answered(run, parts, way, depth, tier, epsilon, chosen)
+        right, cpu_s = answered(
+            parts, neighbours if way == NEAREST else WAYS[way], depth, tier, epsilon, chosen, seed=run.experiment.seed
+        )
         heading = dict(zip(KEY, key, strict=True))
         rows.append({**heading, "scans": len(chosen), "right": right, "cpu_ms": round(1000 * cpu_s / len(chosen), 3)})
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -89,21 +94,27 @@ def main(run_folder: Path, scans: int, hard_scans: int, depths: str, epsilon: fl
 
 
 def answered(
-    run: DefendedRun, parts: HospitalParts, way: str, depth: int, tier: str, epsilon: float, chosen: np.ndarray
+    parts: HospitalParts,
+    way: Sampler | KNeighborsClassifier | None,
+    depth: int,
+    tier: str,
+    epsilon: float,
+    chosen: np.ndarray,
+    *,
+    seed: int,
 ) -> tuple[int, float]:
     """How many of one hospital's ``chosen`` test scans are answered rightly, and CPU seconds of all answers."""
     images, labels = parts.test[0][chosen], parts.test[1][chosen]
-    defended, sampler, seed = parts.defended("no_defence"), WAYS.get(way), run.experiment.seed
-    if sampler is not None:
+    defended = parts.defended("no_defence")
+    if not (way is None or isinstance(way, KNeighborsClassifier)):
         through = parts.through(DiffusionPurifier(parts.network, OneShot()), depth=depth, classifier=parts.classifier)
-        defended = replace(through, purifier=DiffusionPurifier(parts.network, sampler))
+        defended = replace(through, purifier=DiffusionPurifier(parts.network, way))
     attacker = Attacker(epsilon, Budget(steps=20, eot=1), torch_generator(seed, "samplers", tier, parts.hospital_id))
     attacked = TIERS[tier](attacker, Victim(defended, parts.classifier), images, labels)
     check_within(attacked, images, epsilon)
-    neighbours = nearest_neighbour(run) if way == NEAREST else None
     begun = time.process_time()
-    if neighbours:
-        answers = torch.from_numpy(neighbours.predict(attacked.flatten(1).numpy()))
+    if isinstance(way, KNeighborsClassifier):
+        answers = torch.from_numpy(way.predict(attacked.flatten(1).numpy()))
     else:
         answers = _answers(defended, attacked, seed)
     return int((answers == labels).sum()), time.process_time() - begun

@@ -144,21 +144,25 @@ def compare(
     return results.frame
 
 
+def look_up(shards: Path) -> KNeighborsClassifier:
+    """Answers with the label of the nearest training picture of all hospitals, by pixels (n, c * h * w) of [0, 1]."""
+    return KNeighborsClassifier(n_neighbors=1, algorithm="brute").fit(*_pooled(shards, Role.TRAIN))
+
+
+def _pooled(shards: Path, role: Role) -> tuple[np.ndarray, np.ndarray]:
+    opened = [Shard.open(shards / shard.file) for shard in Manifest.load(shards).hospitals]
+    pictures = np.concatenate([shard.images(role) for shard in opened])
+    return (
+        pictures.reshape(len(pictures), -1).astype(np.float32) / 255,
+        np.concatenate([shard.labels(role) for shard in opened]),
+    )
+
+
 def nearest_neighbour(shards: Path) -> Figures:
-    """Judge the look-up that answers with the label of the nearest training picture, by raw pixels."""
+    """Judge the :func:`look_up` on the test scans."""
     manifest = Manifest.load(shards)
-    opened = [Shard.open(shards / shard.file) for shard in manifest.hospitals]
-
-    def pooled(role: Role) -> tuple[np.ndarray, np.ndarray]:
-        pictures = np.concatenate([shard.images(role) for shard in opened])
-        return (
-            pictures.reshape(len(pictures), -1).astype(np.float32) / 255,
-            np.concatenate([shard.labels(role) for shard in opened]),
-        )
-
-    neighbours = KNeighborsClassifier(n_neighbors=1, algorithm="brute").fit(*pooled(Role.TRAIN))
-    pictures, labels = pooled(Role.TEST)
-    answers = np.eye(len(manifest.classes), dtype=np.float32)[neighbours.predict(pictures)]
+    pictures, labels = _pooled(shards, Role.TEST)
+    answers = np.eye(len(manifest.classes), dtype=np.float32)[look_up(shards).predict(pictures)]
     return judge([Predictions("all", Role.TEST, answers, labels, float("nan"))], num_classes=len(manifest.classes))
 
 

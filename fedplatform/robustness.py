@@ -14,11 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
-from sklearn.neighbors import KNeighborsClassifier
 
-from fedplatform.comparison import claim
-from fedplatform.data.shards import Shard
-from fedplatform.data.splits import Role
+from fedplatform.comparison import NEAREST_NEIGHBOUR, claim, look_up
 from fedplatform.defence import DefendedClassifier, DiffusionPurifier, FreshNoise, step_of
 from fedplatform.defences import DEFENCES, GATED, HospitalParts
 from fedplatform.defended_run import DefendedRun
@@ -30,7 +27,6 @@ from fedplatform.threats import AT_DETECTORS, TIERS, USUAL_TIERS, Attacker, Budg
 from fedplatform.training import CrossEntropy
 from fedplatform.workers import workers
 
-NEAREST_NEIGHBOUR = "nearest_neighbour"
 EASY_TIERS = ("T0", "T1", "T2", "T2_paper")  # their attackers do not know the defence: cheap, so on more scans
 FRESH_DRAWS = 10  # of the defence's own noise, by which what an attacker who knows of it has made is judged
 BATCH = 25
@@ -448,22 +444,11 @@ def counted(defended: DefendedClassifier) -> Iterator[list[int]]:
         hook.remove()
 
 
-def nearest_neighbour(run: DefendedRun) -> KNeighborsClassifier:
-    """Answers by the nearest training picture of all hospitals, by raw pixels (n, c * h * w) of [0, 1]."""
-    return _neighbours(run.shards, tuple(shard.file for shard in run.manifest.hospitals))
-
-
-@lru_cache(maxsize=1)
-def _neighbours(shards: Path, files: tuple[str, ...]) -> KNeighborsClassifier:
-    opened = [Shard.open(shards / file) for file in files]
-    pictures = np.concatenate([shard.images(Role.TRAIN) for shard in opened])
-    labels = np.concatenate([shard.labels(Role.TRAIN) for shard in opened])
-    flat = pictures.reshape(len(pictures), -1).astype(np.float32) / 255
-    return KNeighborsClassifier(n_neighbors=1, algorithm="brute").fit(flat, labels)
+_neighbours = lru_cache(maxsize=1)(look_up)
 
 
 def _look_up(run: DefendedRun, attacked: torch.Tensor, labels: torch.Tensor) -> list[dict[str, object]]:
-    answers = nearest_neighbour(run).predict(attacked.flatten(1).numpy())
+    answers = _neighbours(run.shards).predict(attacked.flatten(1).numpy())
     nothing = {
         "score": float("nan"),
         "threshold": float("nan"),

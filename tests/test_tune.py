@@ -103,10 +103,12 @@ def twice(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     folder = tmp_path_factory.mktemp("runs") / "hill"
     study = Hill(str(folder.parent / "diary"))
     calls = []
-    for trials in (3, 5):
-        with StudyTracker(folder, "hill", ["height"]) as tracker:
-            ledger = measured(study, folder, trials=trials, observers=(tracker,))
-        calls.append({trial.name: trial for trial in ledger})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI")  # a database of its own, beside the study
+        for trials in (3, 5):
+            with StudyTracker(folder, "hill", ["height"]) as tracker:
+                ledger = measured(study, folder, trials=trials, observers=(tracker,))
+            calls.append({trial.name: trial for trial in ledger})
     return folder, calls
 
 
@@ -119,13 +121,15 @@ def test_more_trials_may_be_asked_for_and_only_they_are_run(twice: tuple[Path, l
 def test_mlflow_has_a_run_for_the_study_and_one_within_for_each_trial(
     twice: tuple[Path, list[dict[str, Trial]]],
 ) -> None:
-    _, (_, trials) = twice
-    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    folder, (_, trials) = twice
+    client = MlflowClient(f"sqlite:///{folder.parent / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tune")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    (parent,) = (run for run in runs if run.info.run_name == "hill" and "mlflow.parentRunId" not in run.data.tags)
-    children = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert [run.info.run_name for run in parents] == ["hill"]
+    children = {run.info.run_name: run for run in runs if run not in parents}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parents[0].info.run_id}
     assert set(children) == {trial.title for trial in trials.values()}
     for trial in trials.values():
         assert children[trial.title].data.metrics["height"] == pytest.approx(trial.figures["height"])

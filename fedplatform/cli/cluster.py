@@ -45,7 +45,7 @@ def node(*, head: bool, address: str | None, hospital: str | None, background: b
       fedplatform node --head -- --port 6380 --num-cpus 0
     """
     with one_line_errors():
-        from actors import http, security
+        from actors import security
         from actors.node import ray_start
         from fedplatform.settings import ExperimentError
 
@@ -54,7 +54,9 @@ def node(*, head: bool, address: str | None, hospital: str | None, background: b
         security.secure()
         security.require_token(make=head)
         if address is None:
-            http.prepare()  # where the head stands, the endpoint or the gateway may be asked for
+            from actors.http import prepare  # Serve is slow to import, and only a head needs it
+
+            prepare()  # where the head stands, the endpoint or the gateway may be asked for
         else:
             security.knock(address)
         words = ray_start(address=address, hospital=hospital, in_background=background, more=more)
