@@ -13,11 +13,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from actors.hospital import HospitalHost
 from actors.placement import at_home, dealt
-from fedplatform.cohort import CohortPlan
+from fedplatform.core.messages import HospitalState, Predictions, Reply
 from fedplatform.data.splits import Role
-from fedplatform.messages import HospitalState, Predictions, Reply
-from fedplatform.places import Place
-from fedplatform.transport import Packed, TransportError
+from fedplatform.experiments.places import Place
+from fedplatform.federated.cohort import CohortPlan
+from fedplatform.federated.transport import Packed, TransportError
 
 START_TIMEOUT_S = 300.0
 
@@ -27,7 +27,7 @@ class CohortError(RuntimeError):
 
 
 class RayCohort:
-    """The cohort of :mod:`fedplatform.cohort` on Ray: the same replies, in the same order, from other processes.
+    """A :class:`fedplatform.federated.cohort.Cohort` on Ray: the same replies in the same order, from other processes.
 
     Hospitals with ``places`` have an actor each, on their own node; without, ``num_hosts`` actors of one CPU are dealt
     the hospitals in turn. An actor whose process dies is started again by Ray, opens its shards and is there in the

@@ -15,24 +15,24 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.cluster.joining import LOCAL, join
 from actors.cohort import CohortError, cause
-from actors.http import prepare
-from actors.joining import LOCAL, join
-from actors.outside.desk import RemoteDesk, open_desk
-from actors.outside.serving import GatewayOptions, close_gateway, open_gateway
+from actors.gateway.application import GatewayOptions, close_gateway, open_gateway
+from actors.gateway.server_actor import RemoteDesk, open_desk
+from actors.http.start import prepare
 from actors.own_code import by_value
 from actors.placement import require_nodes
 from actors.server import Server
-from fedplatform.aggregation import Mixed
-from fedplatform.checkpoint import CheckpointFolder
+from fedplatform.core.messages import RoundReport
 from fedplatform.data.shards import Manifest
-from fedplatform.engine import Earlier, Outcome, RunningFederation
-from fedplatform.experiment import Experiment, ExperimentError
-from fedplatform.messages import RoundReport
-from fedplatform.outside.desk import run_id
+from fedplatform.experiments.checkpoint import CheckpointFolder
+from fedplatform.experiments.engine import Earlier, Outcome, RunningFederation
+from fedplatform.experiments.experiment import Experiment, ExperimentError
+from fedplatform.experiments.places import Place
+from fedplatform.federated.aggregation import Mixed
+from fedplatform.federated.trust import OptiGradTrust
+from fedplatform.outside.gateway_server import run_id
 from fedplatform.outside.terms import Terms
-from fedplatform.places import Place
-from fedplatform.trust import OptiGradTrust
 
 RESTART_TIMEOUT_S = 360.0  # the hospitals' actors start anew, too
 CALL_TIMEOUT_S = 10.0

@@ -9,12 +9,12 @@ import numpy as np
 import ray
 import torch
 
-from fedplatform.attacks.byzantine import ByzantineHospital
-from fedplatform.cohort import CohortPlan
+from fedplatform.core.messages import Predictions
 from fedplatform.data.splits import Role
-from fedplatform.messages import Predictions
-from fedplatform.training import Trainer
-from fedplatform.transport import Packed
+from fedplatform.federated.byzantine import ByzantineHospital
+from fedplatform.federated.cohort import CohortPlan
+from fedplatform.federated.transport import Packed
+from fedplatform.learning.training import Trainer
 
 
 class HospitalHost:

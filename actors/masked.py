@@ -13,12 +13,12 @@ from ray.exceptions import RayError
 
 from actors.cohort import RayCohort, cause, crash
 from actors.hospital import HospitalHost
-from fedplatform.attacks.byzantine import ByzantineHospital
-from fedplatform.cohort import CohortPlan
+from fedplatform.core.messages import HospitalState, Predictions, Reply, Update
 from fedplatform.data.splits import Role
-from fedplatform.messages import HospitalState, Predictions, Reply, Update
-from fedplatform.secure import MaskedHospital, ProtocolError, RangeError, Request
-from fedplatform.transport import Packed
+from fedplatform.federated.byzantine import ByzantineHospital
+from fedplatform.federated.cohort import CohortPlan
+from fedplatform.federated.secure import MaskedHospital, ProtocolError, RangeError, Request
+from fedplatform.federated.transport import Packed
 
 
 class MaskedHospitalHost(HospitalHost):
@@ -89,7 +89,7 @@ class MaskedHospitalHost(HospitalHost):
 
 
 class RayMaskedHospitals:
-    """:class:`fedplatform.secure.MaskedHospitals` on Ray: a hospital that is late or dies drops out of the sum."""
+    """:class:`~fedplatform.federated.secure.MaskedHospitals` on Ray: one that is late or dies drops out of the sum."""
 
     def __init__(self, cohort: RayCohort, plan: CohortPlan, *, deadline_s: float) -> None:
         self._cohort = cohort

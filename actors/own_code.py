@@ -6,7 +6,7 @@ import sys
 
 import ray
 
-from fedplatform.specification import plugin_modules
+from fedplatform.core.specification import plugin_modules
 
 EVERYWHERE = ("fedplatform", "actors", "tune", "builtins", "__main__")  # packages that every process has
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import ray
 
-from actors.security import ClusterError
-from fedplatform.cohort import CohortPlan
-from fedplatform.places import LABEL, Place
+from actors.cluster.security import ClusterError
+from fedplatform.experiments.places import LABEL, Place
+from fedplatform.federated.cohort import CohortPlan
 
 
 class PlacementError(ClusterError):

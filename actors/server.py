@@ -9,22 +9,23 @@ import numpy as np
 import torch
 
 from actors.cohort import RayCohort
+from actors.gateway.server_actor import RemoteDesk
 from actors.hospital import HospitalHost
 from actors.masked import MaskedHospitalHost, RayMaskedHospitals
-from actors.outside.desk import RemoteDesk
-from fedplatform.checkpoint import CheckpointFolder, Checkpoints
-from fedplatform.cohort import Cohort
-from fedplatform.engine import Earlier, Outcome, ServerRole, cohort_plan
-from fedplatform.experiment import Experiment
-from fedplatform.messages import RoundReport
-from fedplatform.outside.cohort import JoinedCohort, OutsideCohort
-from fedplatform.places import Place
-from fedplatform.secure import GroupedCohort
+from fedplatform.core.messages import RoundReport
+from fedplatform.experiments.checkpoint import CheckpointFolder, Checkpoints
+from fedplatform.experiments.engine import Earlier, Outcome, ServerRole, cohort_plan
+from fedplatform.experiments.experiment import Experiment
+from fedplatform.experiments.places import Place
+from fedplatform.federated.cohort import Cohort
+from fedplatform.federated.secure import GroupedCohort
+from fedplatform.outside.outside_cohort import JoinedCohort, OutsideCohort
 
 
 class Server:
-    """The server of one experiment; it adds to :class:`fedplatform.engine.ServerRole` only where the hospitals are: in
-    actors of their own, and outside the cluster behind a ``desk``.
+    """The server of one experiment: :class:`fedplatform.experiments.engine.ServerRole` over hospitals elsewhere.
+
+    They are in actors of their own, and outside the cluster behind a ``desk``.
 
     Started again, it goes on after its newest checkpoint, with hospitals' actors of its own; the old ones die with it.
     """

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fedplatform.checkpoint import Checkpoint, CheckpointFolder, Checkpoints
-from fedplatform.engine import InProcessEngine
-from fedplatform.experiment import Experiment
-from fedplatform.federation import FederationState
-from fedplatform.run import partition_data
-from fedplatform.training import Trainer
+from fedplatform.experiments.checkpoint import Checkpoint, CheckpointFolder, Checkpoints
+from fedplatform.experiments.engine import InProcessEngine
+from fedplatform.experiments.experiment import Experiment
+from fedplatform.experiments.run import partition_data
+from fedplatform.federated.server import FederationState
+from fedplatform.learning.training import Trainer
 
 ROUNDS, TIMES = 50, 7
 MODELS = ("small_cnn", "small_resnet", "resnet18")

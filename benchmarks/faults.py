@@ -31,12 +31,12 @@ from psutil import NoSuchProcess, Process
 from ray.cluster_utils import Cluster
 from safetensors.numpy import load_file
 
-from fedplatform.cohort import CohortPlan, InProcessCohort
+from fedplatform.core.messages import HospitalState, Reply
 from fedplatform.data.shards import Manifest
-from fedplatform.engine import ServerRole, cohort_plan, local_training
-from fedplatform.experiment import Experiment
-from fedplatform.messages import HospitalState, Reply
-from fedplatform.training import Trainer
+from fedplatform.experiments.engine import ServerRole, cohort_plan, local_training
+from fedplatform.experiments.experiment import Experiment
+from fedplatform.federated.cohort import CohortPlan, InProcessCohort
+from fedplatform.learning.training import Trainer
 
 PATIENCE_S = 900.0  # for anything that a loaded machine may take its time over
 # A machine is dead after some ten seconds of silence, in place of a minute; a busy one answers sooner. So is a head.
@@ -55,7 +55,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedplatform.models import SmallCnn
+from fedplatform.learning.models import SmallCnn
 
 
 @dataclass(frozen=True)

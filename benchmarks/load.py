@@ -26,14 +26,14 @@ import pandas as pd
 import psutil
 import torch
 
+from fedplatform.core.seeding import torch_generator
 from fedplatform.defence import KeyedNoise
-from fedplatform.defended_run import DefendedRun
-from fedplatform.seeding import torch_generator
+from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
+from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.answer import picture
 from fedplatform.serving.publishing import publish_run
 from fedplatform.serving.secret import open_secret, secret_path
 from fedplatform.serving.versions import RunVersions, bundle_of
-from fedplatform.threats import TIERS, Attacker, Budget, Victim
 
 HOSPITALS = 2
 SCANS = 24  # of each hospital, and as many attacked ones

@@ -20,7 +20,8 @@ import pandas as pd
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from fedplatform.comparison import look_up
+from fedplatform.core.seeding import torch_generator
+from fedplatform.core.statistics import wilson
 from fedplatform.defence import (
     Ddim,
     Ddpm,
@@ -31,12 +32,11 @@ from fedplatform.defence import (
     OneShot,
     Sampler,
 )
-from fedplatform.defences import HospitalParts
-from fedplatform.defended_run import DefendedRun
-from fedplatform.report.interval import wilson
-from fedplatform.robustness import check_within, spread_evenly
-from fedplatform.seeding import torch_generator
-from fedplatform.threats import TIERS, Attacker, Budget, Victim
+from fedplatform.defence.presets import HospitalParts
+from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
+from fedplatform.experiments.comparison import look_up
+from fedplatform.experiments.defence.evaluate import check_within, spread_evenly
+from fedplatform.experiments.defence.load import DefendedRun
 
 WAYS: dict[str, Sampler | None] = {
     "none": None,

@@ -8,10 +8,10 @@ from statistics import median
 
 import numpy as np
 
-from fedplatform.secure.hospital import FIXED_POINT
-from fedplatform.secure.masking import Masker, least_threshold
-from fedplatform.secure.messages import Group
-from fedplatform.secure.unmasking import unmask
+from fedplatform.federated.secure.masked_hospital import FIXED_POINT
+from fedplatform.federated.secure.masked_messages import Group
+from fedplatform.federated.secure.masking import Masker, least_threshold
+from fedplatform.federated.secure.unmasking import unmask
 
 
 def main(members: int = 10, entries: int = 1_000_000) -> None:

@@ -26,8 +26,8 @@ from fedplatform.defence import (
     OneShot,
 )
 from fedplatform.defence.detector import PARTS
-from fedplatform.models import Classifier, Experts, MaskedAutoencoder, NoisePredictor, SmallCnn
-from fedplatform.serving.engine import exported, on_onnx_runtime
+from fedplatform.learning.models import Classifier, Experts, MaskedAutoencoder, NoisePredictor, SmallCnn
+from fedplatform.serving.onnx_engine import exported, on_onnx_runtime
 
 DEPTH, COPIES = 150, 8
 

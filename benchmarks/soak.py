@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.faults import Driver, Machines, Run, until
-from fedplatform.seeding import numpy_generator
+from fedplatform.core.seeding import numpy_generator
 
 ROUNDS = 6
 CHANCE = 0.6  # of a fault in a round that may have one

@@ -17,15 +17,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fedplatform.cohort import Cohort
+from fedplatform.core.messages import Predictions, Reply
 from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
-from fedplatform.engine import ServerRole, in_process_cohort, local_training
-from fedplatform.experiment import Experiment, load_settings
-from fedplatform.messages import Predictions, Reply
-from fedplatform.run import partition_data
-from fedplatform.training import Trainer
-from fedplatform.transport import TRANSPORTS, TransportName
+from fedplatform.experiments.engine import ServerRole, in_process_cohort, local_training
+from fedplatform.experiments.experiment import Experiment, load_settings
+from fedplatform.experiments.run import partition_data
+from fedplatform.federated.cohort import Cohort
+from fedplatform.federated.transport import TRANSPORTS, TransportName
+from fedplatform.learning.training import Trainer
 
 TABLE = Path(__file__).parents[1] / "docs/results/transport.csv"
 RULES, ATTACKS = ("trust", "median"), ("none", "sign_flip")

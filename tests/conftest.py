@@ -17,11 +17,11 @@ import pytest
 from endpoint_process import Endpoint, published_copy, started
 from tiny_defence import DEFENCE, RUN, write_spots
 
-from fedplatform.defence_settings import DefenceSettings
-from fedplatform.defend import defend
-from fedplatform.engine import InProcessEngine
-from fedplatform.experiment import Experiment
-from fedplatform.run import partition_data, run
+from fedplatform.defence.settings import DefenceSettings
+from fedplatform.experiments.defence.train import defend
+from fedplatform.experiments.engine import InProcessEngine
+from fedplatform.experiments.experiment import Experiment
+from fedplatform.experiments.run import partition_data, run
 
 SMALL = {
     "data": "fedplatform.data.lesions:Lesions(hospitals=5, patients_per_hospital=40)",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ray.tune.search.sample import Domain
 
 from fedplatform.data.splits import Role
-from fedplatform.experiment import Experiment
+from fedplatform.experiments.experiment import Experiment
 from tune.phase import Budget, Listing, Phase
 from tune.poisoning import CURVE, STRENGTHS, attack_space, attacked
 from tune.setting import setting_of

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedplatform.core.seeding import torch_generator
 from fedplatform.data.splits import Role
-from fedplatform.defences import HospitalParts
-from fedplatform.defended_run import DefendedRun
-from fedplatform.experiment import Experiment, ExperimentError
-from fedplatform.robustness import check_within, spread_evenly
-from fedplatform.seeding import torch_generator
-from fedplatform.threats import TIERS, Attacker, Budget, Victim
+from fedplatform.defence.presets import HospitalParts
+from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
+from fedplatform.experiments.defence.evaluate import check_within, spread_evenly
+from fedplatform.experiments.defence.load import DefendedRun
+from fedplatform.experiments.experiment import Experiment, ExperimentError
 from tune.study import Study
 from tune.trial import Choice
 

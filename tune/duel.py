@@ -9,7 +9,7 @@ from ray import tune as ray_tune
 from ray.tune.search.sample import Domain
 
 from fedplatform.data.splits import Role
-from fedplatform.experiment import Experiment
+from fedplatform.experiments.experiment import Experiment
 from tune.phase import Budget, Listing, Phase, Search
 from tune.poisoning import STRENGTHS, attack_space, attacked, usual_attacks
 from tune.setting import setting_of

@@ -10,12 +10,12 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search.sample import Domain
 
+from fedplatform.attacks.evasion import Apgd, EvasionAttack, MomentumPgd, Pgd, Target
+from fedplatform.core.seeding import torch_generator
 from fedplatform.data.splits import Role
 from fedplatform.defence import DefendedClassifier, FreshNoise
-from fedplatform.evasion import Apgd, EvasionAttack, MomentumPgd, Pgd, Target
-from fedplatform.robustness import check_within
-from fedplatform.seeding import torch_generator
-from fedplatform.threats import TIERS, Attacker, Budget, StraightThrough, Victim
+from fedplatform.defence.threats import TIERS, Attacker, Budget, StraightThrough, Victim
+from fedplatform.experiments.defence.evaluate import check_within
 from tune.defended import DefendedStudy
 from tune.study import Goal, Workplace
 from tune.trial import Choice, Figures
@@ -40,7 +40,7 @@ class Evasion(DefendedStudy):
         return {"accuracy": "min"}
 
     def space(self) -> Mapping[str, Domain]:
-        """Methods of :mod:`fedplatform.evasion` that take a gradient."""
+        """Methods of :mod:`fedplatform.attacks.evasion` that take a gradient."""
         return {
             "method": ray_tune.choice(["pgd", "momentum_pgd", "apgd"]),
             "loss": ray_tune.choice(["cross_entropy", "margin"]),
@@ -85,7 +85,7 @@ class Evasion(DefendedStudy):
         return None
 
     def files(self, winner: Choice) -> Mapping[str, Mapping[str, object]]:
-        """``attack.yaml``: the attack as :mod:`fedplatform.evasion` takes it, and through what its gradient goes."""
+        """``attack.yaml``: the attack of :mod:`fedplatform.attacks.evasion`, and through what its gradient goes."""
         return {"attack.yaml": {"attack": repr(self._attack(winner)), "view": winner["view"], "run": self.run}}
 
     def _attack(self, choice: Choice) -> EvasionAttack:

@@ -13,8 +13,8 @@ from optuna.trial import TrialState, create_trial
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
+from fedplatform.core.seeding import numpy_generator
 from fedplatform.data.splits import Role
-from fedplatform.seeding import numpy_generator
 from tune.trial import Choice, State, Trial
 
 Sampler = Literal["tpe", "random"]

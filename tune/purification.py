@@ -13,9 +13,9 @@ import torch
 from ray import tune as ray_tune
 from ray.tune.search.sample import Domain
 
+from fedplatform.core.statistics import effective_size
 from fedplatform.data.splits import Role
-from fedplatform.report.interval import effective_size
-from fedplatform.threats import Budget
+from fedplatform.defence.threats import Budget
 from tune.defended import DefendedStudy, opened, ward_of, with_settings
 from tune.study import Goal, Workplace
 from tune.trial import Choice, Figures, State, Trial
@@ -29,9 +29,9 @@ class Purification(DefendedStudy):
 
     A choice is the least depth of a flagged scan and how much deeper the most suspicious goes (t*), the steps of the
     way back, how deep every scan is probed, what becomes of scans that are not flagged, the copies that vote, and the
-    share of clean scans that may be flagged. ``tier`` is who attacks (:data:`fedplatform.threats.TIERS`): T2 knows the
-    classifier alone, so its scans are made once for all choices; T4 knows the whole and attacks each choice anew, at
-    many times the cost. ``steps`` are the attacker's.
+    share of clean scans that may be flagged. ``tier`` is who attacks (:data:`~fedplatform.defence.threats.TIERS`): T2
+    knows the classifier alone, so its scans are made once for all choices; T4 knows the whole and attacks each choice
+    anew, at many times the cost. ``steps`` are the attacker's.
     """
 
     tier: str = "T2"

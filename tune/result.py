@@ -9,8 +9,8 @@ import pandas as pd
 import yaml
 
 from fedplatform.data.splits import Role
-from fedplatform.experiment import ExperimentError
-from fedplatform.report.wording import number
+from fedplatform.experiments.experiment import ExperimentError
+from fedplatform.experiments.report.wording import number
 from tune.curve import breakdowns
 from tune.page import write_page
 from tune.study import Study

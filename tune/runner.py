@@ -22,12 +22,12 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from actors.joining import join
+from actors.cluster.joining import join
 from actors.own_code import by_value
-from fedplatform.comparison import claim
 from fedplatform.data.splits import Role
-from fedplatform.experiment import ExperimentError
-from fedplatform.run_folder import alone_in
+from fedplatform.experiments.comparison import claim
+from fedplatform.experiments.experiment import ExperimentError
+from fedplatform.experiments.run_folder import alone_in
 from tune.phase import Budget, Phase, Search
 from tune.study import SCORE, Study, Workplace, turned
 from tune.trial import Figures, Ledger, State, Trial

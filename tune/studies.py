@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedplatform.experiment import ExperimentError
-from fedplatform.specification import build, describe, slug_of
+from fedplatform.core.specification import build, describe, slug_of
+from fedplatform.experiments.experiment import ExperimentError
 from tune.breakdown import Breakdown
 from tune.duel import Duel
 from tune.evasion import Evasion

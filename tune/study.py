@@ -17,9 +17,9 @@ from ray.tune.search.sample import Domain
 
 from actors.engine import RayEngine
 from fedplatform.data.splits import Role
-from fedplatform.engine import Engine, InProcessEngine
-from fedplatform.experiment import Experiment
-from fedplatform.run import partition_data
+from fedplatform.experiments.engine import Engine, InProcessEngine
+from fedplatform.experiments.experiment import Experiment
+from fedplatform.experiments.run import partition_data
 from tune.phase import Budget, Listing, Phase, Search
 from tune.trial import Choice, Figures, State, Trial
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fedplatform.tracking import MlflowTracker
+from fedplatform.experiments.tracking import MlflowTracker
 from tune.phase import Phase
 from tune.trial import State, Trial
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedplatform.data.splits import Role
-from fedplatform.experiment import ExperimentError
+from fedplatform.experiments.experiment import ExperimentError
 
 Choice = Mapping[str, Any]
 """A value for every name of a search space."""

@@ -9,9 +9,9 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search.sample import Domain
 
-from fedplatform.benchmark import leave_out
 from fedplatform.data.splits import Role
-from fedplatform.experiment import Experiment, parse_rule
+from fedplatform.experiments.experiment import Experiment, parse_rule
+from fedplatform.experiments.trust_benchmark import leave_out
 from tune.setting import setting_of
 from tune.study import Goal, Outdone, Study, Workplace, play
 from tune.trial import Choice, Figures

@@ -13,9 +13,9 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.exceptions import HTTPException
 
-from actors.endpoint.door import TooFast
+from actors.endpoint.authentication import TooFast
 from actors.endpoint.pipeline import Unavailable
-from actors.proxy import RETRY_AFTER_S, Guard
+from actors.http.guard import RETRY_AFTER_S, Guard
 from fedplatform.serving.answer import ErrorAnswer
 from fedplatform.serving.intake import Refused
 

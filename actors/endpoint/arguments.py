@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import Field
 
+from fedplatform.core.settings import Settings
 from fedplatform.serving.secret import open_secret, secret_path
 from fedplatform.serving.versions import CHAMPION, SERVING, Versions, versions_at
-from fedplatform.settings import Settings
 
 
 class EndpointArguments(Settings):

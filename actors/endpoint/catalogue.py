@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from actors.endpoint.arguments import EndpointArguments, UserConfiguration
-from actors.endpoint.shelf import ModelName
+from actors.endpoint.model_store import ModelName
+from fedplatform.core.settings import ExperimentError
 from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.intake import Refused
 from fedplatform.serving.versions import CHAMPION, bundle_of, hospitals_in
-from fedplatform.settings import ExperimentError
 
 LOOK_EVERY_S = 2.0  # at the alias
 

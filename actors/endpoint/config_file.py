@@ -8,7 +8,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from actors.endpoint.arguments import EndpointArguments, UserConfiguration
-from actors.http import MIDDLEWARES, REQUEST_TIMEOUT_S, VARIABLE
+from actors.http.start import MIDDLEWARES, REQUEST_TIMEOUT_S, VARIABLE
 from fedplatform.serving.versions import CHAMPION
 
 NAME = "fedplatform"

@@ -11,7 +11,7 @@ import torch
 from ray import serve
 
 from actors.endpoint.arguments import EndpointArguments
-from actors.endpoint.shelf import Examined, Model, ModelName, Shelf, rows_of
+from actors.endpoint.model_store import Examined, Model, ModelName, Shelf, rows_of
 
 MODELS_AT_HAND = 16  # a replica keeps; the one that was not asked for longest goes first
 SCANS_A_BATCH = 32

@@ -22,13 +22,13 @@ from starlette.formparsers import MultiPartParser
 
 from actors.endpoint.api import ERRORS, LOCKED, OPEN, POLICY, UPLOAD, api, request_id_of
 from actors.endpoint.arguments import EndpointArguments, UserConfiguration
+from actors.endpoint.authentication import Door, Visitor
 from actors.endpoint.catalogue import Catalogue
-from actors.endpoint.door import Door, Visitor
-from actors.endpoint.matter import Matter, model_answer, png_text, recent_answer
+from actors.endpoint.diagnosis_request import Matter, model_answer, png_text, recent_answer
 from actors.endpoint.metrics import EndpointMetrics
+from actors.endpoint.model_store import ModelName
 from actors.endpoint.page import page
 from actors.endpoint.pipeline import Pipeline, Stopwatch, Unavailable
-from actors.endpoint.shelf import ModelName
 from actors.endpoint.wire import (
     CertifyAnswer,
     DiagnoseAnswer,
@@ -38,7 +38,7 @@ from actors.endpoint.wire import (
     RecentsAnswer,
     StateAnswer,
 )
-from actors.proxy import BODY_BYTES
+from actors.http.guard import BODY_BYTES
 from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.examples import FOLDER, read_examples
 from fedplatform.serving.intake import Limits, Refused, read_scans

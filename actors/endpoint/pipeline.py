@@ -17,8 +17,8 @@ from ray.serve.handle import DeploymentHandle
 from actors.endpoint.auditor import Entries
 from actors.endpoint.diagnostician import SCANS_A_CALL, Question
 from actors.endpoint.metrics import EndpointMetrics
+from actors.endpoint.model_store import Examined, ModelName, Treated
 from actors.endpoint.purifying import Flagged
-from actors.endpoint.shelf import Examined, ModelName, Treated
 from fedplatform.defence import Certificate, Diagnosis
 from fedplatform.serving.audit import AuditEntry
 

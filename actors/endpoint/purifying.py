@@ -12,7 +12,7 @@ from ray import serve
 
 from actors.endpoint.arguments import EndpointArguments
 from actors.endpoint.diagnostician import MODELS_AT_HAND, WAIT_S
-from actors.endpoint.shelf import Model, ModelName, Shelf, Treated, joined
+from actors.endpoint.model_store import Model, ModelName, Shelf, Treated, joined
 from fedplatform.defence import Certificate, Examination
 
 SCANS_A_BATCH = 16  # each of them becomes as many copies as vote

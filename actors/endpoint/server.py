@@ -13,12 +13,12 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 
+from actors.cluster.joining import LOCAL, join
 from actors.endpoint.application import app, deployments
 from actors.endpoint.arguments import EndpointArguments
 from actors.endpoint.config_file import NAME
-from actors.http import prepare, quieten, start
-from actors.joining import LOCAL, join
-from fedplatform.settings import ExperimentError
+from actors.http.start import prepare, quieten, start
+from fedplatform.core.settings import ExperimentError
 
 LEAST_CPUS = 2  # diagnostician and purifying ask for one each, whatever the machine has
 

@@ -13,7 +13,7 @@ import torch
 from benchmarks.speed.arena import OURS, Result
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.rules import written
-from fedplatform.trust.shapley import GuidedShapley
+from fedplatform.federated.trust.shapley import GuidedShapley
 
 MULTI_KRUM = "ours/multi_krum"
 PARTS = (OURS, MULTI_KRUM, "ours/scorer", "ours/clip_and_combine", "ours/descent")

@@ -56,7 +56,7 @@ def published(runs: Path) -> tuple[Path, str, str]:
     """A run with its bare classifier published: its folder, the version, a hospital."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     publish = (
-        "from pathlib import Path; from fedplatform.defended_run import DefendedRun; "
+        "from pathlib import Path; from fedplatform.experiments.defence.load import DefendedRun; "
         "from fedplatform.serving.publishing import publish_run; import sys; run = DefendedRun(Path(sys.argv[1])); "
         "print(publish_run(run, defence='no_defence'), run.tested[0])"
     )

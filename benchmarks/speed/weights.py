@@ -13,10 +13,10 @@ import numpy as np
 
 from benchmarks.speed.arena import ON_RAY
 from benchmarks.speed.bench import Bench
-from fedplatform.engine import cohort_plan
-from fedplatform.experiment import Experiment
-from fedplatform.run import partition_data
-from fedplatform.training import Trainer
+from fedplatform.experiments.engine import cohort_plan
+from fedplatform.experiments.experiment import Experiment
+from fedplatform.experiments.run import partition_data
+from fedplatform.learning.training import Trainer
 
 D, HOSPITALS = 11_000_000, 10
 

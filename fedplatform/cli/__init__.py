@@ -17,7 +17,7 @@ from fedplatform.cli.serving import publish, serve
 from fedplatform.cli.terminal import SuggestingGroup, complain
 from fedplatform.cli.training import compare, report, run
 from fedplatform.cli.tune import tune
-from fedplatform.specification import nearest
+from fedplatform.core.specification import nearest
 
 
 @click.group(

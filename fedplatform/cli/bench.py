@@ -10,7 +10,7 @@ import click
 from fedplatform.cli.options import DATA_FOLDER, JOBS, RUNS, attack_options, attack_plan, given, whole_numbers, words
 from fedplatform.cli.progress import attack_bar, benchmark_bar
 from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors
-from fedplatform.specification import nearest
+from fedplatform.core.specification import nearest
 
 
 @click.group(cls=SuggestingGroup)
@@ -84,9 +84,9 @@ def defence(
       fedplatform bench defence --dataset br35h --seeds 0 --tiers T0,T2 --defences no_defence,whole
     """
     with one_line_errors():
-        from fedplatform.defence_benchmark import DefenceBenchmark
-        from fedplatform.defence_benchmark import fill as fill_table
-        from fedplatform.report import defence_markdown, paired_markdown
+        from fedplatform.experiments.defence.benchmark import DefenceBenchmark
+        from fedplatform.experiments.defence.benchmark import fill as fill_table
+        from fedplatform.experiments.report import defence_markdown, paired_markdown
 
         benchmark = DefenceBenchmark(
             dataset,
@@ -184,8 +184,8 @@ def trust(
       fedplatform bench trust --dataset br35h --splits iid,label_skew_0.9 --liars 4 --seeds 0,1,2,3,4 --name br35h-4
     """
     with one_line_errors():
-        from fedplatform.benchmark import ATTACKS, DATASETS, RULES, SPLITS, Benchmark, fill, markdown
-        from fedplatform.experiment import ExperimentError
+        from fedplatform.experiments.experiment import ExperimentError
+        from fedplatform.experiments.trust_benchmark import ATTACKS, DATASETS, RULES, SPLITS, Benchmark, fill, markdown
 
         if dataset not in DATASETS:
             raise ExperimentError(f"no settings for data set {dataset!r}{nearest(dataset, DATASETS)}")

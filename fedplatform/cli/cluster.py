@@ -45,16 +45,16 @@ def node(*, head: bool, address: str | None, hospital: str | None, background: b
       fedplatform node --head -- --port 6380 --num-cpus 0
     """
     with one_line_errors():
-        from actors import security
-        from actors.node import ray_start
-        from fedplatform.settings import ExperimentError
+        from actors.cluster import security
+        from actors.cluster.node import ray_start
+        from fedplatform.core.settings import ExperimentError
 
         if head == (address is not None):
             raise ExperimentError("a node is the --head, or joins an --address HOST:PORT")
         security.secure()
         security.require_token(make=head)
         if address is None:
-            from actors.http import prepare  # Serve is slow to import, and only a head needs it
+            from actors.http.start import prepare  # Serve is slow to import, and only a head needs it
 
             prepare()  # where the head stands, the endpoint or the gateway may be asked for
         else:
@@ -84,8 +84,8 @@ def certificate(authority: Path, *, to: Path | None, addresses: tuple[str, ...])
       fedplatform certificate authority/ --to tls-head/ --address 10.0.0.1 --address 127.0.0.1
     """
     with one_line_errors():
-        from fedplatform.certificates import make_authority, make_certificate
-        from fedplatform.settings import ExperimentError
+        from actors.cluster.certificates import make_authority, make_certificate
+        from fedplatform.core.settings import ExperimentError
 
         if (to is None) != (not addresses):
             raise ExperimentError("a certificate needs both --to FOLDER and --address HOST")
@@ -118,8 +118,8 @@ def doctor(recipe: str | None, *, address: str, runs: Path, shards: Path | None)
     with one_line_errors():
         from rich.table import Column, Table
 
-        from actors.doctor import State, examine
-        from fedplatform.experiment import Experiment, load_settings
+        from actors.cluster.doctor import State, examine
+        from fedplatform.experiments.experiment import Experiment, load_settings
 
         experiment = Experiment.from_settings(load_settings(recipe)) if recipe else None
         with console.status("looking"):
@@ -168,9 +168,9 @@ def submit(
       fedplatform submit --resume first
     """
     with one_line_errors():
-        from actors.jobs import Jobs, pack
-        from fedplatform.experiment import Experiment, ExperimentError, load_settings
-        from fedplatform.run import default_name
+        from actors.cluster.jobs import Jobs, pack
+        from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
+        from fedplatform.experiments.run import default_name
 
         if (recipe is None) == (resume is None):
             raise ExperimentError("hand in a RECIPE or FILE.yaml, or --resume NAME")
@@ -212,7 +212,7 @@ def jobs(context: click.Context, *, dashboard: str) -> None:
     with one_line_errors():
         from rich.table import Table
 
-        from actors.jobs import Jobs
+        from actors.cluster.jobs import Jobs
 
         table = Table("run", "status", "started", "what Ray says")
         for job in Jobs(dashboard).runs():
@@ -226,7 +226,7 @@ def jobs(context: click.Context, *, dashboard: str) -> None:
 def follow(dashboard: str, name: str) -> None:
     """Show what a run has printed and prints, until it ends."""
     with one_line_errors():
-        from actors.jobs import Jobs
+        from actors.cluster.jobs import Jobs
 
         _follow(Jobs(dashboard), name)
 
@@ -237,7 +237,7 @@ def follow(dashboard: str, name: str) -> None:
 def cancel(dashboard: str, name: str) -> None:
     """Stop a run; the rounds that it finished are kept."""
     with one_line_errors():
-        from actors.jobs import Jobs
+        from actors.cluster.jobs import Jobs
 
         Jobs(dashboard).cancel(name)
         console.print(f"cancelled: {name}; 'fedplatform submit --resume {name}' goes on with it")

@@ -55,8 +55,8 @@ def audit(name: str, *, data_folder: Path | None, seed: int) -> None:
     far apart, a random split rewards memorising, and its figures say nothing about new patients.
     """
     with one_line_errors():
+        from fedplatform.cli.display import audit_table
         from fedplatform.data.leakage import audit as audit_source
-        from fedplatform.live import audit_table
 
         with console.status(f"reading {name}"):
             report = audit_source(opened_data(name, data_folder), seed=seed)
@@ -81,8 +81,8 @@ def partition(recipe: str, folder: Path, *, data_folder: Path | None, **changes:
     with one_line_errors():
         from rich.table import Table
 
-        from fedplatform.experiment import Experiment, load_settings
-        from fedplatform.run import partition_data
+        from fedplatform.experiments.experiment import Experiment, load_settings
+        from fedplatform.experiments.run import partition_data
 
         experiment = Experiment.from_settings({**load_settings(recipe), **given(changes)})
         with partitioning_bar() as progress:
@@ -96,6 +96,6 @@ def partition(recipe: str, folder: Path, *, data_folder: Path | None, **changes:
 
 def opened_data(name: str, folder: Path | None) -> Any:
     """A data set by name, path or import."""
-    from fedplatform.experiment import Experiment
+    from fedplatform.experiments.experiment import Experiment
 
     return Experiment.from_settings({"data": name}).open_data(folder)

@@ -51,9 +51,9 @@ def defend(
       fedplatform evaluate runs/br35h
     """
     with one_line_errors():
-        from fedplatform.defence_settings import DefenceSettings
-        from fedplatform.defend import defend as train_defence
-        from fedplatform.live import StageTable
+        from fedplatform.cli.display import StageTable
+        from fedplatform.defence.settings import DefenceSettings
+        from fedplatform.experiments.defence.train import defend as train_defence
 
         settings = DefenceSettings.from_settings(given(changes))
         with opened(engine, address, hosts) as runner, StageTable(console) as table:
@@ -97,9 +97,9 @@ def evaluate(
     with one_line_errors():
         from rich.markdown import Markdown
 
-        from fedplatform.exhibits import write_exhibits
-        from fedplatform.report import defence_markdown, write_report
-        from fedplatform.robustness import evaluate as attack
+        from fedplatform.experiments.defence.evaluate import evaluate as attack
+        from fedplatform.experiments.defence.pictures import write_exhibits
+        from fedplatform.experiments.report import defence_markdown, write_report
 
         plan = attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries)
         with attack_bar() as progress:
@@ -156,7 +156,7 @@ def certify(
         from rich.progress import Progress
         from rich.table import Table
 
-        from fedplatform.robustness import certified_accuracy, certify_scans
+        from fedplatform.experiments.defence.evaluate import certified_accuracy, certify_scans
 
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("certifying", total=None)

@@ -81,7 +81,7 @@ def keys() -> None:
 def add_key(hospital: str, *, path: Path) -> None:
     """Make a key for HOSPITAL and print its secret, once: only its hash is kept."""
     with one_line_errors():
-        from fedplatform.serving.keys import Keys
+        from fedplatform.serving.api_keys import Keys
 
         click.echo(Keys.load(path).add(hospital))
         click.echo("This secret is shown once; clients send it as 'Authorization: Bearer SECRET'.", err=True)
@@ -94,7 +94,7 @@ def list_keys(path: Path) -> None:
     with one_line_errors():
         from rich.table import Table
 
-        from fedplatform.serving.keys import Keys
+        from fedplatform.serving.api_keys import Keys
 
         table = Table("key", "hospital", "state")
         for key in Keys.load(path):
@@ -108,7 +108,7 @@ def list_keys(path: Path) -> None:
 def revoke_key(key_id: str, *, path: Path) -> None:
     """Let KEY open nothing any more; a server that runs obeys with its next request."""
     with one_line_errors():
-        from fedplatform.serving.keys import Keys
+        from fedplatform.serving.api_keys import Keys
 
         Keys.load(path).revoke(key_id)
         click.echo(f"{key_id} opens nothing any more")

@@ -32,8 +32,8 @@ def render(federation: str, *, to: Path) -> None:
       kubectl apply -k deploy/kuberay/overlays/cpu
     """
     with one_line_errors():
-        from actors.kubernetes import render as write
-        from fedplatform.experiment import Experiment, load_settings
+        from actors.cluster.kubernetes import render as write
+        from fedplatform.experiments.experiment import Experiment, load_settings
 
         for path in write(Experiment.from_settings(load_settings(federation)), to):
             console.print(str(path), soft_wrap=True)

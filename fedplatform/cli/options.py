@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from fedplatform.specification import nearest
+from fedplatform.core.specification import nearest
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -35,7 +35,7 @@ JOBS = click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="wor
 
 def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one option for every field of an experiment, explained by the field itself."""
-    from fedplatform.experiment import Experiment
+    from fedplatform.experiments.experiment import Experiment
 
     for name, field in reversed(Experiment.model_fields.items()):
         if name == "places":
@@ -85,7 +85,7 @@ def where_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def defence_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one option for every setting of a defence, explained by the setting itself."""
-    from fedplatform.defence_settings import DefenceSettings
+    from fedplatform.defence.settings import DefenceSettings
 
     for name, setting in reversed(DefenceSettings.model_fields.items()):
         command = _setting_option(name, setting)(command)
@@ -129,9 +129,9 @@ def attack_plan(
     queries: int,
 ) -> Any:
     """What :func:`attack_options` asks for; an unknown word is an error that names the nearest."""
-    from fedplatform.experiment import ExperimentError
-    from fedplatform.robustness import Plan
-    from fedplatform.threats import TIERS, Budget
+    from fedplatform.defence.threats import TIERS, Budget
+    from fedplatform.experiments.defence.evaluate import Plan
+    from fedplatform.experiments.experiment import ExperimentError
 
     budget = Budget(steps=steps, eot=eot, queries=queries)
     everything = Plan()

@@ -14,7 +14,7 @@ import click
 from fedplatform.cli.terminal import console, one_line_errors
 
 if TYPE_CHECKING:
-    from fedplatform.experiment import Experiment
+    from fedplatform.experiments.experiment import Experiment
     from fedplatform.outside.envelope import Header
     from fedplatform.outside.refusal import Refusal
     from fedplatform.outside.work import Task
@@ -40,7 +40,7 @@ def gateway_of(
     experiment: Experiment, gateway: str | None, roster: Path | None, tls_cert: Path | None, tls_key: Path | None
 ) -> Any:
     """What these options ask for; None where nobody is outside. Raises :class:`ExperimentError`."""
-    from fedplatform.experiment import ExperimentError
+    from fedplatform.experiments.experiment import ExperimentError
 
     if not experiment.outside and gateway is None and roster is None:
         return None
@@ -54,7 +54,7 @@ def gateway_of(
     host = host.strip("[]")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ExperimentError(f"--gateway takes HOST:PORT, got {gateway!r}")
-    from actors.outside.serving import GatewayOptions
+    from actors.gateway.application import GatewayOptions
     from fedplatform.cli.serving import is_loopback, tls_pair
     from fedplatform.outside.identity import Roster
 
@@ -128,7 +128,7 @@ def join(
       fedplatform join https://federation.example:8443 --hospital st-mary --data scans/ --key st-mary.key
     """
     with one_line_errors():
-        from actors.outside.line import HttpLine
+        from actors.gateway.http_transport import HttpLine
         from fedplatform.cli.progress import partitioning_bar
         from fedplatform.outside.agent import Agent
         from fedplatform.outside.identity import read_key

@@ -39,12 +39,12 @@ def publish(run_folder: Path, *, defence: str, registry: str | None, champion: s
       fedplatform publish runs/scan --champion 1
     """
     with one_line_errors():
-        from fedplatform.defences import DEFENCES
-        from fedplatform.defended_run import DefendedRun
-        from fedplatform.experiment import ExperimentError
+        from fedplatform.core.specification import nearest
+        from fedplatform.defence.presets import DEFENCES
+        from fedplatform.experiments.defence.load import DefendedRun
+        from fedplatform.experiments.experiment import ExperimentError
         from fedplatform.serving.publishing import publish_run
         from fedplatform.serving.versions import RegistryVersions, RunVersions, registry_uri
-        from fedplatform.specification import nearest
 
         versions = RunVersions(run_folder)
         in_registry = registry and RegistryVersions(registry, registry_uri(run_folder.parent), run_folder)
@@ -117,7 +117,7 @@ def serve(
       fedplatform serve runs/scan --build serve.yaml
     """
     with one_line_errors():
-        from fedplatform.experiment import ExperimentError
+        from fedplatform.experiments.experiment import ExperimentError
         from fedplatform.serving.publishing import published
         from fedplatform.serving.versions import REGISTRY, registry_uri
 
@@ -171,7 +171,7 @@ def say_fitting(hospital_id: str, done: int, total: int) -> None:
 
 def tls_pair(certificate: Path | None, key: Path | None) -> tuple[str, str] | None:
     """What --tls-cert and --tls-key ask for. Raises :class:`ExperimentError` where one is missing."""
-    from fedplatform.experiment import ExperimentError
+    from fedplatform.experiments.experiment import ExperimentError
 
     if (certificate is None) != (key is None):
         raise ExperimentError("TLS needs both --tls-cert and --tls-key")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.console import Console
 
-from fedplatform.specification import nearest
+from fedplatform.core.specification import nearest
 
 if TYPE_CHECKING:
-    from fedplatform.experiment import Experiment
+    from fedplatform.experiments.experiment import Experiment
 
 console = Console(highlight=False)
 
@@ -41,7 +41,7 @@ def opened(
 ) -> Iterator[Any]:
     """The engine that was asked for, closed at the end; a cluster on which the experiment cannot run is told of now."""
     from actors.engine import RayEngine
-    from fedplatform.engine import InProcessEngine
+    from fedplatform.experiments.engine import InProcessEngine
 
     if engine == "local":
         yield InProcessEngine()
@@ -72,16 +72,16 @@ def one_line_errors() -> Iterator[None]:
 
 def _expected() -> tuple[type[Exception], ...]:
     """Errors that are the user's to mend; imported when there is one, for they bring torch and Ray along."""
+    from actors.cluster.security import ClusterError
     from actors.cohort import CohortError
-    from actors.security import ClusterError
+    from fedplatform.core.private_files import OwnedFileError
+    from fedplatform.core.specification import SpecificationError
     from fedplatform.data.error import DataError
-    from fedplatform.experiment import ExperimentError
+    from fedplatform.experiments.experiment import ExperimentError
+    from fedplatform.experiments.report import ReportError
     from fedplatform.outside.refusal import Refusal
-    from fedplatform.report import ReportError
     from fedplatform.serving.audit import AuditError
-    from fedplatform.serving.owned import OwnedFileError
     from fedplatform.serving.refused import Refused
-    from fedplatform.specification import SpecificationError
 
     return (
         *(ClusterError, CohortError, DataError, ExperimentError, ReportError, SpecificationError),

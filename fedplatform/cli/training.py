@@ -84,12 +84,12 @@ def run(
     if stopped is not None and (name or given(changes)):
         raise click.UsageError("a resumed run keeps its name and settings", click.get_current_context())
     with one_line_errors():
-        from fedplatform.experiment import Experiment, ExperimentError, load_settings
-        from fedplatform.live import RoundTable
-        from fedplatform.run import resume
-        from fedplatform.run import run as run_experiment
-        from fedplatform.run_folder import RunFolder
-        from fedplatform.secure import promise
+        from fedplatform.cli.display import RoundTable
+        from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
+        from fedplatform.experiments.run import resume
+        from fedplatform.experiments.run import run as run_experiment
+        from fedplatform.experiments.run_folder import RunFolder
+        from fedplatform.federated.secure import promise
 
         folder = RunFolder.reopen(runs, stopped) if stopped else None
         settings = folder.read_settings() if folder else {**load_settings(str(recipe)), **given(changes)}
@@ -180,11 +180,11 @@ def compare(
     with one_line_errors():
         from rich.markdown import Markdown
 
-        from fedplatform.comparison import Grid
-        from fedplatform.comparison import compare as fill
-        from fedplatform.experiment import Experiment, load_settings
-        from fedplatform.live import RoundTable
-        from fedplatform.report import comparison_markdown
+        from fedplatform.cli.display import RoundTable
+        from fedplatform.experiments.comparison import Grid
+        from fedplatform.experiments.comparison import compare as fill
+        from fedplatform.experiments.experiment import Experiment, load_settings
+        from fedplatform.experiments.report import comparison_markdown
 
         base = Experiment.from_settings({**load_settings(recipe), **given(changes)})
         grid = Grid(base, words(rules), words(attacks), seeds)
@@ -207,6 +207,6 @@ def report(folder: Path) -> None:
     RUN is the run's folder, e.g. runs/lesions-mean-none-seed0. The page is one file without outside assets.
     """
     with one_line_errors():
-        from fedplatform.report import write_report
+        from fedplatform.experiments.report import write_report
 
         console.print(f"report: {write_report(folder)}", soft_wrap=True)

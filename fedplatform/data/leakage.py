@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fedplatform.core.seeding import numpy_generator
 from fedplatform.data.index import Index, Integers
 from fedplatform.data.pictures import Pixels
 from fedplatform.data.source import Source
 from fedplatform.data.splits import deal_into_parts
-from fedplatform.seeding import numpy_generator
 
 Floats = npt.NDArray[np.float32]
 

@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from fedplatform.core.seeding import numpy_generator
 from fedplatform.data.anatomy import Anatomy
 from fedplatform.data.lesion import Lesion
 from fedplatform.data.scanner import WEIGHTINGS, Scanner
 from fedplatform.data.tissue import sprinkle
-from fedplatform.seeding import numpy_generator
 
 BATCH_PATIENTS = 50
 FOLDS = 10

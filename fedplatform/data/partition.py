@@ -9,10 +9,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from fedplatform.core.seeding import numpy_generator
 from fedplatform.data.error import DataError
 from fedplatform.data.index import Index, Integers, Strings
 from fedplatform.data.splits import Groups, Role, largest_first, strata_of
-from fedplatform.seeding import numpy_generator
 
 Shares = npt.NDArray[np.float64]
 

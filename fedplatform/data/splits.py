@@ -9,9 +9,9 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from fedplatform.core.seeding import numpy_generator
 from fedplatform.data.error import DataError
 from fedplatform.data.index import Index, Integers, Strings
-from fedplatform.seeding import numpy_generator
 
 Split = Literal["group_safe", "random"]
 Mask = npt.NDArray[np.bool_]

@@ -13,7 +13,7 @@ from fedplatform.defence.diagnosis import Diagnosis
 from fedplatform.defence.gate import Gate
 from fedplatform.defence.noise import Noise
 from fedplatform.defence.purifier import DiffusionPurifier, Purifier
-from fedplatform.models.symmetries import SeenFrom, seen_from
+from fedplatform.learning.models.symmetries import SeenFrom, seen_from
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class DefendedClassifier:
     classifier; ``diagnose`` reports the same passage in words.
 
     A scan as it is gets the mean answer over ``symmetries``, the sides from which it is seen (see
-    :func:`fedplatform.models.symmetries.seen_from`); ``copies`` are the sides of the purified copies, one each.
+    :func:`~fedplatform.learning.models.symmetries.seen_from`); ``copies`` are the sides of the purified copies.
 
     ``noise`` is the default source of randomness; ``temperature``, ``least_confidence``, the gate's threshold and what
     the detector takes for usual come from clean validation scans.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fedplatform.defence.noise import further_noise
-from fedplatform.models.noise_predictor import NoiseUnet
+from fedplatform.learning.models.noise_predictor import NoiseUnet
 
 
 @runtime_checkable

@@ -17,16 +17,16 @@ from typing import Protocol, TypeVar
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedplatform.hospital import Participant
+from fedplatform.core.settings import ExperimentError
+from fedplatform.federated.hospital import Participant
+from fedplatform.federated.hospital_state import Launch
+from fedplatform.federated.transport import EXACT, Transport
 from fedplatform.outside.body import decode_weights, encode_predictions, encode_update, seconds_in
 from fedplatform.outside.envelope import Envelope, Greeting, Header, Kind
 from fedplatform.outside.outbox import Outbox
 from fedplatform.outside.refusal import Reason, Refusal
 from fedplatform.outside.terms import Terms
 from fedplatform.outside.work import CHUNK, Hello, State, Task, Work, launch_number
-from fedplatform.own_state import Launch
-from fedplatform.settings import ExperimentError
-from fedplatform.transport import EXACT, Transport
 
 POLL_S = 1.0
 LONGEST_PAUSE_S = 60.0
@@ -41,7 +41,7 @@ class Unreachable(OSError):  # noqa: N818 - a state that passes
 
 
 class Line(Protocol):
-    """The way to a :class:`fedplatform.outside.desk.Desk`; its methods are the desk's, and raise Unreachable, too."""
+    """The way to a :class:`~fedplatform.outside.gateway_server.Desk`: its methods, which raise Unreachable, too."""
 
     def hello(self) -> bytes: ...
 

@@ -9,11 +9,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from fedplatform.core.messages import Predictions, Update
 from fedplatform.data.splits import Role
-from fedplatform.federation import malformation
-from fedplatform.messages import Predictions, Update
+from fedplatform.federated.server import malformation
+from fedplatform.federated.transport import EXACT, Transport, TransportError
 from fedplatform.outside.refusal import Reason, Refusal
-from fedplatform.transport import EXACT, Transport, TransportError
 
 FRAME_BYTES = 4096  # of a safetensors file beside its numbers
 PREDICTIONS_BYTES = 16 * 2**20  # a million scans of two classes

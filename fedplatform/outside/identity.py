@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from fedplatform.serving.owned import OwnedFileError, make_owned, read_owned
-from fedplatform.settings import ExperimentError
+from fedplatform.core.private_files import OwnedFileError, make_owned, read_owned
+from fedplatform.core.settings import ExperimentError
 
 MARK = "ed25519:"  # in front of a public key in hexadecimal digits
 

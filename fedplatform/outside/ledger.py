@@ -7,7 +7,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedplatform.durable import sync_folder
+from fedplatform.core.files import sync_folder
 from fedplatform.outside.refusal import Refusal
 
 

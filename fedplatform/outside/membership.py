@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from fedplatform.core.files import write_durably
 from fedplatform.data.shards import Shard
 from fedplatform.data.splits import Role
-from fedplatform.durable import write_durably
-from fedplatform.hospital import Hospital
+from fedplatform.federated.hospital import Hospital
+from fedplatform.federated.hospital_state import Launch
+from fedplatform.federated.transport import TRANSPORTS
+from fedplatform.learning.training import Trainer
 from fedplatform.outside.body import update_bytes
 from fedplatform.outside.terms import Terms
-from fedplatform.own_state import Launch
-from fedplatform.training import Trainer
-from fedplatform.transport import TRANSPORTS
 
 
 class Membership:

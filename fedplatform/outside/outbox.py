@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 from pathlib import Path
 
-from fedplatform.durable import write_durably
+from fedplatform.core.files import write_durably
 from fedplatform.outside.envelope import Envelope
 from fedplatform.outside.refusal import Refusal
 from fedplatform.outside.work import Task

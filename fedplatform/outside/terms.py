@@ -6,11 +6,11 @@ from typing import Self
 
 from pydantic import Field
 
+from fedplatform.core.settings import ExperimentError, Settings
 from fedplatform.data.shards import Manifest
-from fedplatform.experiment import Experiment
-from fedplatform.settings import ExperimentError, Settings
-from fedplatform.training import LocalTraining
-from fedplatform.transport import TransportName
+from fedplatform.experiments.experiment import Experiment
+from fedplatform.federated.transport import TransportName
+from fedplatform.learning.training import LocalTraining
 
 TRAINING = (
     *(

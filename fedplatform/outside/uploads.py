@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedplatform.durable import write_durably
+from fedplatform.core.files import write_durably
 from fedplatform.outside.envelope import Envelope
 from fedplatform.outside.refusal import Refusal
 

@@ -10,9 +10,9 @@ import numpy as np
 from pydantic import Field
 
 from fedplatform.data.splits import Role
+from fedplatform.federated.hospital_state import Launch
 from fedplatform.outside.envelope import Digest, Kind, RunId
 from fedplatform.outside.strict import Strict
-from fedplatform.own_state import Launch
 
 CHUNK = 2**20  # the most bytes that travel in one piece, either way
 
@@ -40,7 +40,7 @@ class Task(Strict):
     """An order as a hospital hears of it; ``base`` is the SHA-256 of the weights' ``size`` bytes.
 
     ``launch`` is the number of the server's launch and the round after which that went on, as in
-    :class:`fedplatform.own_state.Launch`; a hospital goes back with its server.
+    :class:`fedplatform.federated.hospital_state.Launch`; a hospital goes back with its server.
     """
 
     kind: Kind

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedplatform.durable import sync_folder
-from fedplatform.serving.owned import OwnedFileError, write_owned
+from fedplatform.core.files import sync_folder
+from fedplatform.core.private_files import OwnedFileError, write_owned
 
 GENESIS = "0" * 64  # stands for the line before the first
 HASH = b',"sha256":"'  # a line ends with it, 64 hexadecimal digits of the hash of all that stands before, and '"}'

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from fedplatform.core.settings import ExperimentError, Settings, parsed_by, written_by
 from fedplatform.defence import (
     SAMPLERS,
     BitDepth,
@@ -29,11 +30,10 @@ from fedplatform.defence import (
     Noise,
     Sampler,
 )
-from fedplatform.defended_run import Sensor
-from fedplatform.models import MODELS, Classifier, ModelBuilder
-from fedplatform.parameters import plain_copy
-from fedplatform.serving.engine import exported, on_onnx_runtime
-from fedplatform.settings import ExperimentError, Settings, parsed_by, written_by
+from fedplatform.experiments.defence.load import Sensor
+from fedplatform.learning.models import MODELS, Classifier, ModelBuilder
+from fedplatform.learning.parameters import plain_copy
+from fedplatform.serving.onnx_engine import exported, on_onnx_runtime
 
 CARD = "bundle.json"
 # From the engine's names of the networks to those of their files.

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from fedplatform.data.error import DataError
 from fedplatform.defence import DefendedClassifier, Diagnosis
+from fedplatform.learning.training import to_images
 from fedplatform.serving.intake import Limits, Refused, read_scans
-from fedplatform.training import to_images
 
 BATCH = 16
 WORDS = ("file", "class_name", "votes", "reason", "input_sha256", "hospital_id", "model_version")  # never missing

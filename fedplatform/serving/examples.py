@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedplatform.defended_run import DefendedRun
-from fedplatform.seeding import torch_generator
+from fedplatform.core.seeding import torch_generator
+from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
+from fedplatform.experiments.defence.load import DefendedRun
+from fedplatform.learning.training import to_images
 from fedplatform.serving.answer import picture
-from fedplatform.threats import TIERS, Attacker, Budget, Victim
-from fedplatform.training import to_images
 
 FOLDER, INDEX = "examples", "examples.json"
 OF_EACH_CLASS = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedplatform.defended_run import DefendedRun
+from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.examples import FOLDER, write_examples
 from fedplatform.serving.versions import Progress, RunVersions, write_bundles
 

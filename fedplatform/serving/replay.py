@@ -8,10 +8,10 @@ import math
 import torch
 
 from fedplatform.defence import KeyedNoise
+from fedplatform.learning.training import to_images
 from fedplatform.serving.audit import AuditEntry, AuditError
 from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.intake import Limits, read_scans
-from fedplatform.training import to_images
 
 TOLERANCE = 1e-4  # between the engines of a server and of an auditor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from fedplatform.serving.owned import OwnedFileError, make_owned, read_owned
+from fedplatform.core.private_files import OwnedFileError, make_owned, read_owned
 
 LENGTH = 32  # bytes
 

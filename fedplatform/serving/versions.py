@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from fedplatform.defended_run import DefendedRun
+from fedplatform.core.settings import ExperimentError
+from fedplatform.core.specification import nearest
+from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.bundle import CARD, Bundle, Exports, Networks, save
-from fedplatform.settings import ExperimentError
-from fedplatform.specification import nearest
 
 SERVING, VERSIONS, ALIASES = "serving", "versions", "aliases.json"
 CHAMPION = "champion"

@@ -11,8 +11,8 @@ import torch
 from benchmarks.serving_engine import defence
 from benchmarks.speed.contestant import Job
 from fedplatform.defence import DefendedClassifier, DiffusionPurifier
-from fedplatform.models.noise_predictor import STEPS, NoiseUnet
-from fedplatform.serving.engine import accelerated
+from fedplatform.learning.models.noise_predictor import STEPS, NoiseUnet
+from fedplatform.serving.onnx_engine import accelerated
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from benchmarks.speed.systems.network import BATCH, MOMENTUM, RATE, SIDE, Small
 from fedplatform.data.index import Index
 from fedplatform.data.shards import Settings, write_shards
 from fedplatform.data.splits import Role
-from fedplatform.experiment import Experiment
+from fedplatform.experiments.experiment import Experiment
 
 BATCHES = 256  # scans that the source gives at a time
 

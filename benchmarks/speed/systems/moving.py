@@ -11,14 +11,14 @@ import numpy as np
 import ray
 import torch
 
+from actors.cluster.joining import LOCAL, join
 from actors.cohort import RayCohort
 from actors.hospital import HospitalHost
-from actors.joining import LOCAL, join
 from benchmarks.speed.contestant import MEGABYTE, Job
-from fedplatform.attacks.byzantine import Liars
-from fedplatform.cohort import CohortPlan
-from fedplatform.messages import Update
-from fedplatform.transport import TRANSPORTS, TransportName
+from fedplatform.core.messages import Update
+from fedplatform.federated.byzantine import Liars
+from fedplatform.federated.cohort import CohortPlan
+from fedplatform.federated.transport import TRANSPORTS, TransportName
 
 
 class Negating:

@@ -11,7 +11,9 @@ from benchmarks.speed.contestant import Job
 from benchmarks.speed.systems import defending, endpoints, recipe, trust
 from benchmarks.speed.systems.federation import prepared
 from benchmarks.speed.systems.updates import opened
-from fedplatform.aggregation import (
+from fedplatform.core.messages import Evidence
+from fedplatform.experiments.engine import InProcessEngine
+from fedplatform.federated.aggregation import (
     FLAME,
     Aggregator,
     Bucketing,
@@ -31,8 +33,6 @@ from fedplatform.aggregation import (
     TrimmedMean,
     WeightedMean,
 )
-from fedplatform.engine import InProcessEngine
-from fedplatform.messages import Evidence
 
 torch.set_num_threads(1)
 

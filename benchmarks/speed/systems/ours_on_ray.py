@@ -11,14 +11,14 @@ from contextlib import contextmanager
 import ray
 import torch
 
+from actors.cluster.joining import LOCAL, join
 from actors.cohort import RayCohort
 from actors.engine import send_by_value
-from actors.joining import LOCAL, join
 from benchmarks.speed.contestant import Job
 from benchmarks.speed.systems import moving
 from benchmarks.speed.systems.federation import prepared
-from fedplatform.checkpoint import CheckpointFolder, Checkpoints
-from fedplatform.engine import ServerRole, cohort_plan
+from fedplatform.experiments.checkpoint import CheckpointFolder, Checkpoints
+from fedplatform.experiments.engine import ServerRole, cohort_plan
 
 torch.set_num_threads(1)
 

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.speed.contestant import Job
+from fedplatform.core.messages import RoundReport
 from fedplatform.data.lesions import Lesions
-from fedplatform.defence_settings import DefenceSettings
-from fedplatform.defend import defend
-from fedplatform.engine import InProcessEngine
-from fedplatform.experiment import Experiment, load_settings
-from fedplatform.messages import RoundReport
-from fedplatform.run import partition_data, run
+from fedplatform.defence.settings import DefenceSettings
+from fedplatform.experiments.defence.train import defend
+from fedplatform.experiments.engine import InProcessEngine
+from fedplatform.experiments.experiment import Experiment, load_settings
+from fedplatform.experiments.run import partition_data, run
 
 RECIPE = "br35h_robust"
 ROUNDS = 2

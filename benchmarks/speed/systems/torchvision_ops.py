@@ -1,4 +1,4 @@
-"""Lets the registry's torchvision import beside a CPU-only torch, as fedplatform.models.torchvision_ops does."""
+"""Lets torchvision import beside a CPU-only torch, as fedplatform.learning.models.torchvision_ops does."""
 
 from __future__ import annotations
 

@@ -12,21 +12,21 @@ import torch
 
 from benchmarks.speed.contestant import Job
 from benchmarks.speed.systems.updates import opened
-from fedplatform.aggregation.geometry import combine, shrinkage
+from fedplatform.core.vectors import combine, shrinkage
 from fedplatform.data.lesions import Lesions
 from fedplatform.data.shards import ROOT, Manifest, Shard
 from fedplatform.data.splits import Role
-from fedplatform.engine import in_process_cohort, local_training
-from fedplatform.experiment import Experiment
-from fedplatform.hospital import Hospital
-from fedplatform.root import RootSet
-from fedplatform.run import partition_data
-from fedplatform.training import Trainer
-from fedplatform.trust.descent import Descent
-from fedplatform.trust.fingerprint import Fingerprints, measure, relative_sketches, take
-from fedplatform.trust.robust import RobustScores
-from fedplatform.trust.update_vae import UpdateVae
-from fedplatform.trust.worth import worth_of
+from fedplatform.experiments.engine import in_process_cohort, local_training
+from fedplatform.experiments.experiment import Experiment
+from fedplatform.experiments.run import partition_data
+from fedplatform.federated.hospital import Hospital
+from fedplatform.federated.root_set import RootSet
+from fedplatform.federated.trust.descent import Descent
+from fedplatform.federated.trust.fingerprint import Fingerprints, measure, relative_sketches, take
+from fedplatform.federated.trust.robust import RobustScores
+from fedplatform.federated.trust.update_vae import UpdateVae
+from fedplatform.federated.trust.worth import worth_of
+from fedplatform.learning.training import Trainer
 
 
 class FreeRoot:

@@ -1,0 +1,1 @@
+"""How machines become a Ray cluster, and what runs on it."""

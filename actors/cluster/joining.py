@@ -1,0 +1,41 @@
+"""Joining a running Ray, or starting one here: the one way in for training, serving and searching."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import ray
+from ray._private.services import get_ray_address_from_environment
+
+from actors.cluster import security
+
+LOCAL = "local"
+
+
+def join(address: str, **options: Any) -> None:
+    """Connect to the cluster at ``address`` (HOST:PORT, or ``auto`` to find it), or start one here (``local``).
+
+    ``options`` are further ones of :func:`ray.init`. Raises :class:`~actors.cluster.security.AccessError` in one line.
+    """
+    security.secure()
+    if address == LOCAL:
+        security.require_token(make=True)
+        options = {"include_dashboard": False, **options}
+    else:
+        security.require_token()
+        address = found(address)
+        security.knock(address)
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
+def found(address: str) -> str:
+    """The HOST:PORT of a cluster; ``auto`` looks for the one that runs here."""
+    if address.startswith(("http://", "https://")):
+        raise security.AccessError(f"{address} is a dashboard, where jobs are handed in: 'fedplatform submit'")
+    try:
+        return str(get_ray_address_from_environment(address, None))
+    except ConnectionError:
+        raise security.AccessError(
+            "no Ray runs here: 'fedplatform node --head' starts one, --address HOST:PORT joins another machine's"
+        ) from None

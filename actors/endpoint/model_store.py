@@ -1,0 +1,147 @@
+"""One hospital's defence of one version, found and made ready when it is first asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from actors.endpoint.arguments import EndpointArguments
+from fedplatform.defence import Certificate, DefendedClassifier, Diagnosis, Examination, KeyedNoise
+from fedplatform.learning.training import to_images
+from fedplatform.serving.bundle import Bundle
+from fedplatform.serving.versions import bundle_of
+
+CPU = torch.device("cpu")
+GPU = torch.device("cuda")
+COUNTER = 0  # of the keyed noise; stands in the audit log
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A hospital's model of a version, and the text by which Serve's multiplexing knows it."""
+
+    hospital_id: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.hospital_id}@{self.version}"
+
+    @staticmethod
+    def parse(text: str) -> ModelName:
+        """Back from the text."""
+        hospital_id, _, version = text.rpartition("@")
+        return ModelName(hospital_id, version)
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """What the first half makes of n scans: diagnoses of those that are done, and what the purifier has to know.
+
+    ``diagnoses`` holds None for a scan that goes to the purifier; ``examination`` is of those alone, in their order.
+    ``errors`` (n, patches) are the autoencoder's, where they were asked for and there is one.
+    """
+
+    diagnoses: tuple[Diagnosis | None, ...]
+    parts: tuple[dict[str, float], ...]
+    examination: Examination | None
+    errors: np.ndarray | None
+    milliseconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Treated:
+    """What the second half makes of n scans; ``purified`` (n, c, h, w) float32 is the first copy of each."""
+
+    diagnoses: tuple[Diagnosis, ...]
+    purified: np.ndarray
+    milliseconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A defence in use on a ``device``. Scans come as uint8 (n, c, h, w), and what is told of them is on the CPU.
+
+    For it goes to other replicas, which may be on another device.
+    """
+
+    bundle: Bundle
+    defended: DefendedClassifier
+    device: torch.device
+
+    def examine(self, scans: np.ndarray) -> tuple[Examination, tuple[Diagnosis | None, ...]]:
+        """The first half, and what can be said already: a scan of depth 0 is answered as it is."""
+        with torch.no_grad():
+            images = self._images(scans)
+            examination = self.defended.examine(images)
+            done = (examination.depth == 0).nonzero().flatten()
+            spoken = self.defended.conclude(self.defended.treat(images[done], rows_of(examination, done)))
+        diagnoses: list[Diagnosis | None] = [None] * len(scans)
+        for row, diagnosis in zip(done.cpu().tolist(), spoken, strict=True):
+            diagnoses[row] = diagnosis
+        return examination.to(CPU), tuple(diagnoses)
+
+    def patch_errors(self, scans: np.ndarray) -> np.ndarray | None:
+        """Where the autoencoder did not expect what it saw, (n, patches)."""
+        if self.defended.detector is None:
+            return None
+        with torch.no_grad():
+            found: np.ndarray = self.defended.detector.patch_errors(self._images(scans)).cpu().numpy()
+        return found
+
+    def treat(self, scans: np.ndarray, examination: Examination) -> tuple[tuple[Diagnosis, ...], np.ndarray]:
+        """The second half."""
+        with torch.no_grad():
+            passage = self.defended.treat(self._images(scans), examination.to(self.device))
+            return tuple(self.defended.conclude(passage)), passage.purified.cpu().numpy()
+
+    def certify(self, scan: np.ndarray, *, sigma: float, samples: int, seed: int) -> Certificate:
+        """What no attack within a radius can change about one scan (1, c, h, w)."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.defended.certify(self._images(scan)[0], sigma=sigma, samples=samples, generator=generator)
+
+    def _images(self, scans: np.ndarray) -> torch.Tensor:
+        return to_images(scans).to(self.device)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where models are taken from."""
+
+    arguments: EndpointArguments
+
+    def take(self, name: ModelName) -> Model:
+        """A model, its files checked against their digests, its noise keyed by the hospital's secret.
+
+        It is on the GPU where Serve gave this replica one, and on ONNX Runtime where not.
+        """
+        bundle = bundle_of(self.arguments.where().folder(name.version), name.hospital_id)
+        noise = KeyedNoise(self.arguments.secret(name.hospital_id), COUNTER)
+        if not torch.cuda.is_available():
+            return Model(bundle, bundle.accelerated(noise), CPU)
+        # TensorFloat-32 keeps three digits, and an auditor's CPU is to find the same answer to four.
+        torch.backends.cudnn.allow_tf32 = False
+        return Model(bundle, bundle.defended(noise).to(GPU), GPU)
+
+
+def rows_of(examination: Examination, rows: torch.Tensor | slice) -> Examination:
+    """Some scans of an examination, as tensors of their own."""
+    return Examination(
+        answers=examination.answers[rows].clone(),
+        scores=examination.scores[rows].clone(),
+        parts={name: values[rows].clone() for name, values in examination.parts.items()},
+        flagged=examination.flagged[rows].clone(),
+        depth=examination.depth[rows].clone(),
+    )
+
+
+def joined(examinations: list[Examination]) -> Examination:
+    """Several examinations as one."""
+    return Examination(
+        answers=torch.cat([one.answers for one in examinations]),
+        scores=torch.cat([one.scores for one in examinations]),
+        parts={name: torch.cat([one.parts[name] for one in examinations]) for name in examinations[0].parts},
+        flagged=torch.cat([one.flagged for one in examinations]),
+        depth=torch.cat([one.depth for one in examinations]),
+    )

@@ -1,0 +1,80 @@
+"""The desk as an actor, and how the server reaches it: again and again, should it have to be started anew."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from fedplatform.outside.gateway_server import Collected, Desk
+from fedplatform.outside.identity import Roster
+from fedplatform.outside.terms import Terms
+from fedplatform.outside.work import Order
+
+THREADS = 16  # requests that it serves at a time; each holds its lock for the time of a small write
+
+
+def open_desk(roster: Roster, terms: Terms, folder: Path, *, where: Any) -> Any:
+    """A desk in an actor of its own; one that dies is started again and finds on the disk what had come in."""
+    remote: Any = ray.remote  # its type stubs do not know every scheduling strategy
+    options = {
+        "name": _name(terms.run),
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_concurrency": THREADS,
+        "scheduling_strategy": where,
+    }
+    return remote(**options)(Desk).remote(roster, terms, folder)
+
+
+def _name(run: str) -> str:
+    return f"desk of {run}"
+
+
+class RemoteDesk:
+    """The :class:`fedplatform.outside.outside_cohort.Counter` of a run's desk.
+
+    It travels as a name: a handle would lie in the object store, where a server that is started again may miss it.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._order: Order | None = None
+
+    @cached_property
+    def _actor(self) -> Any:
+        return ray.get_actor(_name(self._run))
+
+    def ask(self, order: Order) -> None:
+        """See :meth:`Desk.ask`; a desk that is being started again is waited for as long as the order is open."""
+        self._order = order
+        until = time.monotonic() + order.deadline_s
+        while time.monotonic() < until:
+            try:
+                ray.get(self._actor.ask.remote(order))
+                return
+            except RayActorError:
+                time.sleep(0.5)
+
+    def finish(self, timeout_s: float) -> None:
+        """See :meth:`Desk.finish`."""
+        with suppress(RayActorError):  # then there is nobody left to be told
+            ray.get(self._actor.finish.remote(timeout_s))
+
+    def collect(self, timeout_s: float) -> Collected:
+        """See :meth:`Desk.collect`; a desk that died meanwhile is given the order again."""
+        until = time.monotonic() + timeout_s
+        while True:
+            left = max(0.0, until - time.monotonic())
+            try:
+                collected: Collected = ray.get(self._actor.collect.remote(left))
+                return collected
+            except RayActorError:
+                if not left or self._order is None:
+                    return Collected({}, {})
+                self.ask(self._order)

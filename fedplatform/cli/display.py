@@ -1,0 +1,163 @@
+"""What a person sees on a terminal: the rounds as they come with the time left, and the answers of an audit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedplatform.core.messages import HospitalState, RoundReport
+from fedplatform.data.leakage import AuditReport
+
+SHOWN_ROUNDS = 30
+
+
+class RoundTable:
+    """A live table of rounds on a terminal; on anything else, one plain line a round."""
+
+    def __init__(self, title: str, *, rounds: int, console: Console) -> None:
+        self._title = title
+        self._rounds = rounds
+        self._console = console
+        self._reports: list[RoundReport] = []
+        self._before = 0  # rounds of earlier launches
+        self._started = time.monotonic()
+        self._doing = "starting"
+        self._live = Live(self._table(), console=console, refresh_per_second=2) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        else:
+            self._console.print(self._title)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def partitioning(self, done: int, total: int) -> None:
+        """Show how many scans are dealt to hospitals."""
+        self._doing = f"dealing scans to hospitals, {done} of {total}" if done < total else "starting hospitals"
+        if self._live:
+            self._live.update(self._table())
+
+    def resumed(self, reports: Sequence[RoundReport]) -> None:
+        """Show the rounds that were finished before."""
+        self._reports += reports
+        self._before = len(reports)
+        self._started = time.monotonic()
+        if self._live:
+            self._live.update(self._table())
+        else:
+            self._console.print(f"going on after round {self._before}/{self._rounds}", highlight=False)
+
+    def __call__(self, report: RoundReport) -> None:
+        """Show one more round."""
+        self._reports.append(report)
+        if self._live:
+            self._live.update(self._table())
+        else:
+            cells = self._cells(report)
+            self._console.print(
+                f"round {cells[0]}  accuracy {cells[1]}  F1 {cells[2]}  AUC {cells[3]}  loss {cells[4]}  "
+                f"{cells[5] or 'nobody excluded'}  {cells[6]} s  left {self._left()}",
+                soft_wrap=True,
+                highlight=False,
+            )
+
+    def _left(self) -> str:
+        done = len(self._reports)
+        seconds = (time.monotonic() - self._started) / max(1, done - self._before) * (self._rounds - done)
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+    def _cells(self, report: RoundReport) -> tuple[str, ...]:
+        seconds = report.train_seconds + report.aggregate_seconds + report.evaluate_seconds
+        return (
+            f"{report.round_number}/{self._rounds}",
+            f"{report.accuracy:.3f}",
+            f"{report.macro_f1:.3f}",
+            f"{report.auc:.3f}",
+            f"{report.loss:.3f}",
+            excluded(report),
+            f"{seconds:.1f}",
+        )
+
+    def _table(self) -> Table:
+        left = f"{self._left()} left" if len(self._reports) > self._before else self._doing
+        table = Table(title=f"{self._title}, {left}", title_justify="left", expand=False)
+        for column in ("round", "accuracy", "macro-F1", "AUC", "loss"):
+            table.add_column(column, justify="right")
+        table.add_column("excluded")
+        table.add_column("seconds", justify="right")
+        for report in self._reports[-SHOWN_ROUNDS:]:
+            table.add_row(*self._cells(report))
+        return table
+
+
+def audit_table(report: AuditReport) -> list[RenderableType]:
+    """An audit in the order in which a person would ask."""
+    table = Table(show_header=False, box=None)
+    classes = ", ".join(f"{name} {count}" for name, count in zip(report.classes, report.class_counts, strict=True))
+    searched = "" if report.searched == report.scans else f" (in a sample of {report.searched})"
+    given = "none given" if report.given_groups is None else f"{report.given_groups} given"
+    for question, answer in (
+        ("scans", f"{report.scans}: {classes}"),
+        ("exact copies", f"{report.duplicates}, {report.conflicting} of them under another class{searched}"),
+        ("near-identical pictures", f"{report.twins} of {report.searched} have a twin{searched}"),
+        ("groups", f"{given}; {report.found_groups} found, the largest of {report.largest_group} scans"),
+        ("nearest neighbour, random split", f"{report.random_accuracy:.3f}"),
+        ("nearest neighbour, group-safe split", f"{report.group_safe_accuracy:.3f}"),
+        ("always the largest class", f"{report.majority:.3f}"),
+    ):
+        table.add_row(question, answer)
+    if report.published_accuracy is not None:
+        table.add_row("nearest neighbour, published test set", f"{report.published_accuracy:.3f}")
+    return [table, *(f"warning: {warning}" for warning in report.warnings)]
+
+
+def excluded(report: RoundReport) -> str:
+    """Who did not count in a round and in which state, e.g. ``hospital-03 hostile, hospital-07 late``."""
+    return ", ".join(
+        f"{record.hospital_id} {record.state}"
+        for record in report.hospitals
+        if record.state is not HospitalState.REPORTED
+    )
+
+
+class StageTable:
+    """The stages in which a defence is trained: a bar each on a terminal; on anything else, one plain line a round."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, stage: str, rounds: int, report: RoundReport) -> None:
+        """Show one more round of a stage."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=rounds)
+        said = f"{stage}  loss {report.loss:.3f}"
+        if report.accuracy == report.accuracy:  # a network that names no class has none
+            said += f"  accuracy {report.accuracy:.3f}"
+        self._bars.update(self._tasks[stage], completed=report.round_number, description=said)
+        if not self._console.is_terminal:
+            self._console.print(f"{said}  round {report.round_number}/{rounds}")

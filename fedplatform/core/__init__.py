@@ -1,0 +1,1 @@
+"""Values and tools that everybody uses: no training, no file of a run."""

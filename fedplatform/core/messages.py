@@ -1,0 +1,213 @@
+"""What travels between hospitals, server and driver: frozen values, NumPy arrays, never a picture.
+
+NumPy and not PyTorch on the wire because Ray hands NumPy arrays to another process without a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+import torch
+
+NAN = float("nan")
+
+
+class HospitalState(StrEnum):
+    """What became of a hospital in a round. The five are told apart because each asks for another remedy."""
+
+    REPORTED = "reported"  # its update arrived and was used
+    LATE = "late"  # nothing arrived before the deadline
+    CRASHED = "crashed"  # its process died or raised
+    MALFORMED = "malformed"  # it sent something that is not an update: NaN, wrong shape, wrong type
+    HOSTILE = "hostile"  # a well-formed update that the aggregation rule shut out
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What one hospital learned in one round: its weights after local training minus the weights it was sent.
+
+    ``delta`` is (d,) float32 in the order of :class:`fedplatform.learning.parameters.ParameterLayout`;
+    ``num_examples`` is what the hospital *claims* to have trained on, and nobody can check it. Under secure aggregation
+    ``delta`` is the mean over the hospitals in ``group``, each of which has it as its update; all else of one hospital
+    stays there.
+    """
+
+    hospital_id: str
+    round_number: int
+    delta: np.ndarray
+    num_examples: int
+    train_loss: float
+    seconds: float
+    group: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """A hospital's answer to a training request, or the reason in words why there is none."""
+
+    hospital_id: str
+    state: HospitalState
+    update: Update | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What the current model says of one hospital's own scans in a role (``test``); the scans themselves stay.
+
+    ``probabilities`` is (m, num_classes) float32, ``labels`` (m,) int64, ``loss`` the mean cross-entropy.
+    """
+
+    hospital_id: str
+    role: str
+    probabilities: np.ndarray
+    labels: np.ndarray
+    loss: float
+
+
+class Root(Protocol):
+    """The server's small clean data set, as a rule may use it in one round, from the weights that were broadcast."""
+
+    def losses(self, steps: torch.Tensor) -> np.ndarray:
+        """Mean cross-entropy on the root scans after each step: (m, d) to (m,) float64."""
+        ...
+
+    def gradient(self, step: torch.Tensor) -> torch.Tensor:
+        """Gradient (d,) of that loss in the weights after one step (d,)."""
+        ...
+
+    def rehearse(self, *, num_hospitals: int, num_rounds: int, generator: torch.Generator) -> Sequence[Rehearsal]:
+        """Rounds of a federation that the server plays by itself, its root scans dealt to made-up hospitals."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """One round that the server played by itself.
+
+    ``honest`` (n, d) are the updates of its made-up hospitals, ``label_flipped`` (n, d) the same hospitals' after label
+    flipping; ``root_delta`` (d,) and ``root`` as in :class:`Evidence`; ``previous_delta`` (d,) the step before.
+    """
+
+    honest: torch.Tensor
+    label_flipped: torch.Tensor
+    root_delta: torch.Tensor
+    previous_delta: torch.Tensor
+    root: Root
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the server knows beside the n updates of this round.
+
+    ``num_examples`` (n,) int64 as claimed; ``root_delta`` (d,) the server's own update on its small clean data set, or
+    None where it has none; ``previous_delta`` (d,) the last round's aggregate, zeros in the first; ``generator`` the
+    stream from which a randomised rule draws; ``root`` that data set itself; ``memory`` what the rule handed over in
+    the round before (``Aggregate.memory``), None in the first. Under secure aggregation ``groups`` names, for each
+    update, the hospitals whose mean it is; else it is empty.
+    """
+
+    hospital_ids: tuple[str, ...]
+    num_examples: torch.Tensor
+    previous_delta: torch.Tensor
+    generator: torch.Generator
+    round_number: int = 1
+    root_delta: torch.Tensor | None = None
+    root: Root | None = None
+    memory: object = None
+    groups: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a rule that scores trust thinks of one hospital in one round, and why.
+
+    ``trust`` is of this round and ``reputation`` carried over rounds, both 0 to 1. The six numbers after them are the
+    fingerprint of its update (OptiGradTrust), the six ``z_`` the same as robust z-scores against the round's median
+    and MAD. ``reason`` says in words what stood out, and is empty where nothing did.
+    """
+
+    trust: float = NAN
+    reputation: float = NAN
+    reconstruction_error: float = NAN
+    root_cosine: float = NAN
+    peer_cosine: float = NAN
+    norm: float = NAN
+    sign_agreement: float = NAN
+    shapley: float = NAN
+    z_reconstruction_error: float = NAN
+    z_root_cosine: float = NAN
+    z_peer_cosine: float = NAN
+    z_norm: float = NAN
+    z_sign_agreement: float = NAN
+    z_shapley: float = NAN
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregate:
+    """What an aggregation rule makes of n updates.
+
+    ``delta`` is (d,), the step of the server; ``weights`` (n,) float64, non-negative, how much each hospital counted,
+    summing to 1 (or all zero where the rule refused everybody); ``hostile`` (n,) bool, whom the rule shut out.
+    ``judgements`` are n, or none from a rule that scores nobody; ``memory`` comes back as ``Evidence.memory``.
+    """
+
+    delta: torch.Tensor
+    weights: torch.Tensor
+    hostile: torch.Tensor
+    judgements: tuple[Judgement, ...] = ()
+    memory: object = None
+
+
+@dataclass(frozen=True)
+class HospitalRecord:
+    """One row of ``hospitals.parquet``: a hospital in a round, with the truth that only a simulation knows."""
+
+    round_number: int
+    hospital_id: str
+    state: HospitalState
+    reason: str
+    is_liar: bool
+    num_examples: int
+    norm: float  # L2 norm of the shared part of its update
+    cosine: float  # cosine of that part to the aggregate
+    weight: float  # how much it counted, 0 to 1
+    train_loss: float
+    train_seconds: float
+    accuracy: float  # of the new global model on this hospital's own test scans; NaN where it has none
+    loss: float
+    trust: float = NAN  # from here on as in Judgement; NaN from a rule that scores nobody
+    reputation: float = NAN
+    reconstruction_error: float = NAN
+    root_cosine: float = NAN
+    peer_cosine: float = NAN
+    sign_agreement: float = NAN
+    shapley: float = NAN
+    z_reconstruction_error: float = NAN
+    z_root_cosine: float = NAN
+    z_peer_cosine: float = NAN
+    z_norm: float = NAN
+    z_sign_agreement: float = NAN
+    z_shapley: float = NAN
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One row of ``rounds.parquet`` and the hospitals' rows beneath it. Figures are of the pooled test scans."""
+
+    round_number: int
+    accuracy: float
+    macro_f1: float
+    auc: float
+    loss: float
+    validation_accuracy: float
+    train_seconds: float
+    aggregate_seconds: float
+    evaluate_seconds: float
+    hospitals: tuple[HospitalRecord, ...] = field(repr=False)
+    confusion: tuple[tuple[int, ...], ...] = field(default=(), repr=False)  # rows: true class, columns: answer

@@ -1,0 +1,57 @@
+"""Worker processes for tables of many cells: one thread each, and an interruption does not wait for them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from fedplatform.core.settings import ExperimentError
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of ``jobs`` processes of one thread each.
+
+    Raises :class:`ExperimentError` where one of them dies.
+    """
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_settle_in)
+    before = set(multiprocessing.active_children())
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        time.sleep(0.2)  # Ctrl-C reaches the workers, too, and their end may be noticed before it: let it come first
+        raise ExperimentError(
+            "a worker process died, perhaps for want of memory; the same command, with fewer --jobs, goes on from here"
+        ) from error
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in set(multiprocessing.active_children()) - before:
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _settle_in() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a word
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot say so, and a worker would wait for its next cell for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,241 @@
+"""The rows of the table: each way of guarding a scan, put together of a hospital's parts and fitted to clean scans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedplatform.defence import (
+    BitDepth,
+    DefendedClassifier,
+    DepthMap,
+    Detector,
+    DiffusionPurifier,
+    Fusion,
+    Gate,
+    GaussianBlur,
+    Jpeg,
+    KeyedNoise,
+    OneShot,
+    Purifier,
+    Quantiles,
+    fit_temperature,
+)
+from fedplatform.defence.calibration import pooled
+from fedplatform.defence.detector import PARTS
+from fedplatform.defence.settings import DefenceSettings
+from fedplatform.learning.models.noise_predictor import NoiseUnet
+from fedplatform.learning.models.symmetries import SYMMETRIES
+
+FULL_DEPTH = 4.0  # robust deviations above the threshold at which a scan is purified to the greatest depth
+KEY = b"fedplatform evaluation"  # of the noise in an evaluation, which must be repeatable; a server draws its own
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What clean scans look like to a defence: how each score is measured, and the limits that few of them pass."""
+
+    fusion: Fusion | None
+    threshold: float
+    least_confidence: float
+
+    @staticmethod
+    def of(
+        calibrated: Sequence[tuple[DefendedClassifier, torch.Tensor]],
+        defence: str,
+        settings: DefenceSettings,
+        *,
+        f: int = 0,
+    ) -> Usual:
+        """Measured on the clean scans (n, c, h, w) of one or several hospitals, in each by its own calibrated defence.
+
+        Only the scores leave a hospital, and every scan counts as much as any other. ``f`` of the hospitals may lie
+        about theirs: :func:`pooled` bounds how far that carries a limit and what scores are measured by.
+        """
+
+        def limit(scores: Sequence[torch.Tensor], rate: float) -> float:
+            pool = pooled(scores, lambda own: Quantiles.of(own).threshold(rate), f=f)
+            return Quantiles.of(pool).threshold(rate)
+
+        (first, _), *_ = calibrated
+        fusion, threshold = None, first.gate.threshold
+        with torch.no_grad():
+            if first.detector is not None:
+                each = [guard.examine(images).parts for guard, images in calibrated]
+                fusion = Fusion.of_hospitals(each, f=f, silent=SILENT.get(defence, ()))
+                fused = [fusion({name: scores[name] for name in fusion.counting}) for scores in each]
+                threshold = limit(fused, settings.false_positive_rate)
+            measured = Usual(fusion, threshold, least_confidence=0.0)
+            answers = [measured.limiting(guard).logits(images) for guard, images in calibrated]
+            doubts = [-each.softmax(dim=1).amax(dim=1) for each in answers]
+        return replace(measured, least_confidence=-limit(doubts, settings.referral_rate))
+
+    def limiting(self, defended: DefendedClassifier) -> DefendedClassifier:
+        """The same defence with these limits."""
+        detector, gate = defended.detector, defended.gate
+        if detector is not None and self.fusion is not None:
+            detector = replace(detector, fusion=self.fusion)
+            depths = replace(gate.flagged_depth, low=self.threshold, high=self.threshold + FULL_DEPTH)
+            gate = replace(gate, threshold=self.threshold, flagged_depth=depths)
+        return replace(defended, detector=detector, gate=gate, least_confidence=self.least_confidence)
+
+
+@dataclass(frozen=True, eq=False)
+class HospitalParts:
+    """One hospital's networks and scans, of which any of its defences is put together.
+
+    ``classifier`` is the run's own personal model, ``tuned`` the one that has seen purified scans. ``validation`` and
+    ``test`` are (images (n, c, h, w) in [0, 1], labels (n,)); ``test_rows`` (n,) says where the test scans stand in
+    the source, ``test_groups`` and ``validation_groups`` (n,) which of them belong together. ``federation`` is what is
+    usual in all hospitals of the run.
+    """
+
+    hospital_id: str
+    settings: DefenceSettings
+    classifier: nn.Module
+    tuned: nn.Module
+    autoencoder: nn.Module
+    sensor: nn.Module
+    network: NoiseUnet
+    validation: tuple[torch.Tensor, torch.Tensor]
+    test: tuple[torch.Tensor, torch.Tensor]
+    test_rows: np.ndarray
+    test_groups: np.ndarray
+    validation_groups: np.ndarray
+    federation: Callable[[str, DefenceSettings], Usual]
+
+    def defended(self, defence: str) -> DefendedClassifier:
+        """A row of the table by its name, fitted to clean validation scans: to this hospital's own where they suffice.
+
+        A quantile of near-identical slices of two patients says nothing of the third. Of n groups, a score that one
+        new group in 20 passes can be told if n is at least 19 (see :meth:`Quantiles.threshold`); a hospital that has
+        fewer borrows what is usual in the federation. The temperature is its own in any case.
+        """
+        own = self.calibrated(defence)
+        groups = len(np.unique(self.validation_groups))
+        if (groups + 1) * self.settings.false_positive_rate >= 1:
+            usual = Usual.of([(own, self.validation[0])], defence, self.settings)
+        else:
+            usual = self.federation(defence, self.settings)
+        return usual.limiting(own)
+
+    def calibrated(self, defence: str) -> DefendedClassifier:
+        """A row of the table that flags and refers nobody yet, with the temperature that the own scans ask for.
+
+        The temperature comes first: the disagreement, and with it the threshold, is measured in calibrated answers.
+        """
+        images, labels = self.validation
+        defended = DEFENCES[defence](self)
+        with torch.no_grad():
+            temperature = fit_temperature(defended.logits(images), labels, self.validation_groups)
+        return replace(defended, temperature=temperature)
+
+    def through(
+        self,
+        purifier: Purifier,
+        *,
+        depth: int,
+        classifier: nn.Module,
+        copies: tuple[int, ...] = (0,),
+        symmetries: tuple[int, ...] = (0,),
+    ) -> DefendedClassifier:
+        """A defence that sends every scan through a purifier at one depth."""
+        threshold = -1.0 if depth else float("inf")  # without a detector every score is 0
+        gate = Gate(threshold, usual_depth=0, flagged_depth=DepthMap(depth, depth, 0.0, 0.0))
+        return DefendedClassifier(classifier, purifier, gate, KeyedNoise(KEY), copies=copies, symmetries=symmetries)
+
+    def gated(
+        self,
+        parts: tuple[str, ...],
+        *,
+        classifier: nn.Module,
+        deepest: int,
+        usual_depth: int = 0,
+        copies: tuple[int, ...] = (0,),
+        symmetries: tuple[int, ...] = (0,),
+    ) -> DefendedClassifier:
+        """A defence behind a detector made of ``parts``, the depth growing to ``deepest`` with the score."""
+        setting = self.settings
+        unmeasured = Fusion(dict.fromkeys(parts, 0.0), dict.fromkeys(parts, 1.0))
+        depths = DepthMap(setting.least_depth, deepest, 0.0, 0.0)
+        return DefendedClassifier(
+            classifier,
+            DiffusionPurifier(self.network, setting.sampler),
+            Gate(threshold=float("inf"), usual_depth=usual_depth, flagged_depth=depths),
+            KeyedNoise(KEY),
+            detector=Detector(self.autoencoder, self.sensor, unmeasured),
+            probe_depth=setting.probe_depth,
+            copies=copies,
+            symmetries=symmetries,
+        )
+
+
+def _whole(
+    parts: HospitalParts, scores: tuple[str, ...] = PARTS, symmetries: tuple[int, ...] = SYMMETRIES
+) -> DefendedClassifier:
+    setting = parts.settings
+    return parts.gated(
+        scores,
+        classifier=parts.tuned,
+        deepest=setting.most_depth,
+        usual_depth=setting.usual_depth,
+        copies=_turned(setting.copies),
+        symmetries=symmetries,
+    )
+
+
+def _light(parts: HospitalParts) -> DefendedClassifier:
+    return _whole(parts, scores=("reconstruction", "tampering"), symmetries=(0,))
+
+
+def _as_in_the_paper(parts: HospitalParts) -> DefendedClassifier:
+    return parts.gated(("reconstruction",), classifier=parts.classifier, deepest=parts.settings.least_depth)
+
+
+def _everything(parts: HospitalParts) -> DefendedClassifier:
+    purifier = DiffusionPurifier(parts.network, parts.settings.sampler)
+    upright = (0,) * parts.settings.copies
+    return parts.through(purifier, depth=parts.settings.least_depth, classifier=parts.classifier, copies=upright)
+
+
+def _tuned_everything(parts: HospitalParts) -> DefendedClassifier:
+    purifier = DiffusionPurifier(parts.network, parts.settings.sampler)
+    turned = _turned(parts.settings.copies)
+    return parts.through(purifier, depth=parts.settings.least_depth, classifier=parts.tuned, copies=turned)
+
+
+def _turned(copies: int) -> tuple[int, ...]:
+    """The sides of so many copies, each of the eight in turn."""
+    return tuple(SYMMETRIES[copy % len(SYMMETRIES)] for copy in range(copies))
+
+
+GATED = ("mae_gate", "light", "whole")  # the defences with a detector, which an attacker may want to go unnoticed by
+# The autoencoder draws the anomaly map; beside the sensor its score would add noise alone (decision 6).
+SILENT: Mapping[str, tuple[str, ...]] = MappingProxyType(dict.fromkeys(("light", "whole"), ("reconstruction",)))
+DEFENCES: Mapping[str, Callable[[HospitalParts], DefendedClassifier]] = MappingProxyType(
+    {
+        "no_defence": lambda parts: parts.through(
+            DiffusionPurifier(parts.network, OneShot()), depth=0, classifier=parts.classifier
+        ),
+        "all_sides": lambda parts: parts.through(
+            DiffusionPurifier(parts.network, OneShot()), depth=0, classifier=parts.classifier, symmetries=SYMMETRIES
+        ),
+        "all_sides_tuned": lambda parts: parts.through(
+            DiffusionPurifier(parts.network, OneShot()), depth=0, classifier=parts.tuned, symmetries=SYMMETRIES
+        ),
+        "blur": lambda parts: parts.through(GaussianBlur(), depth=1, classifier=parts.classifier),
+        "jpeg": lambda parts: parts.through(Jpeg(), depth=1, classifier=parts.classifier),
+        "bit_depth": lambda parts: parts.through(BitDepth(), depth=1, classifier=parts.classifier),
+        "purify_all": _everything,
+        "mae_gate": _as_in_the_paper,
+        "purify_all_tuned": _tuned_everything,
+        "light": _light,
+        "whole": _whole,
+    }
+)
+"""Puts a row together of a hospital's parts, not yet fitted: it flags and refers nobody."""

@@ -1,0 +1,1 @@
+"""Experiments: from settings to a finished run, its tables and its report."""

@@ -1,0 +1,194 @@
+"""The whole state of a federation on the server's disk: a checkpoint a round, each one whole or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fedplatform.core.files import write_durably, write_folder_durably
+from fedplatform.core.messages import RoundReport
+from fedplatform.core.rounds import reports_of, tables_of
+from fedplatform.core.storable import Arrays, NotStorableError, put_together, take_apart
+from fedplatform.experiments.experiment import Experiment, ExperimentError, try_rule
+from fedplatform.federated.aggregation import Aggregator
+from fedplatform.federated.hospital_state import KEPT_ROUNDS, Launch, SupersededError
+from fedplatform.federated.server import FederationState
+
+STATE, TENSORS, SUMS = "state.json", "state.safetensors", "SHA256SUMS"
+LAUNCH = "launch"  # the file that counts launches
+ROOT, MEMORY = "root", "memory"
+DAMAGED = "damaged"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The state of a federation after a round, and the reports of that round and of all before it."""
+
+    state: FederationState
+    reports: tuple[RoundReport, ...]
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """Where the checkpoints of a run lie, and of which experiment they must be: the SHA-256 of its settings."""
+
+    path: Path
+    experiment: str
+
+    @classmethod
+    def of(cls, path: Path, experiment: Experiment) -> Self:
+        """The folder for an experiment; asked where the experiment was read, for only there all of it has a name."""
+        return cls(path.resolve(), hashlib.sha256(json.dumps(experiment.settings()).encode()).hexdigest())
+
+
+class Checkpoints:
+    """The last rounds of one run in a folder, one folder each; made by :meth:`open`.
+
+    A checkpoint is ``round-NNNNNN/``: every array in one safetensors file, the rounds so far as two Parquet tables, the
+    rest in JSON, and ``SHA256SUMS`` over them, as sha256sum writes it. Nothing in it is pickle. ``found`` is the newest
+    that is intact; ``refused`` says in words what was wrong with newer ones.
+    """
+
+    def __init__(self, folder: CheckpointFolder, rule: Aggregator) -> None:
+        self._folder = folder.path
+        self._experiment = folder.experiment
+        self._kinds: Sequence[type] = getattr(rule, "memory_kinds", ())
+        self.found: Checkpoint | None = None
+        self.refused: tuple[str, ...] = ()
+        self.launch = Launch(0, 0)
+
+    @classmethod
+    def open(cls, folder: CheckpointFolder, rule: Aggregator) -> Self:
+        """Look for the newest intact checkpoint, set damaged ones aside, and count one more launch.
+
+        Raises :class:`ExperimentError` where there are checkpoints and none is intact, where they are of another
+        experiment, or the folder cannot be written.
+        """
+        checkpoints = cls(folder, rule)
+        checkpoints._find()
+        found = checkpoints.found
+        launch = Launch(checkpoints._counted() + 1, found.state.round_number if found else 0)
+        try:
+            write_durably(folder.path / LAUNCH, str(launch.number).encode())
+            for unfinished in folder.path.glob(".round-*.partial"):
+                shutil.rmtree(unfinished)
+            for number in checkpoints._numbers():
+                if number > launch.resumed_from:  # damaged; hospitals go back behind it, so it must never come back
+                    checkpoints._of(number).rename(folder.path / f"{DAMAGED}-{launch.number}-{number:06d}")
+        except OSError as error:
+            raise ExperimentError(f"cannot write to {folder.path}: {error.strerror or error}") from error
+        checkpoints.launch = launch
+        return checkpoints
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write one more checkpoint, and remove the oldest.
+
+        Raises :class:`ExperimentError` where it cannot be written (those before it stay), and
+        :class:`SupersededError` where another launch has taken over.
+        """
+        state = checkpoint.state
+        if self._counted() != self.launch.number:
+            raise SupersededError(f"{self._folder} is of launch {self._counted()}, this is launch {self.launch.number}")
+        path = self._of(state.round_number)
+        try:
+            write_folder_durably(path, self._files(checkpoint))
+        except NotStorableError as error:
+            raise ExperimentError(f"the memory of the aggregation rule cannot be stored: {error}") from error
+        except OSError as error:
+            raise ExperimentError(
+                f"cannot write checkpoint {path}: {error.strerror or error}; what was written before is intact"
+            ) from error
+        for old in (*map(self._of, self._numbers()[:-KEPT_ROUNDS]), *self._folder.glob(f"{DAMAGED}-*")):
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _find(self) -> None:
+        refused = []
+        for number in reversed(self._numbers()):
+            try:
+                self.found = self._read(self._of(number))
+                break
+            except ExperimentError:
+                raise
+            except _DAMAGE as error:
+                refused.append(f"checkpoint {self._of(number)} is damaged: {' '.join(str(error).split())}")
+        self.refused = tuple(refused)
+        if refused and self.found is None:
+            raise ExperimentError(f"no checkpoint in {self._folder} is intact: {'; '.join(refused)}")
+
+    def _files(self, checkpoint: Checkpoint) -> dict[str, bytes]:
+        state = checkpoint.state
+        tree, arrays = take_apart(state.memory, kinds=self._kinds, name=MEMORY)
+        arrays |= {"weights": state.weights, "previous_delta": state.previous_delta}
+        arrays |= {f"{ROOT}/{name}": value.numpy() for name, value in state.root_personal.items()}
+        written = {"round": state.round_number, "experiment": self._experiment, "memory": tree}
+        files = {STATE: json.dumps(written, indent=1).encode(), TENSORS: save(_in_rows(arrays))}
+        for name, table in tables_of(checkpoint.reports).items():
+            sink = io.BytesIO()
+            pq.write_table(table, sink)
+            files[name] = sink.getvalue()
+        sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+        return {**files, SUMS: sums.encode()}
+
+    def _read(self, path: Path) -> Checkpoint:
+        files: dict[str, bytes] = {}
+        for line in (path / SUMS).read_text().splitlines():
+            digest, _, name = line.partition("  ")
+            files[name] = (path / name).read_bytes()
+            if hashlib.sha256(files[name]).hexdigest() != digest:
+                raise ValueError(f"the SHA-256 of {name} is not the one in {SUMS}")
+        written, arrays = json.loads(files[STATE]), load(files[TENSORS])
+        if written["experiment"] != self._experiment:
+            raise ExperimentError(f"{path} is of another experiment than the experiment.yaml of this run")
+        tables = (pq.read_table(io.BytesIO(files[name])) for name in ("rounds.parquet", "hospitals.parquet"))
+        personal = {name: value for name, value in arrays.items() if name.startswith(f"{ROOT}/")}
+        state = FederationState(
+            round_number=written["round"],
+            weights=arrays["weights"].copy(),
+            previous_delta=arrays["previous_delta"].copy(),
+            memory=put_together(written["memory"], arrays, kinds=self._kinds),
+            root_personal={name.removeprefix(f"{ROOT}/"): torch.from_numpy(v).clone() for name, v in personal.items()},
+        )
+        return Checkpoint(state, reports_of(*tables))
+
+    def _of(self, round_number: int) -> Path:
+        return self._folder / f"round-{round_number:06d}"
+
+    def _numbers(self) -> list[int]:
+        return sorted(int(path.name.removeprefix("round-")) for path in self._folder.glob("round-*"))
+
+    def _counted(self) -> int:
+        file = self._folder / LAUNCH
+        return int(file.read_text()) if file.exists() else 0
+
+
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, SafetensorError, pa.ArrowException)
+
+
+def require_storable(rule: Aggregator, *, hospitals: int, has_root: bool) -> None:
+    """Raise :class:`ExperimentError` for a rule whose memory no checkpoint could hold, before anybody trains."""
+    try:
+        kinds = getattr(rule, "memory_kinds", ())
+        tried = try_rule(rule, hospitals=hospitals, has_root=has_root)
+        take_apart(tried.memory if tried is not None else None, kinds=kinds, name=MEMORY)
+    except (NotStorableError, ValueError) as error:
+        raise ExperimentError(
+            f"the memory of {type(rule).__name__} cannot be stored in checkpoints: {error}; "
+            "docs/extending.md says how a rule lets its memory be stored"
+        ) from error
+
+
+def _in_rows(arrays: Arrays) -> Arrays:
+    """The arrays in the row-major layout that a file holds."""
+    return {name: array.copy(order="C") for name, array in arrays.items()}

@@ -1,0 +1,1 @@
+"""The defence of a run: trained, loaded, attacked, certified, shown."""

@@ -1,0 +1,163 @@
+"""The defence of a finished run as it lies on disk, and each hospital's own, ready for use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from fedplatform.data.shards import Manifest, Shard
+from fedplatform.data.splits import Role
+from fedplatform.defence.presets import HospitalParts, Usual
+from fedplatform.defence.settings import DefenceSettings
+from fedplatform.experiments.engine import local_training
+from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
+from fedplatform.learning.models import Classifier, ModelBuilder
+from fedplatform.learning.training import Trainer, to_images
+
+DEFENCE, SETTINGS, TUNED = "defence", "defence.yaml", "tuned"
+STAGES = {  # what each stage of training leaves, in the order of training
+    "autoencoder": "autoencoder.safetensors",
+    "purifier": "purifier.safetensors",
+    "tuned": f"{TUNED}/global.safetensors",
+    "sensor": "sensor.safetensors",
+}
+
+
+class DefendedRun:
+    """A run folder whose defence is trained: ``runs/<name>/defence/`` holds its settings and its networks.
+
+    ``shards`` is where the hospitals' scans lie, if not in the run folder. Raises :class:`ExperimentError` in one line
+    where something is missing or does not fit.
+    """
+
+    def __init__(self, path: Path, *, shards: Path | None = None) -> None:
+        self.path = path
+        self.experiment = read_experiment(path)
+        self.shards = shards or path / "shards"
+        self.manifest = Manifest.load(self.shards)
+        settings = path / DEFENCE / SETTINGS
+        missing = [name for name in (SETTINGS, *STAGES.values()) if not (path / DEFENCE / name).is_file()]
+        if missing:
+            raise ExperimentError(f"{path} has no trained defence; 'fedplatform defend {path}' trains one")
+        self.settings = DefenceSettings.from_settings(yaml.safe_load(settings.read_text()))
+        self.trainer = Trainer(local_training(self.experiment, self.manifest))
+        self._autoencoder = self.network(path, self.manifest, self.settings.autoencoder, "autoencoder")
+        self._purifier = self.network(path, self.manifest, self.settings.purifier, "purifier")
+        self._sensor = self.network(path, self.manifest, Sensor(self.settings.sensor), "sensor")
+        self._usual = cache(self._measured)
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """The hospitals whose defence is attacked: honest ones with validation scans to fit it on, and test scans.
+
+        Raises :class:`ExperimentError` where there is none.
+        """
+        liars = self.experiment.who_lies().hospital_ids if self.experiment.attack is not None else ()
+        counts = (shard.counts for shard in self.manifest.hospitals)
+        tested = tuple(
+            name
+            for name, count in zip(self.experiment.inside, counts, strict=True)
+            if name not in liars and any(count[Role.VALIDATION]) and any(count[Role.TEST])
+        )
+        if not tested:
+            raise ExperimentError(f"{self.path}: no honest hospital has both validation and test scans")
+        return tested
+
+    def hospital(self, hospital_id: str) -> HospitalParts:
+        """One hospital's parts, read from its own shard and state."""
+        number = self.experiment.inside.index(hospital_id)
+        shard = Shard.open(self.shards / self.manifest.hospitals[number].file)
+        return HospitalParts(
+            hospital_id,
+            self.settings,
+            classifier=read_classifier(self.trainer, self.path, hospital_id),
+            tuned=read_classifier(self.trainer, self.path / DEFENCE / TUNED, hospital_id),
+            autoencoder=self._autoencoder,
+            sensor=self._sensor,
+            network=self._purifier,  # type: ignore[arg-type]
+            validation=_scans(shard, Role.VALIDATION),
+            test=_scans(shard, Role.TEST),
+            test_rows=shard.rows(Role.TEST),
+            test_groups=shard.groups(Role.TEST),
+            validation_groups=shard.groups(Role.VALIDATION),
+            federation=self._usual,
+        )
+
+    def _measured(self, defence: str, settings: DefenceSettings) -> Usual:
+        """What is usual of the clean validation scans of all hospitals that have some; nobody is told who lies."""
+        hospitals = [
+            replace(self.hospital(hospital_id), settings=settings)
+            for hospital_id, shard in zip(self.experiment.inside, self.manifest.hospitals, strict=True)
+            if any(shard.counts[Role.VALIDATION])
+        ]
+        calibrated = [(each.calibrated(defence), each.validation[0]) for each in hospitals]
+        return Usual.of(calibrated, defence, settings, f=self.experiment.f)
+
+    @staticmethod
+    def network(path: Path, manifest: Manifest, builder: ModelBuilder, stage: str) -> nn.Module:
+        """The network that a stage has left in the run folder ``path``, ready for use.
+
+        Raises :class:`ExperimentError` where the file is not whole, or another network's.
+        """
+        settings = manifest.settings
+        network = builder(channels=settings.channels, num_classes=len(manifest.classes), size=settings.size)
+        file = path / DEFENCE / STAGES[stage]
+        try:
+            network.load_state_dict(load_file(file))
+        except (SafetensorError, RuntimeError) as error:
+            raise ExperimentError(
+                f"{file} does not hold the {stage} of these settings; remove it to train anew"
+            ) from error
+        return network.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """The builder of the sensor as its training wraps it: two classes behind a mean/std layer."""
+
+    model: ModelBuilder
+
+    def __call__(self, *, channels: int, num_classes: int, size: int) -> nn.Module:
+        """``num_classes`` is the number of diagnoses, and of no matter here."""
+        del num_classes
+        sensor = Classifier(self.model(channels=channels, num_classes=2, size=size))
+        # A fifth quicker on a CPU, and every scan passes it.
+        return sensor.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def read_experiment(path: Path) -> Experiment:
+    """The experiment of a finished run; raises :class:`ExperimentError` where ``path`` holds none."""
+    if not (path / "experiment.yaml").is_file() or not (path / "global.safetensors").is_file():
+        raise ExperimentError(f"{path} holds no finished run (experiment.yaml and global.safetensors)")
+    return Experiment.from_settings(load_settings(str(path / "experiment.yaml")))
+
+
+def read_weights(trainer: Trainer, path: Path) -> np.ndarray:
+    """The shared weights (d,) of a finished run; raises :class:`ExperimentError` where they are another network's."""
+    tensors = load_file(path / "global.safetensors")
+    if {name: tuple(value.shape) for name, value in tensors.items()} != dict(
+        zip(trainer.layout.names, trainer.layout.shapes, strict=True)
+    ):
+        raise ExperimentError(f"{path / 'global.safetensors'} does not hold the network of this experiment")
+    return np.concatenate([tensors[name].numpy().ravel() for name in trainer.layout.names])
+
+
+def read_classifier(trainer: Trainer, path: Path, hospital_id: str) -> nn.Module:
+    """A hospital's personal classifier from a folder with ``global.safetensors`` and ``hospitals/``, ready for use."""
+    state = path / "hospitals" / f"{hospital_id}.safetensors"
+    if trainer.initial_personal and not state.is_file():
+        raise ExperimentError(f"{state} is missing: the personal part of {hospital_id}'s model")
+    personal = load_file(state) if state.is_file() else {}
+    return trainer.model_of(read_weights(trainer, path), personal)
+
+
+def _scans(shard: Shard, role: Role) -> tuple[torch.Tensor, torch.Tensor]:
+    return to_images(shard.images(role)), torch.from_numpy(shard.labels(role).copy())

@@ -1,0 +1,198 @@
+"""What runs a federation: here in this process; on a cluster, :mod:`actors.engine` behind the same interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from fedplatform.core.messages import Predictions, RoundReport
+from fedplatform.data.shards import ROOT, Manifest, Shard
+from fedplatform.data.splits import Role
+from fedplatform.experiments.checkpoint import Checkpoint, CheckpointFolder, Checkpoints
+from fedplatform.experiments.experiment import Experiment, ExperimentError
+from fedplatform.experiments.places import Place
+from fedplatform.federated.cohort import Cohort, CohortPlan, InProcessCohort, InProcessMaskedHospitals
+from fedplatform.federated.hospital import Hospital
+from fedplatform.federated.hospital_state import Launch
+from fedplatform.federated.root_set import RootSet
+from fedplatform.federated.secure import GroupedCohort
+from fedplatform.federated.server import Federation, FederationState
+from fedplatform.federated.transport import TRANSPORTS
+from fedplatform.learning.training import LocalTraining, Trainer
+
+SAMPLES = 24  # pictures in the report
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a finished federation hands over: the shared weights, and the server's own scans with their answers."""
+
+    weights: np.ndarray  # (d,)
+    sample_images: np.ndarray  # (m, c, h, w) uint8
+    samples: Predictions | None
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What earlier launches left: the reports of the rounds they finished, and which checkpoints were damaged."""
+
+    reports: tuple[RoundReport, ...] = ()
+    refused: tuple[str, ...] = ()
+
+
+class RunningFederation(Protocol):
+    """A federation under way: what was there before, its reports as they come, then its outcome."""
+
+    def earlier(self) -> Earlier: ...
+
+    def reports(self) -> Iterator[RoundReport]: ...
+
+    def outcome(self) -> Outcome: ...
+
+
+class Engine(Protocol):
+    """Brings up hospitals and server for an experiment whose shards are written, and takes them down again.
+
+    Training begins with the weights ``start`` (d,), or with the seed's own. With a folder of ``checkpoints``, on the
+    machine of whoever launches, every round ends in one, and training goes on after the newest that is there.
+    """
+
+    def launch(
+        self,
+        experiment: Experiment,
+        shards: Path,
+        *,
+        state_folder: Path,
+        start: np.ndarray | None = None,
+        checkpoints: Path | None = None,
+    ) -> AbstractContextManager[RunningFederation]: ...
+
+
+def local_training(experiment: Experiment, manifest: Manifest) -> LocalTraining:
+    """How hospitals train in an experiment on these shards."""
+    return experiment.local_training(channels=manifest.settings.channels, num_classes=len(manifest.classes))
+
+
+def cohort_plan(
+    experiment: Experiment,
+    shards: Path,
+    *,
+    state_folder: Path,
+    places: Sequence[Place] = (),
+    launch: Launch | None = None,
+) -> CohortPlan:
+    """How to bring up each hospital of an experiment that is not outside.
+
+    Its shard lies in ``shards``, or in its place where it has one. Of a folder ``shards`` whose hospitals have their
+    own, only ``manifest.json`` and the root set are read.
+    """
+    manifest = Manifest.load(shards)
+    files = [Path(place.shard) for place in places if place.shard]
+    files = files or [shards.resolve() / shard.file for shard in manifest.hospitals]
+    return CohortPlan(
+        shard_files=dict(zip(experiment.inside, files, strict=True)),
+        training=local_training(experiment, manifest),
+        liars=experiment.who_lies(),
+        state_folder=state_folder,
+        launch=launch,
+        privacy=experiment.privacy,
+        transport=TRANSPORTS[experiment.transport],
+    )
+
+
+def in_process_cohort(
+    experiment: Experiment, shards: Path, *, state_folder: Path, launch: Launch | None = None
+) -> Cohort:
+    """All hospitals of an experiment in this process, behind secure aggregation where the experiment asks for it."""
+    plan = cohort_plan(experiment, shards, state_folder=state_folder, launch=launch)
+    if plan.privacy is None:
+        return InProcessCohort(plan)
+    return GroupedCohort(InProcessMaskedHospitals(plan), plan.privacy, seed=experiment.seed)
+
+
+class ServerRole:
+    """The server of an experiment over any cohort: root set, rule and federation put together, and its checkpoints."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        shards: Path,
+        cohort: Cohort,
+        *,
+        start: np.ndarray | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        manifest = Manifest.load(shards)
+        self._trainer = Trainer(local_training(experiment, manifest))
+        self._rounds = experiment.rounds
+        self._root = self._open_root(shards) if experiment.root_size else None
+        self._federation = Federation(
+            cohort=cohort,
+            rule=experiment.server_rule,
+            layout=self._trainer.layout,
+            num_classes=len(manifest.classes),
+            seed=experiment.seed,
+            quorum=experiment.quorum,
+            root=RootSet(self._root) if self._root and getattr(experiment.rule, "needs_root", False) else None,
+            liars=frozenset(experiment.who_lies().hospital_ids if experiment.attack is not None else ()),
+        )
+        self._checkpoints = checkpoints
+        found = checkpoints.found if checkpoints else None
+        self._earlier = found.reports if found else ()
+        first = self._trainer.initial_weights if start is None else start
+        self._state: FederationState = found.state if found else self._federation.start(first)
+
+    def _open_root(self, shards: Path) -> Hospital:
+        return Hospital("root", Shard.open(shards / ROOT), trainer=self._trainer, state_file=None, role=Role.ROOT)
+
+    def earlier(self) -> Earlier:
+        """What earlier launches left."""
+        return Earlier(self._earlier, self._checkpoints.refused if self._checkpoints else ())
+
+    def reports(self) -> Iterator[RoundReport]:
+        """Run the rounds one by one; a round is on the disk before it is told of."""
+        for state, report in self._federation.rounds(self._state, until=self._rounds):
+            self._state, self._earlier = state, (*self._earlier, report)
+            if self._checkpoints is not None:
+                self._checkpoints.save(Checkpoint(state, self._earlier))
+            yield report
+
+    def outcome(self) -> Outcome:
+        """The final weights and the server's own scans."""
+        if self._root is None:
+            return Outcome(self._state.weights, np.zeros((0, 1, 1, 1), np.uint8), None)
+        weights = self._state.weights
+        self._root.personal = {**self._root.personal, **self._state.root_personal}
+        # One pass over its own scans gives the server the batch normalisation that no hospital ever sends.
+        self._root.train(weights, self._rounds)
+        shown = np.linspace(0, len(self._root.training_labels) - 1, SAMPLES).astype(int)
+        answers = self._root.evaluate(weights, [Role.ROOT])[0]
+        samples = Predictions("root", Role.ROOT, answers.probabilities[shown], answers.labels[shown], answers.loss)
+        return Outcome(weights, self._root.training_images[shown], samples)
+
+
+class InProcessEngine:
+    """Everything in this process, one hospital after another: the reference, and the quickest for small networks."""
+
+    def launch(
+        self,
+        experiment: Experiment,
+        shards: Path,
+        *,
+        state_folder: Path,
+        start: np.ndarray | None = None,
+        checkpoints: Path | None = None,
+    ) -> AbstractContextManager[RunningFederation]:
+        """Bring up hospitals and server here. Raises :class:`ExperimentError` where some are outside."""
+        if experiment.outside:
+            raise ExperimentError("hospitals outside come through a gateway, and that takes --engine ray")
+        folder = CheckpointFolder.of(checkpoints, experiment) if checkpoints else None
+        opened = Checkpoints.open(folder, experiment.server_rule) if folder else None
+        launch = opened.launch if opened else None
+        cohort = in_process_cohort(experiment, shards, state_folder=state_folder, launch=launch)
+        return nullcontext(ServerRole(experiment, shards, cohort, start=start, checkpoints=opened))

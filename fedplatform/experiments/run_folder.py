@@ -1,0 +1,172 @@
+"""What a run leaves on disk, each file whole or not there at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
+
+from fedplatform.core.messages import Predictions, RoundReport
+from fedplatform.core.rounds import tables_of
+from fedplatform.core.specification import nearest
+from fedplatform.experiments.experiment import ExperimentError
+from fedplatform.federated.cohort import ATTACKS
+from fedplatform.federated.hospital_state import EARLIER
+from fedplatform.learning.parameters import ParameterLayout
+
+SETTINGS, MODEL, TRACKED = "experiment.yaml", "global.safetensors", "mlflow-run"
+
+
+@contextmanager
+def alone_in(folder: Path, *, what: str) -> Iterator[None]:
+    """No other process works in a folder meanwhile, on ``what``. Raises :class:`ExperimentError` where one does."""
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ExperimentError(f"{what} is going on in another process") from None
+    except OSError as error:
+        raise ExperimentError(f"cannot write to {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class RunFolder:
+    """``runs/<name>/``: experiment.yaml, rounds.parquet, hospitals.parquet, models, samples, report."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, runs: Path, name: str) -> Self:
+        """Make a new folder. Raises :class:`ExperimentError` where the name is taken or the place not writable."""
+        path = runs / name
+        if not name or Path(name).name != name or name.startswith("."):
+            raise ExperimentError(f"a run name is a plain folder name, got {name!r}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise ExperimentError(f"run {name!r} exists in {runs}; choose another --name or remove it") from None
+        except OSError as error:
+            raise ExperimentError(f"cannot make run folder {path}: {error.strerror}") from error
+        return cls(path)
+
+    @classmethod
+    def create_numbered(cls, runs: Path, name: str) -> Self:
+        """Make a new folder called ``name``, or ``name-2``, ``name-3``... where that is taken."""
+        number = 1
+        while (runs / (name if number == 1 else f"{name}-{number}")).exists():
+            number += 1
+        return cls.create(runs, name if number == 1 else f"{name}-{number}")
+
+    @classmethod
+    def reopen(cls, runs: Path, name: str) -> Self:
+        """The folder of a run that was stopped. Raises :class:`ExperimentError` where it is finished, or not there."""
+        folder = cls(runs / name)
+        if not (folder.path / SETTINGS).is_file():
+            raise ExperimentError(f"no run {name!r} in {runs}{nearest(name, folders_in(runs))}")
+        if (folder.path / MODEL).exists() and not folder.checkpoints.exists():
+            raise ExperimentError(f"run {name!r} is finished; nothing is left to resume")
+        return folder
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else works on this run meanwhile. Raises :class:`ExperimentError` where somebody does already."""
+        with alone_in(self.path, what=f"run {self.path.name!r}"):
+            yield
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the server keeps its last rounds until the run is finished."""
+        return self.path / "checkpoints"
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether there is a round to go on after."""
+        return any(self.checkpoints.glob("round-*"))
+
+    @property
+    def how_to_resume(self) -> str:
+        """The command that goes on with this run."""
+        runs = self.path.parent
+        return f"fedplatform run --resume {self.path.name}" + ("" if runs == Path("runs") else f" --runs {runs}")
+
+    @property
+    def state_folder(self) -> Path:
+        """Where hospitals keep their personal state."""
+        return self.path / "hospitals"
+
+    def write_settings(self, settings: Mapping[str, object]) -> None:
+        """The resolved experiment; ``fedplatform run`` takes this file."""
+        text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        self._whole(SETTINGS, lambda path: path.write_text(text))
+
+    def read_settings(self) -> dict[str, object]:
+        """The resolved experiment."""
+        settings: dict[str, object] = yaml.safe_load((self.path / SETTINGS).read_text())
+        return settings
+
+    @property
+    def tracked_as(self) -> str | None:
+        """The id of this run in MLflow, where it has one."""
+        file = self.path / TRACKED
+        return file.read_text() if file.exists() else None
+
+    def write_tracked_as(self, run_id: str) -> None:
+        """Keep that id for a later launch."""
+        self._whole(TRACKED, lambda path: path.write_text(run_id))
+
+    def forget_rounds(self) -> None:
+        """Remove what only a run under way needs: checkpoints, and hospitals' earlier states where they lie here."""
+        for folder in (self.checkpoints, *(self.state_folder / name for name in (EARLIER, ATTACKS))):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def write_reports(self, reports: Sequence[RoundReport]) -> None:
+        """``rounds.parquet`` and ``hospitals.parquet``, written anew after every round."""
+        for name, table in tables_of(reports).items():
+            self._whole(name, lambda path, table=table: pq.write_table(table, path))  # type: ignore[misc]
+
+    def write_model(self, weights: np.ndarray, layout: ParameterLayout) -> None:
+        """The shared part of the model as ``global.safetensors``."""
+        tensors = {name: torch.from_numpy(value) for name, value in layout.unflatten(weights).items()}
+        self._whole(MODEL, lambda path: save_file(tensors, path))
+
+    def write_samples(self, images: np.ndarray, predictions: Predictions, classes: Sequence[str]) -> None:
+        """A few of the server's own scans, never a hospital's, with what the final model says of them."""
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez_compressed(
+                    file,
+                    images=images,
+                    labels=predictions.labels,
+                    probabilities=predictions.probabilities,
+                    classes=np.array(classes, dtype=str),
+                )
+
+        self._whole("samples.npz", write)
+
+    def _whole(self, name: str, write: Callable[[Path], object]) -> None:
+        partial = self.path / f".{name}.partial"
+        try:
+            write(partial)
+            partial.replace(self.path / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise ExperimentError(f"cannot write {self.path / name}: {error.strerror or error}") from error
+
+
+def folders_in(runs: Path) -> list[str]:
+    """The names of the runs in a folder."""
+    return sorted(path.parent.name for path in runs.glob(f"*/{SETTINGS}"))

@@ -1,0 +1,1 @@
+"""The federation: hospitals, Byzantine ones among them, and the server that aggregates."""

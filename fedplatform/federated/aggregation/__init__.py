@@ -1,0 +1,62 @@
+"""Aggregation: what the server makes of the updates of a round, among which some may lie."""
+
+from fedplatform.federated.aggregation.aggregator import Aggregator
+from fedplatform.federated.aggregation.batch_statistics import combine_statistics
+from fedplatform.federated.aggregation.bulyan import Bulyan
+from fedplatform.federated.aggregation.centered_clipping import CenteredClipping
+from fedplatform.federated.aggregation.coordinatewise import Median, TrimmedMean
+from fedplatform.federated.aggregation.dnc import DnC
+from fedplatform.federated.aggregation.flame import FLAME
+from fedplatform.federated.aggregation.fltrust import FLTrust
+from fedplatform.federated.aggregation.geometric_median import GeometricMedian
+from fedplatform.federated.aggregation.krum import Krum, MultiKrum
+from fedplatform.federated.aggregation.mean import Mean, WeightedMean
+from fedplatform.federated.aggregation.mixing import Bucketing, Mixed, Mixer, NearestNeighbourMixing, NormClipping
+from fedplatform.federated.aggregation.signguard import SignGuard
+
+RULES: dict[str, type[Aggregator]] = {
+    "mean": Mean,
+    "weighted_mean": WeightedMean,
+    "median": Median,
+    "trimmed_mean": TrimmedMean,
+    "krum": Krum,
+    "multi_krum": MultiKrum,
+    "bulyan": Bulyan,
+    "geometric_median": GeometricMedian,
+    "centered_clipping": CenteredClipping,
+    "fltrust": FLTrust,
+    "dnc": DnC,
+    "signguard": SignGuard,
+    "flame": FLAME,
+}
+
+MIXERS: dict[str, type[Mixer]] = {
+    "nnm": NearestNeighbourMixing,
+    "bucketing": Bucketing,
+    "norm_clip": NormClipping,
+}
+
+__all__ = [
+    "FLAME",
+    "MIXERS",
+    "RULES",
+    "Aggregator",
+    "Bucketing",
+    "Bulyan",
+    "CenteredClipping",
+    "DnC",
+    "FLTrust",
+    "GeometricMedian",
+    "Krum",
+    "Mean",
+    "Median",
+    "Mixed",
+    "Mixer",
+    "MultiKrum",
+    "NearestNeighbourMixing",
+    "NormClipping",
+    "SignGuard",
+    "TrimmedMean",
+    "WeightedMean",
+    "combine_statistics",
+]

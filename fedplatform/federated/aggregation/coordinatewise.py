@@ -1,0 +1,47 @@
+"""The rules that decide every coordinate by itself (Yin et al., ICML 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fedplatform.core.coordinates import evenly_spaced
+from fedplatform.core.messages import Aggregate, Evidence
+from fedplatform.federated.aggregation.feasibility import require_hospitals, require_updates
+from fedplatform.federated.aggregation.order_statistics import mean_of_ranks, median_ranks, rank_shares
+
+
+@dataclass(frozen=True)
+class Median:
+    """Coordinate-wise median (Yin et al., ICML 2018); for even n the mean of the two middle values.
+
+    A hospital's weight is the share of coordinates in which its value was a middle one.
+    """
+
+    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+        require_updates(self, len(deltas))
+        return _between(deltas, *median_ranks(len(deltas)))
+
+
+@dataclass(frozen=True)
+class TrimmedMean:
+    """Coordinate-wise trimmed mean (Yin et al., ICML 2018): the f largest and f smallest values are left out.
+
+    Needs n > 2f. A hospital's weight is the share of the values that were left in.
+    """
+
+    f: int
+
+    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+        n, f = len(deltas), self.f
+        require_hospitals(self, n=n, f=f, at_least=2 * f + 1, formula="n > 2f")
+        return _between(deltas, f, n - f)
+
+
+def _between(deltas: torch.Tensor, first: int, stop: int) -> Aggregate:
+    return Aggregate(
+        delta=mean_of_ranks(deltas, first, stop),
+        weights=rank_shares(evenly_spaced(deltas), first, stop),
+        hostile=torch.zeros(len(deltas), dtype=torch.bool),
+    )

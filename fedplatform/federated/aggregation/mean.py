@@ -1,0 +1,51 @@
+"""The two means: what every hospital federation runs today, and what one liar can move anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedplatform.core.messages import Aggregate, Evidence
+from fedplatform.core.vectors import combine
+from fedplatform.federated.aggregation.feasibility import require_updates
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The plain mean: every hospital counts the same. Breaks under one liar."""
+
+    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+        n = len(deltas)
+        require_updates(self, n)
+        weights = np.full(n, 1 / n)
+        return Aggregate(combine(weights, deltas), torch.from_numpy(weights), torch.zeros(n, dtype=torch.bool))
+
+
+@dataclass(frozen=True)
+class WeightedMean:
+    """FedAvg (McMahan et al., AISTATS 2017): hospitals count by the examples they claim. Breaks under one liar.
+
+    Nobody can check a claim, so a count enters as at most ``cap`` times the round's median count; ``cap=math.inf`` is
+    FedAvg as published. Raises ValueError where a claim is negative or all of the capped claims are zero.
+    """
+
+    cap: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not self.cap > 0:
+            raise ValueError(f"WeightedMean needs cap > 0, got cap={self.cap}")
+
+    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+        n = len(deltas)
+        require_updates(self, n)
+        claims = evidence.num_examples.numpy().astype(np.float64)
+        median = float(np.median(claims))
+        if claims.min() < 0 or median <= 0:
+            raise ValueError(
+                f"WeightedMean needs counts >= 0 with a positive median, got {claims.astype(int).tolist()}"
+            )
+        counts = np.minimum(claims, self.cap * median)
+        weights = counts / counts.sum()
+        return Aggregate(combine(weights, deltas), torch.from_numpy(weights), torch.zeros(n, dtype=torch.bool))

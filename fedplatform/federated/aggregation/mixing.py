@@ -1,0 +1,120 @@
+"""Mixing: pull the updates of honest but unlike hospitals together before a rule judges them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from fedplatform.core.messages import Aggregate, Evidence
+from fedplatform.core.vectors import distances_from, gram_matrix, mix, shrinkage, squared_norms
+from fedplatform.federated.aggregation.aggregator import Aggregator
+from fedplatform.federated.aggregation.feasibility import require_hospitals, require_updates
+
+
+@runtime_checkable
+class Mixer(Protocol):
+    """Turns n updates (n, d) into m mixed ones (m, d), and says how: a non-negative matrix (m, n) float64.
+
+    The mixed updates are that matrix times the updates.
+    """
+
+    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+@dataclass(frozen=True)
+class NearestNeighbourMixing:
+    """NNM (Allouah et al., AISTATS 2023): each update becomes the mean of its n - f nearest, itself among them.
+
+    Needs n > 2f.
+    """
+
+    f: int
+
+    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
+        n, f = len(deltas), self.f
+        require_hospitals(self, n=n, f=f, at_least=2 * f + 1, formula="n > 2f")
+        distances = distances_from(gram_matrix(deltas))
+        np.fill_diagonal(distances, -1.0)  # nearest to itself even where another hospital sent the same
+        nearest = np.argsort(distances, axis=1, kind="stable")[:, : n - f]
+        matrix = np.zeros((n, n))
+        np.put_along_axis(matrix, nearest, 1 / (n - f), axis=1)
+        return mix(matrix, deltas), torch.from_numpy(matrix)
+
+
+@dataclass(frozen=True)
+class Bucketing:
+    """Bucketing (Karimireddy et al., ICLR 2022): means of random buckets of ``size`` updates; the last may hold fewer.
+
+    The rule behind it sees ceil(n / size) updates, of which f liars may still spoil f: its f stays, its n shrinks.
+    """
+
+    size: int = 2
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"Bucketing needs size >= 1, got size={self.size}")
+
+    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
+        n = len(deltas)
+        require_updates(self, n)
+        buckets = torch.split(torch.randperm(n, generator=evidence.generator), self.size)
+        matrix = np.zeros((len(buckets), n))
+        for row, members in zip(matrix, buckets, strict=True):
+            row[members.numpy()] = 1 / len(members)
+        return mix(matrix, deltas), torch.from_numpy(matrix)
+
+
+@dataclass(frozen=True)
+class NormClipping:
+    """Norm clipping (Sun et al., 2019): no update longer than the median one, so scaling buys nothing."""
+
+    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
+        require_updates(self, len(deltas))
+        norms = np.sqrt(squared_norms(deltas))
+        factors = torch.from_numpy(shrinkage(norms, float(np.median(norms))))
+        return deltas * factors.float()[:, None], factors.diag()
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A rule behind one or more mixers, applied in order: ``Mixed((NearestNeighbourMixing(f=2),), TrimmedMean(f=2))``.
+
+    The rule sees mixed updates as if they were hospitals. A mixed update claims the examples that its members claim
+    together; ``root_delta`` and ``previous_delta`` are directions, and no mixing changes them. Its weights come back to
+    the hospitals through the mixing matrix (rescaled to sum to 1 where clipping shortened them), and a hospital is
+    hostile if every mixed update it went into was shut out.
+    """
+
+    mixers: tuple[Mixer, ...]
+    rule: Aggregator
+
+    @property
+    def needs_root(self) -> bool:
+        """Whether the rule behind compares with the server's own update."""
+        return bool(getattr(self.rule, "needs_root", False))
+
+    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+        mixed, behind = deltas, evidence
+        matrix = torch.eye(len(deltas), dtype=torch.float64)
+        for mixer in self.mixers:
+            mixed, mixing = mixer(mixed, behind)
+            behind = _as_seen_through(mixing, behind)
+            matrix = mixing @ matrix
+        aggregate = self.rule(mixed, behind)
+        weights = aggregate.weights @ matrix
+        total = weights.sum()
+        member = matrix > 0
+        shut_out = (~member | aggregate.hostile[:, None]).all(dim=0) & member.any(dim=0)
+        return Aggregate(aggregate.delta, weights / total if total > 0 else weights, shut_out)
+
+
+def _as_seen_through(mixing: torch.Tensor, evidence: Evidence) -> Evidence:
+    member = mixing > 0
+    return replace(
+        evidence,
+        hospital_ids=tuple("+".join(evidence.hospital_ids[j] for j in row.nonzero().flatten()) for row in member),
+        num_examples=member.long() @ evidence.num_examples,
+    )

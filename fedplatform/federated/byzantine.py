@@ -1,0 +1,124 @@
+"""A hospital that lies: it does what an honest one does, and bends its scans or its update by an attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from fedplatform.attacks.poisoning.attack import Collusion, DataPoisoning, PoisoningAttack, Situation, UpdatePoisoning
+from fedplatform.core.messages import Predictions, Update
+from fedplatform.core.seeding import numpy_generator, torch_generator
+from fedplatform.data.splits import Role
+from fedplatform.federated.hospital import Hospital, never
+from fedplatform.federated.hospital_state import OwnState
+
+LAST_WEIGHTS = "last_weights"
+
+
+@dataclass(frozen=True)
+class Liars:
+    """Who lies, and how: the part of an experiment that only a simulation knows."""
+
+    hospital_ids: tuple[str, ...]
+    attack: PoisoningAttack | None
+    num_hospitals: int
+
+    @property
+    def colluding(self) -> tuple[str, ...]:
+        """The liars that wait for the honest updates before they send their own."""
+        return self.hospital_ids if isinstance(self.attack, Collusion) else ()
+
+
+class ByzantineHospital:
+    """A hospital under the control of an attack (Byzantine in the sense of Lamport et al., 1982).
+
+    ``state`` is where it keeps the weights that it was sent last, None nowhere.
+    """
+
+    def __init__(self, hospital: Hospital, liars: Liars, *, state: OwnState | None = None) -> None:
+        assert liars.attack is not None
+        self.hospital_id = hospital.hospital_id
+        self._hospital = hospital
+        self._liars = liars
+        self._attack = liars.attack
+        self._state = state
+        kept = state.load() if state else None
+        self._last_weights: np.ndarray | None = None if kept is None else kept[LAST_WEIGHTS].numpy()
+        if isinstance(self._attack, DataPoisoning):
+            hospital.training_images, hospital.training_labels = self._attack.poison(
+                hospital.training_images,
+                hospital.training_labels,
+                num_classes=hospital.trainer.training.num_classes,
+                generator=numpy_generator(hospital.trainer.training.seed, self.hospital_id, "poison"),
+            )
+
+    def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never) -> Update:
+        """Train honestly on what it has, then bend the update where the attack does so."""
+        situations = self._situations(weights, round_number, stream=self.hospital_id)
+        update = self._hospital.train(weights, round_number, should_stop=should_stop)
+        if not isinstance(self._attack, UpdatePoisoning):
+            return update
+        own = self._parts(torch.from_numpy(update.delta))
+        sent = torch.cat([self._attack.corrupt(*pair) for pair in zip(own, situations, strict=True)])
+        return replace(update, delta=sent.numpy().astype(np.float32, copy=False))
+
+    def forge(self, honest: Sequence[np.ndarray], weights: np.ndarray, round_number: int) -> list[Update]:
+        """The update of every colluding liar, in order, made from what the honest hospitals sent; no training needed.
+
+        Raises ValueError where the attack has neither one update for all nor one for each.
+        """
+        assert isinstance(self._attack, Collusion)
+        liars = self._liars.hospital_ids
+        situations = self._situations(weights, round_number, stream="colluding liars")
+        seen = self._parts(torch.from_numpy(np.stack(honest)))
+        sent = torch.cat([self._attack.collude(*pair) for pair in zip(seen, situations, strict=True)], dim=-1)
+        if sent.ndim == 2 and len(sent) != len(liars):
+            raise ValueError(f"a collusion sends one update for all or each of {len(liars)} liars, got {len(sent)}")
+        delta = sent.numpy().astype(np.float32, copy=False)
+        common = Update(
+            hospital_id=self.hospital_id,
+            round_number=round_number,
+            delta=delta,
+            num_examples=len(self._hospital.training_labels),
+            train_loss=float("nan"),
+            seconds=0.0,
+        )
+        # Where all send the same, it is the same array and not a copy of it, in this process and on the way to another.
+        each = delta if delta.ndim == 2 else [delta] * len(liars)
+        return [replace(common, hospital_id=liar, delta=row) for liar, row in zip(liars, each, strict=True)]
+
+    def evaluate(
+        self, weights: np.ndarray, roles: Sequence[Role], *, round_number: int | None = None
+    ) -> list[Predictions]:
+        """As its hospital would; the federation never asks a liar to grade the model."""
+        return self._hospital.evaluate(weights, roles, round_number=round_number)
+
+    def _parts(self, vectors: torch.Tensor) -> list[torch.Tensor]:
+        """The shared weights and, where it is sent too, the batch normalisation, each (..., d) cut at its place.
+
+        A rule measures the first and not the second, so an attack that hides within a distance has to hide in each.
+        """
+        layout = self._hospital.trainer.layout
+        cuts = [layout.num_shared, layout.size - layout.num_shared]
+        return list(vectors.split([cut for cut in cuts if cut], dim=-1))
+
+    def _situations(self, weights: np.ndarray, round_number: int, *, stream: str) -> list[Situation]:
+        """What the liar knows of each part."""
+        previous = np.zeros_like(weights) if self._last_weights is None else weights - self._last_weights
+        self._last_weights = weights
+        if self._state is not None:
+            self._state.keep({LAST_WEIGHTS: torch.from_numpy(weights.copy())}, round_number=round_number)
+        generator = torch_generator(self._hospital.trainer.training.seed, stream, round_number, "attack")
+        return [
+            Situation(
+                num_hospitals=self._liars.num_hospitals,
+                num_liars=len(self._liars.hospital_ids),
+                round_number=round_number,
+                previous_delta=part,
+                generator=generator,
+            )
+            for part in self._parts(torch.from_numpy(previous))
+        ]

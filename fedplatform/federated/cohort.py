@@ -1,0 +1,192 @@
+"""The hospitals as the server sees them: one request to all, one reply from each. Here, all in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from fedplatform.core.messages import HospitalState, Predictions, Reply, Update
+from fedplatform.data.error import DataError
+from fedplatform.data.shards import Shard
+from fedplatform.data.splits import Role
+from fedplatform.federated.byzantine import ByzantineHospital, Liars
+from fedplatform.federated.hospital import Hospital, Participant
+from fedplatform.federated.hospital_state import Launch, OwnState
+from fedplatform.federated.secure import Grouped, MaskedHospital, RangeError, Request
+from fedplatform.federated.transport import EXACT, Transport
+from fedplatform.learning.training import LocalTraining, Trainer
+
+ATTACKS = "attacks"  # the folder of what liars remember
+
+
+class Cohort(Protocol):
+    """All hospitals of a federation behind one interface, wherever they run.
+
+    Replies come back in the order of ``hospital_ids`` and never in the order of arrival, so that sums have one order.
+    """
+
+    @property
+    def hospital_ids(self) -> tuple[str, ...]: ...
+
+    def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
+        """Broadcast ``weights`` (d,) and collect an update, or the reason for its absence, from every hospital."""
+        ...
+
+    def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
+        """Predictions of every honest hospital that answers, on its own scans in each role."""
+        ...
+
+
+@dataclass(frozen=True)
+class CohortPlan:
+    """What it takes to bring up a hospital in any process: where its shard lies, how it trains, who lies.
+
+    ``shard_files`` maps a hospital to its Parquet file, in hospital order; ``state_folder`` holds personal state, and
+    with a ``launch`` that of some rounds before, too, and what the attack must know of the round before; ``privacy`` is
+    what the server may see of updates, None for everything; ``transport`` is how these travel.
+    """
+
+    shard_files: dict[str, Path]
+    training: LocalTraining
+    liars: Liars
+    state_folder: Path
+    launch: Launch | None = None
+    privacy: Grouped | None = None
+    transport: Transport = EXACT
+
+    @property
+    def honest(self) -> tuple[str, ...]:
+        """The hospitals that train and grade honestly, in order."""
+        return tuple(name for name in self.shard_files if name not in self.liars.hospital_ids)
+
+    def open_shard(self, hospital_id: str) -> Shard:
+        """The hospital's shard. Raises DataError where it cannot be read, or holds another kind of scans."""
+        shard = Shard.open(self.shard_files[hospital_id])
+        training = self.training
+        wanted = (training.num_classes, training.channels, training.size)
+        if (len(shard.classes), shard.channels, shard.size) != wanted:
+            raise DataError(
+                f"{shard.path}: the federation has {wanted[0]} classes, {wanted[1]} channels and {wanted[2]} pixels a "
+                f"side, {hospital_id}'s shard {len(shard.classes)}, {shard.channels} and {shard.size}"
+            )
+        return shard
+
+    def admit(self, hospital_id: str, trainer: Trainer) -> Participant:
+        """Open the hospital's shard and bring it up, honest or Byzantine."""
+        hospital = Hospital(
+            hospital_id,
+            self.open_shard(hospital_id),
+            trainer=trainer,
+            state_file=self.state_folder / f"{hospital_id}.safetensors",
+            launch=self.launch,
+        )
+        if hospital_id not in self.liars.hospital_ids or self.liars.attack is None:
+            return hospital
+        kept = self.state_folder / ATTACKS / f"{hospital_id}.safetensors"
+        state = OwnState(kept, launch=self.launch) if self.launch else None
+        return ByzantineHospital(hospital, self.liars, state=state)
+
+
+def replies_with(updates: Sequence[Update]) -> dict[str, Reply]:
+    """Updates that need no further look as replies of the hospitals that sent them."""
+    return {update.hospital_id: Reply(update.hospital_id, HospitalState.REPORTED, update) for update in updates}
+
+
+class InProcessCohort:
+    """All hospitals in this process, one after another: the reference that every other cohort must equal bit for bit.
+
+    Nobody is late here and a crash is the caller's: an exception in a hospital ends the run.
+    """
+
+    def __init__(self, plan: CohortPlan) -> None:
+        # One thread, as in a Ray actor: the order of a parallel sum depends on the number of threads.
+        torch.set_num_threads(1)
+        trainer = Trainer(plan.training)
+        self._plan = plan
+        self._participants = {name: plan.admit(name, trainer) for name in plan.shard_files}
+
+    @property
+    def hospital_ids(self) -> tuple[str, ...]:
+        """All hospitals in order."""
+        return tuple(self._participants)
+
+    def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
+        """Train the hospitals in turn, then let colluding liars look at the honest updates."""
+        colluding = self._plan.liars.colluding
+        replies = {
+            name: Reply(name, HospitalState.REPORTED, self._received(participant.train(weights, round_number)))
+            for name, participant in self._participants.items()
+            if name not in colluding
+        }
+        if colluding:
+            ringleader = self._participants[colluding[0]]
+            assert isinstance(ringleader, ByzantineHospital)
+            honest = [reply.update.delta for reply in replies.values() if reply.update is not None]
+            replies |= replies_with([*map(self._received, ringleader.forge(honest, weights, round_number))])
+        return [replies[name] for name in self.hospital_ids]
+
+    def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
+        """Every honest hospital's predictions on its own scans in each role."""
+        return [
+            predictions
+            for name in self._plan.honest
+            for predictions in self._participants[name].evaluate(weights, roles)
+        ]
+
+    def _received(self, update: Update) -> Update:
+        """An update as it would have come out of its transport."""
+        return replace(update, delta=self._plan.transport.received(update.delta))
+
+
+class InProcessMaskedHospitals:
+    """:class:`fedplatform.federated.secure.MaskedHospitals` in this process, one after another.
+
+    A number that does not fit into the sum is an answer here, too; every other exception ends the run.
+    """
+
+    def __init__(self, plan: CohortPlan) -> None:
+        torch.set_num_threads(1)
+        trainer = Trainer(plan.training)
+        assert plan.privacy is not None
+        self._plan = plan
+        self._hospitals = {name: MaskedHospital(plan.admit(name, trainer), plan.privacy) for name in plan.shard_files}
+
+    @property
+    def hospital_ids(self) -> tuple[str, ...]:
+        """All hospitals in order."""
+        return tuple(self._hospitals)
+
+    def ask(self, request: Request, content: Mapping[str, tuple[object, ...]]) -> dict[str, object]:
+        """Put a request to hospitals in turn."""
+        answers: dict[str, object] = {}
+        for name, parts in content.items():
+            try:
+                answers[name] = self._hospitals[name].answer(request, *parts)
+            except RangeError as error:
+                answers[name] = Reply(name, HospitalState.MALFORMED, reason=str(error))
+        return answers
+
+    def train(self, weights: np.ndarray, round_number: int, hospital_ids: Sequence[str]) -> dict[str, Reply]:
+        """Train the hospitals in turn, then let colluding liars look at the honest updates, which only they may."""
+        colluding = [name for name in self._plan.liars.colluding if name in hospital_ids]
+        honest = [name for name in hospital_ids if name not in colluding]
+        for name in honest:
+            self._hospitals[name].train(weights, round_number)
+        if colluding:
+            ringleader = self._hospitals[colluding[0]].participant
+            assert isinstance(ringleader, ByzantineHospital)
+            seen = [self._hospitals[name].own_update.delta for name in honest]
+            for forged in ringleader.forge(seen, weights, round_number):
+                self._hospitals[forged.hospital_id].adopt(forged)
+        return {name: Reply(name, HospitalState.REPORTED) for name in hospital_ids}
+
+    def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
+        """Every honest hospital's predictions on its own scans in each role."""
+        return [
+            predictions for name in self._plan.honest for predictions in self._hospitals[name].evaluate(weights, roles)
+        ]

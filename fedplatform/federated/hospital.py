@@ -1,0 +1,134 @@
+"""A hospital: its scans and its personal state stay here; weights come in, an update goes out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from fedplatform.core.messages import Predictions, Update
+from fedplatform.core.seeding import torch_generator
+from fedplatform.data.shards import Shard
+from fedplatform.data.splits import Role
+from fedplatform.federated.hospital_state import Launch, OwnState
+from fedplatform.learning.training import PersonalState, Trainer
+
+
+def never() -> bool:
+    """The answer of nobody who wants the training stopped."""
+    return False
+
+
+class Participant(Protocol):
+    """Whoever takes part in the federation, honest or not."""
+
+    @property
+    def hospital_id(self) -> str: ...
+
+    def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never) -> Update: ...
+
+    def evaluate(
+        self, weights: np.ndarray, roles: Sequence[Role], *, round_number: int | None = None
+    ) -> list[Predictions]: ...
+
+
+class Hospital:
+    """An honest hospital.
+
+    ``state_file`` keeps its personal state (such as batch normalisation) between rounds, on the hospital's own disk, so
+    that a hospital whose process died goes on from where it was; None keeps it in memory. ``launch`` is of
+    :class:`fedplatform.federated.hospital_state.OwnState`. It trains on the scans in ``role``.
+    """
+
+    def __init__(
+        self,
+        hospital_id: str,
+        shard: Shard,
+        *,
+        trainer: Trainer,
+        state_file: Path | None,
+        role: Role = Role.TRAIN,
+        launch: Launch | None = None,
+    ) -> None:
+        self.hospital_id = hospital_id
+        self.trainer = trainer
+        self.shard = shard
+        self.training_images = shard.images(role)
+        self.training_labels = shard.labels(role)
+        self.training_groups = shard.groups(role)
+        self._read = {role: (self.training_images, self.training_labels)}
+        self._state = OwnState(state_file, launch=launch) if state_file is not None else None
+        kept = self._state.load() if self._state else None
+        self.personal: PersonalState = dict(trainer.initial_personal) if kept is None else kept
+        self._round = self._state.round_number if self._state else 0
+
+    def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never) -> Update:
+        """One round of local training from the broadcast weights (d,)."""
+        started = time.monotonic()
+        self._round = round_number
+        seed = self.trainer.training.seed
+        delta, personal, loss = self.trainer.fit(
+            weights,
+            self.personal,
+            images=self.training_images,
+            labels=self.training_labels,
+            groups=self.training_groups,
+            round_number=round_number,
+            generator=torch_generator(seed, self.hospital_id, round_number, "batches"),
+            should_stop=should_stop,
+        )
+        personal = self.trainer.fit_own(
+            weights,
+            personal,
+            images=self.training_images,
+            labels=self.training_labels,
+            groups=self.training_groups,
+            round_number=round_number,
+            generator=torch_generator(seed, self.hospital_id, round_number, "own batches"),
+            should_stop=should_stop,
+        )
+        self._keep(personal)
+        return Update(
+            hospital_id=self.hospital_id,
+            round_number=round_number,
+            delta=delta,
+            num_examples=len(self.training_labels),
+            train_loss=loss,
+            seconds=time.monotonic() - started,
+        )
+
+    def evaluate(
+        self, weights: np.ndarray, roles: Sequence[Role], *, round_number: int | None = None
+    ) -> list[Predictions]:
+        """What the broadcast weights, with this hospital's personal state, say of its scans in each role.
+
+        ``round_number`` is the round that they came out of, by default the one in which it trained last.
+        """
+        self._round = self._round if round_number is None else round_number
+        if self.personal:
+            self._keep(self.trainer.settle(weights, self.personal, self.training_images))
+        return [self._predict(weights, role) for role in roles]
+
+    def _predict(self, weights: np.ndarray, role: Role) -> Predictions:
+        images, labels = self._scans(role)
+        probabilities = self.trainer.predict(weights, self.personal, images)
+        if probabilities.shape[1]:
+            chosen = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1.0)
+            loss = float(-np.log(chosen).mean()) if len(labels) else float("nan")
+        else:
+            loss = self.trainer.plain_loss(weights, self.personal, images, labels)
+        return Predictions(self.hospital_id, role, probabilities, labels, loss)
+
+    def _scans(self, role: Role) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of a role, read from the shard once, for every round asks for them."""
+        if role not in self._read:
+            self._read[role] = self.shard.images(role), self.shard.labels(role)
+        return self._read[role]
+
+    def _keep(self, personal: PersonalState) -> None:
+        self.personal = dict(personal)
+        if personal and self._state is not None:
+            self._state.keep(self.personal, round_number=self._round)

@@ -1,0 +1,128 @@
+"""The server's small clean data set: its own update, the loss of any step on it, and rounds played on it alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from fedplatform.core.messages import Rehearsal
+from fedplatform.core.seeding import torch_generator
+from fedplatform.federated.hospital import Hospital, never
+from fedplatform.learning.training import to_images
+
+LEAST_SCANS = 4  # a made-up hospital with fewer learns nothing
+BROKEN = 1e6  # the loss of weights under which the model answers NaN
+CONCENTRATIONS = (100.0, 1.0, 0.3)  # of classes in made-up hospitals: even, uneven, almost one class each
+
+
+class RootSet:
+    """The root scans (FLTrust, Cao et al., NDSS 2021), held as a hospital of the server's own."""
+
+    def __init__(self, hospital: Hospital) -> None:
+        self.hospital = hospital
+        self._images = to_images(hospital.training_images)
+        self._labels = torch.from_numpy(hospital.training_labels.copy())
+
+    def at(self, weights: np.ndarray, round_number: int) -> RootInRound:
+        """The root set in one round, from the broadcast ``weights`` (d,); trains the server's own update."""
+        shared = self.hospital.trainer.layout.num_shared
+        update = self.hospital.train(weights, round_number)
+        delta = torch.from_numpy(update.delta[:shared])
+        return RootInRound(self.hospital, self._images, self._labels, weights, round_number, delta)
+
+
+@dataclass(frozen=True, eq=False)
+class RootInRound:
+    """:class:`~fedplatform.core.messages.Root` for one broadcast; ``delta`` is the shared part of its update."""
+
+    hospital: Hospital
+    images: torch.Tensor
+    labels: torch.Tensor
+    weights: np.ndarray
+    round_number: int
+    delta: torch.Tensor
+
+    def losses(self, steps: torch.Tensor) -> np.ndarray:
+        """Mean loss on the root scans, as the objective judges it, after each step: (m, d) to (m,) float64.
+
+        Batch normalisation takes its statistics from the root scans under the very weights that are judged, as every
+        hospital does before it uses them.
+        """
+        with torch.no_grad():
+            losses = np.array([self._loss(step).item() for step in steps])
+        finite: np.ndarray = np.nan_to_num(losses, nan=BROKEN, posinf=BROKEN)
+        return finite
+
+    def gradient(self, step: torch.Tensor) -> torch.Tensor:
+        """Gradient (d,) of that loss in the weights after one step (d,)."""
+        trainer = self.hospital.trainer
+        trainer.model.zero_grad()
+        self._loss(step).backward()
+        slopes = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
+        parts = [slopes[name] for name in trainer.layout.shared_names]
+        return torch.cat([part.reshape(-1) for part in parts if part is not None]).nan_to_num()
+
+    def _loss(self, step: torch.Tensor) -> torch.Tensor:
+        """The loss after one step (d,), with its graph where gradients are on."""
+        trainer = self.hospital.trainer
+        trainer.load(self._stepped(step), self.hospital.personal)
+        trainer.model.train()
+        draws = torch_generator(trainer.training.seed, "root loss")  # the same for every step that is compared
+        return trainer.training.objective.plain_loss(trainer.model, self.images, self.labels, generator=draws)
+
+    def _stepped(self, step: torch.Tensor) -> np.ndarray:
+        """The broadcast weights after a step of their shared part."""
+        stepped = self.weights.copy()
+        stepped[: len(step)] += step.numpy()
+        return stepped
+
+    def rehearse(self, *, num_hospitals: int, num_rounds: int, generator: torch.Generator) -> list[Rehearsal]:
+        """Rounds of a federation that the server plays by itself from the broadcast weights.
+
+        Every round deals the root scans anew to made-up hospitals, a third of them to each, with the classes more or
+        less unevenly mixed, and steps along the plain mean.
+        """
+        draw = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        now, previous, rounds = self, torch.zeros_like(self.delta), []
+        for number in range(num_rounds):
+            concentration = CONCENTRATIONS[number % len(CONCENTRATIONS)]
+            dealt = [now._deal(concentration, draw) for _ in range(num_hospitals)]
+            honest = torch.stack([now._train(scans, flip=False, generator=generator) for scans in dealt])
+            flipped = torch.stack([now._train(scans, flip=True, generator=generator) for scans in dealt])
+            rounds.append(Rehearsal(honest, flipped, now.delta, previous, now))
+            previous = honest.mean(dim=0)
+            everything = np.arange(len(self.labels))
+            now = replace(now, weights=now._stepped(previous), round_number=now.round_number + 1)
+            now = replace(now, delta=now._train(everything, flip=False, generator=generator))
+        return rounds
+
+    def _deal(self, concentration: float, draw: np.random.Generator) -> np.ndarray:
+        """The scans of one made-up hospital: a third of the root scans, drawn by a random preference for classes."""
+        labels = self.hospital.training_labels
+        liking = draw.dirichlet(np.full(self._num_classes, concentration)) + 1e-3
+        chances = liking[labels] / liking[labels].sum()
+        return draw.choice(len(labels), size=max(len(labels) // 3, LEAST_SCANS), replace=False, p=chances)
+
+    def _train(self, scans: np.ndarray, *, flip: bool, generator: torch.Generator) -> torch.Tensor:
+        """The shared part of what training on some of the root scans gives; (d,)."""
+        hospital, training = self.hospital, self.hospital.trainer.training
+        labels = hospital.training_labels[scans]
+        # Played rounds may outnumber the real ones, and after the last the step size is zero.
+        number = min(self.round_number, training.rounds)
+        delta, _, _ = hospital.trainer.fit(
+            self.weights,
+            hospital.personal,
+            images=hospital.training_images[scans],
+            labels=self._num_classes - 1 - labels if flip else labels,
+            groups=hospital.training_groups[scans],
+            round_number=number,
+            generator=generator,
+            should_stop=never,
+        )
+        return torch.from_numpy(delta[: len(self.delta)])
+
+    @property
+    def _num_classes(self) -> int:
+        return self.hospital.trainer.training.num_classes

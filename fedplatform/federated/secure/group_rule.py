@@ -1,0 +1,219 @@
+"""A rule that sees groups: it judges their means, and infers over rounds who in them lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from fedplatform.core.messages import Aggregate, Evidence, Judgement
+from fedplatform.core.vectors import cosines_to, squared_norms
+from fedplatform.federated.aggregation import Aggregator
+from fedplatform.federated.secure.suspicion import GroupTest, NoisyGroupTesting
+from fedplatform.federated.trust import OptiGradTrust
+from fedplatform.federated.trust.anomaly import ramp
+from fedplatform.federated.trust.optigradtrust import TrustMemory
+
+LONG = (1.6, 2.4)  # times the reference length: where a group begins to be too long, and where it is beyond doubt
+BACKWARDS = (0.0, 0.1)  # the same for minus the cosine to the root update
+REFERENCE_ROUNDS = 10
+FEARED = 0.2  # the share of liars under which the reference length is still that of a clean group
+CEILING = 3.0  # times the root update: no group moves the model further, whatever the reference is
+KEPT_ROUNDS = 100  # by then a test has faded to an eighth
+REFUSED = 0.2  # below this soundness a group does not reach the rule
+EXCLUDE, REINSTATE = 0.8, 0.4  # of the probability to lie; apart, so that nobody flickers between them
+
+
+@dataclass(frozen=True)
+class GroupMemory:
+    """What is remembered over rounds: every group's test, lengths of sound groups, who is shut out, the rule's own."""
+
+    tests: tuple[GroupTest, ...] = ()
+    lengths: tuple[tuple[float, ...], ...] = ()
+    shut_out: tuple[str, ...] = ()
+    inner: object = None
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The groups of a round: who is in them, their means (g, d), and for each hospital's row the place of its group."""
+
+    members: tuple[tuple[str, ...], ...]
+    means: torch.Tensor
+    place_of: np.ndarray
+
+    @staticmethod
+    def of(deltas: torch.Tensor, rows: tuple[tuple[str, ...], ...]) -> Groups:
+        """From a row for every hospital, its group's mean, and the group's members."""
+        members = tuple(dict.fromkeys(rows))
+        first = [rows.index(group) for group in members]
+        return Groups(members, deltas[first], np.array([members.index(group) for group in rows]))
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """How many hospitals are in each, (g,)."""
+        return np.array([len(group) for group in self.members])
+
+    def holding(self, hospital_ids: Sequence[str]) -> np.ndarray:
+        """Which groups hold one of these, (g,) bool."""
+        return np.array([not set(group).isdisjoint(hospital_ids) for group in self.members])
+
+
+@dataclass(frozen=True)
+class GroupTested:
+    """Any rule over means of groups, and a reputation of single hospitals inferred from the groups that they were in.
+
+    A group is tested before the rule sees it: its length, grown by the root of its size, against that of clean groups,
+    and its direction against the root update, where the rule has one. What fails does not reach the rule; what passes
+    is cut to ``CEILING`` root updates. What the rule then thinks of a group (its trust, or whether it shut it out)
+    completes the test. :class:`NoisyGroupTesting` infers from all tests who lies; above ``EXCLUDE`` a hospital is shut
+    out, and from then on kept apart from the others.
+
+    With OptiGradTrust behind, reputation is this one and not its own, which would be of groups that never come again.
+    """
+
+    rule: Aggregator
+    testing: NoisyGroupTesting = field(default_factory=NoisyGroupTesting)
+
+    @property
+    def needs_root(self) -> bool:
+        """Whether the rule behind compares with the server's own update."""
+        return bool(getattr(self.rule, "needs_root", False))
+
+    @property
+    def memory_kinds(self) -> tuple[type, ...]:
+        """What its memory is made of, for checkpoints."""
+        return (GroupMemory, GroupTest, *getattr(self.rule, "memory_kinds", ()))
+
+    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+        if not evidence.groups:
+            raise ValueError("GroupTested judges groups, got updates of single hospitals")
+        memory = evidence.memory if isinstance(evidence.memory, GroupMemory) else GroupMemory()
+        groups = Groups.of(deltas, evidence.groups)
+        apart = groups.holding(memory.shut_out)
+        lengths, cosines = self._measure(groups, evidence)
+        recent = (*memory.lengths[1 - REFERENCE_ROUNDS :], tuple(lengths[~apart].tolist()))
+        times = lengths / _reference(recent, size=float(groups.sizes.mean()))
+        too_long = ramp(times, LONG)
+        sound = (1 - too_long) * (1 - ramp(-cosines, BACKWARDS))
+
+        number = evidence.round_number
+        before = tuple(test for test in memory.tests if test.round_number > number - KEPT_ROUNDS)
+        suspicion = self.testing((*before, *_tests(groups, sound, number)), now=number)
+        clean = np.array([np.prod([1 - suspicion[name] for name in group]) for group in groups.members])
+        passing = (sound >= REFUSED) & ~apart
+        if passing.any():  # nor does a group count whose chance to be clean is less than half the best one's
+            passing &= clean >= clean[passing].max() / 2
+        judged = self._judge(groups, np.flatnonzero(passing), lengths, evidence, memory)
+
+        sound = sound * judged.sound
+        tests = (*before, *_tests(groups, sound, number))
+        suspicion = self.testing(tests, now=number)
+        shut_out = tuple(
+            name for name, chance in suspicion.items() if chance > (REINSTATE if name in memory.shut_out else EXCLUDE)
+        )
+        said = [_in_words(*severities) for severities in zip(times, too_long, cosines, strict=True)]
+        return Aggregate(
+            delta=judged.delta,
+            weights=torch.from_numpy((judged.weights / groups.sizes)[groups.place_of]),
+            hostile=torch.tensor([name in shut_out for name in evidence.hospital_ids]),
+            judgements=tuple(
+                replace(
+                    judged.judgements[place],
+                    trust=float(sound[place]),
+                    reputation=1 - suspicion[name],
+                    reason=_reason(name, said[place] or judged.judgements[place].reason, memory.shut_out, shut_out),
+                )
+                for name, place in zip(evidence.hospital_ids, groups.place_of, strict=True)
+            ),
+            memory=GroupMemory(tests, recent, shut_out, judged.memory),
+        )
+
+    @staticmethod
+    def _measure(groups: Groups, evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
+        """Lengths (g,), in root updates where there is one, and cosines (g,) to it, else 1.
+
+        The mean of m updates in unlike directions is shorter by the root of m; grown by it, groups of different sizes
+        are comparable.
+        """
+        lengths = np.sqrt(squared_norms(groups.means) * groups.sizes)
+        if evidence.root_delta is None:
+            return lengths, np.ones(len(lengths))
+        cosines, _ = cosines_to(groups.means, evidence.root_delta)
+        return lengths / float(torch.linalg.vector_norm(evidence.root_delta, dtype=torch.float64)), cosines
+
+    def _judge(
+        self, groups: Groups, rows: np.ndarray, lengths: np.ndarray, evidence: Evidence, memory: GroupMemory
+    ) -> Judged:
+        """What the rule makes of the groups in ``rows``."""
+        n = len(groups.members)
+        weights, sound, judgements = np.zeros(n), np.ones(n), [Judgement()] * n
+        if not len(rows):
+            return Judged(torch.zeros(groups.means.shape[1]), weights, sound, judgements, memory.inner)
+        means = groups.means[rows]
+        if evidence.root_delta is not None:
+            means = means * torch.from_numpy(CEILING / np.maximum(lengths[rows], CEILING)).float()[:, None]
+        behind = replace(
+            evidence,
+            hospital_ids=tuple("+".join(groups.members[row]) for row in rows),
+            num_examples=torch.from_numpy(groups.sizes[rows]),
+            memory=memory.inner,
+            groups=(),
+        )
+        aggregate = _without_reputation(self.rule)(means, behind)
+        weights[rows] = aggregate.weights.numpy()
+        sound[rows] = 1.0 - aggregate.hostile.numpy()
+        if aggregate.judgements:
+            for row, judgement in zip(rows, aggregate.judgements, strict=True):
+                sound[row], judgements[row] = judgement.trust, judgement
+        inner = aggregate.memory
+        if isinstance(inner, TrustMemory):
+            inner = replace(inner, standings={}, shapley={})
+        return Judged(aggregate.delta, weights, sound, judgements, inner)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The step of the rule behind, and for each of g groups its weight, soundness and judgement."""
+
+    delta: torch.Tensor
+    weights: np.ndarray
+    sound: np.ndarray
+    judgements: list[Judgement]
+    memory: object
+
+
+def _without_reputation(rule: Aggregator) -> Aggregator:
+    return replace(rule, reputation_power=0.0, smoothing=1.0) if isinstance(rule, OptiGradTrust) else rule
+
+
+def _reference(lengths: Sequence[Sequence[float]], *, size: float) -> float:
+    """The length of a clean group, from those of this round and the last ones.
+
+    It is no median: where every fifth hospital lies, two groups of five in three hold a liar. It is the median of as
+    many as are clean then, as if those were the shortest.
+    """
+    known = [length for of_round in lengths for length in of_round]
+    return (float(np.quantile(known, (1 - FEARED) ** size / 2)) if known else 0.0) or 1.0
+
+
+def _tests(groups: Groups, sound: np.ndarray, number: int) -> tuple[GroupTest, ...]:
+    pairs = zip(groups.members, sound.tolist(), strict=True)
+    return tuple(GroupTest(number, members, soundness) for members, soundness in pairs)
+
+
+def _in_words(times: float, too_long: float, cosine: float) -> str:
+    words = []
+    if too_long > 0:
+        words.append(f"its group is {times:.1f} times as long as sound ones")
+    if cosine <= 0:
+        words.append("its group points away from the root update")
+    return "; ".join(words)
+
+
+def _reason(name: str, words: str, before: Sequence[str], after: Sequence[str]) -> str:
+    if name in after:
+        return words if name in before else f"excluded: it was in too many spoiled groups; {words}".rstrip("; ")
+    return "reinstated: its groups have been sound again" if name in before else words

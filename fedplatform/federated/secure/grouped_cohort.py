@@ -1,0 +1,177 @@
+"""Secure aggregation as the server conducts it: requests to all, groups, masked vectors, and the means of sums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from fedplatform.core.messages import NAN, HospitalState, Predictions, Reply, Update
+from fedplatform.core.seeding import torch_generator
+from fedplatform.data.splits import Role
+from fedplatform.federated.secure.groups import draw_groups
+from fedplatform.federated.secure.masked_hospital import FIXED_POINT, Request
+from fedplatform.federated.secure.masked_messages import Group, MaskedVector, PublicKeys, RevealedShares, SealedShares
+from fedplatform.federated.secure.masking import least_threshold
+from fedplatform.federated.secure.privacy import Grouped
+from fedplatform.federated.secure.shamir import SharesError
+from fedplatform.federated.secure.unmasking import unmask
+
+Answer = TypeVar("Answer")
+
+
+class MaskedHospitals(Protocol):
+    """All hospitals behind masks, wherever they run; who does not answer in time is a reply that says why."""
+
+    @property
+    def hospital_ids(self) -> tuple[str, ...]: ...
+
+    def ask(self, request: Request, content: Mapping[str, tuple[object, ...]]) -> dict[str, Any]:
+        """Put a request to each hospital named, with the content meant for it: its answer, or a :class:`Reply`."""
+        ...
+
+    def train(self, weights: np.ndarray, round_number: int, hospital_ids: Sequence[str]) -> dict[str, Reply]:
+        """Let hospitals train from ``weights`` (d,) and keep their updates; who did has reported, without an update."""
+        ...
+
+    def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
+        """As :class:`fedplatform.federated.cohort.Cohort` does."""
+        ...
+
+
+class GroupedCohort:
+    """A cohort of which the server sees nothing smaller than the mean of a group.
+
+    Every member of a group whose sum opened replies with the same update: the mean over the members that arrived, who
+    are its ``group``. Each member counts the same, whatever number of scans it has: a claim could not be checked or
+    capped behind a mask, and a liar's would rule its group. Claims and training losses stay in the hospitals.
+    """
+
+    def __init__(self, hospitals: MaskedHospitals, privacy: Grouped, *, seed: int, apart: tuple[str, ...] = ()) -> None:
+        self._hospitals = hospitals
+        self._privacy = privacy
+        self._seed = seed
+        self._apart = apart
+
+    def keeping_apart(self, hospital_ids: tuple[str, ...]) -> GroupedCohort:
+        """The same cohort, with some hospitals grouped among themselves only, or in no group where they are too few."""
+        return GroupedCohort(self._hospitals, self._privacy, seed=self._seed, apart=hospital_ids)
+
+    @property
+    def hospital_ids(self) -> tuple[str, ...]:
+        """All hospitals in order."""
+        return self._hospitals.hospital_ids
+
+    def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
+        """Predictions of every honest hospital that answers."""
+        return self._hospitals.evaluate(weights, roles)
+
+    def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
+        """One round of secure aggregation; whoever fails at a step drops out of it, and is a reply that says why."""
+        dropped: dict[str, Reply] = {}
+
+        def ask(request: Request, content: Mapping[str, tuple[object, ...]], kind: type[Answer]) -> dict[str, Answer]:
+            answers = self._hospitals.ask(request, content)
+            for name in content:
+                if not isinstance(answers[name], kind):
+                    dropped[name] = _refusal(name, answers[name])
+            return {name: answers[name] for name in content if name not in dropped}
+
+        keys = ask("advertise", dict.fromkeys(self.hospital_ids, (round_number,)), PublicKeys)
+        group_of = self._draw(keys, round_number)
+        letters = ask("share", {name: (group,) for name, group in group_of.items()}, tuple)
+        for name, reply in self._hospitals.train(weights, round_number, list(letters)).items():
+            if reply.state is not HospitalState.REPORTED:
+                dropped[name] = reply
+        trained = [name for name in letters if name not in dropped]
+        masked = ask("mask", {name: (_letters_to(name, group_of[name], letters),) for name in trained}, MaskedVector)
+        for name in list(masked):
+            if complaint := _malformation(masked[name], name, size=len(weights), round_number=round_number):
+                del masked[name]
+                dropped[name] = Reply(name, HospitalState.MALFORMED, reason=complaint)
+        arrived = {group: tuple(name for name in group.hospital_ids if name in masked) for group in group_of.values()}
+        opening = {name: (arrived[group_of[name]],) for name in masked if _opens(group_of[name], arrived)}
+        revealed = ask("reveal", opening, RevealedShares)
+        means: dict[Group, Update] = {}
+        closed: dict[Group, str] = {}
+        for group, members in arrived.items():
+            if not _opens(group, arrived):
+                closed[group] = f"its group's sum stays closed: {len(members)} of {len(group.members)} members arrived"
+                continue
+            try:
+                total = unmask(
+                    group,
+                    sharing=[name for name in group.hospital_ids if name in letters],
+                    masked=[masked[name] for name in members],
+                    revealed=[revealed[name] for name in members if name in revealed],
+                )
+            except SharesError as error:
+                closed[group] = str(error)
+                continue
+            mean = (FIXED_POINT.decode(total) / len(members)).astype(np.float32)
+            means[group] = Update("", round_number, mean, num_examples=1, train_loss=NAN, seconds=NAN, group=members)
+        return [self._reply(name, group_of.get(name), masked, means, closed, dropped) for name in self.hospital_ids]
+
+    def _draw(self, keys: Mapping[str, PublicKeys], round_number: int) -> dict[str, Group]:
+        """The group of every hospital that is in one, dealt among those that have sent keys."""
+        drawn = draw_groups(
+            list(keys),
+            size=self._privacy.size,
+            apart=self._apart,
+            generator=torch_generator(self._seed, "server", round_number, "groups"),
+        )
+        return {
+            name: Group(tuple(keys[member] for member in names), least_threshold(len(names)))
+            for names in drawn
+            for name in names
+        }
+
+    def _reply(
+        self,
+        name: str,
+        group: Group | None,
+        masked: Mapping[str, MaskedVector],
+        means: Mapping[Group, Update],
+        closed: Mapping[Group, str],
+        dropped: Mapping[str, Reply],
+    ) -> Reply:
+        """What became of one hospital."""
+        if group and group in means and name in masked:
+            return Reply(name, HospitalState.REPORTED, replace(means[group], hospital_id=name))
+        if name in dropped:
+            return dropped[name]
+        if group and group in closed:
+            return Reply(name, HospitalState.LATE, reason=closed[group])
+        if name in self._apart:
+            reason = f"still excluded, and not in a group: too few to make one of {self._privacy.size}"
+            return Reply(name, HospitalState.HOSTILE, reason=reason)
+        return Reply(name, HospitalState.LATE, reason=f"too few hospitals for a group of {self._privacy.size}")
+
+
+def _refusal(name: str, answer: object) -> Reply:
+    if isinstance(answer, Reply):
+        return answer
+    return Reply(name, HospitalState.MALFORMED, reason=f"it answered with a {type(answer).__name__}")
+
+
+def _letters_to(name: str, group: Group, letters: Mapping[str, tuple[SealedShares, ...]]) -> tuple[SealedShares, ...]:
+    """The letters to a hospital from the members of its group that sent any."""
+    senders = (member for member in group.hospital_ids if member in letters)
+    return tuple(letter for sender in senders for letter in letters[sender] if letter.recipient == name)
+
+
+def _opens(group: Group, arrived: Mapping[Group, tuple[str, ...]]) -> bool:
+    return len(arrived[group]) >= group.threshold
+
+
+def _malformation(vector: MaskedVector, name: str, *, size: int, round_number: int) -> str:
+    """What is wrong with the form of a masked vector, in words; empty where nothing is."""
+    values = vector.values
+    if (vector.hospital_id, vector.round_number) != (name, round_number):
+        return f"it sent a masked vector of {vector.hospital_id} for round {vector.round_number}"
+    if not isinstance(values, np.ndarray) or values.dtype != np.uint64 or values.shape != (size,):
+        shape, kind = getattr(values, "shape", ()), getattr(values, "dtype", type(values).__name__)
+        return f"a masked vector is ({size},) uint64, got {shape} {kind}"
+    return ""

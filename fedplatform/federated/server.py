@@ -1,0 +1,234 @@
+"""The federation: broadcast, train, refuse what is no update, aggregate, step, evaluate; round after round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+import torch
+
+from fedplatform.core.messages import (
+    NAN,
+    Aggregate,
+    Evidence,
+    HospitalRecord,
+    HospitalState,
+    Predictions,
+    Reply,
+    RoundReport,
+    Update,
+)
+from fedplatform.core.seeding import torch_generator
+from fedplatform.data.splits import Role
+from fedplatform.federated.aggregation import Aggregator, combine_statistics
+from fedplatform.federated.cohort import Cohort
+from fedplatform.federated.root_set import RootSet
+from fedplatform.federated.secure import GroupedCohort, GroupMemory
+from fedplatform.learning.metrics import Figures, judge
+from fedplatform.learning.parameters import ParameterLayout, PersonalState
+
+
+@dataclass(frozen=True, eq=False)
+class FederationState:
+    """All that the server carries from round to round; stored, it is the checkpoint."""
+
+    round_number: int
+    weights: np.ndarray  # (d,) float32
+    previous_delta: np.ndarray  # (num_shared,) float32, the last step
+    memory: object = None  # what the aggregation rule hands itself over the rounds: reputations, what it has learned
+    root_personal: PersonalState = field(default_factory=dict)  # the personal part of the server's own hospital
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """The server's side of federated learning.
+
+    ``quorum`` is the least number of usable updates a round needs; below it, or where the rule cannot work with so few,
+    the weights stay and the report says why. ``root`` is the server's own small clean data set as a hospital, needed
+    by rules that compare with it. ``liars`` only marks the truth in the records and is never shown to the rule.
+    """
+
+    cohort: Cohort
+    rule: Aggregator
+    layout: ParameterLayout
+    num_classes: int
+    seed: int
+    quorum: int
+    root: RootSet | None = None
+    liars: frozenset[str] = field(default=frozenset())
+
+    def start(self, weights: np.ndarray) -> FederationState:
+        """The state before the first round."""
+        return FederationState(
+            0, weights, np.zeros(self.layout.num_shared, np.float32), root_personal=self._root_personal()
+        )
+
+    def rounds(self, state: FederationState, *, until: int) -> Iterator[tuple[FederationState, RoundReport]]:
+        """Run up to and including round ``until``, handing out state and report after each."""
+        while state.round_number < until:
+            state, report = self.run_round(state)
+            yield state, report
+
+    def run_round(self, state: FederationState) -> tuple[FederationState, RoundReport]:
+        """One round; a function of the state and of nothing else that changes."""
+        number = state.round_number + 1
+        if self.root is not None:
+            self.root.hospital.personal = dict(state.root_personal)
+        started = time.monotonic()
+        cohort = self._seated(state.memory)
+        replies = [self._inspect(reply, number) for reply in cohort.train(state.weights, number)]
+        trained = time.monotonic()
+        delta, records, memory = self._aggregate(replies, state, number)
+        state = FederationState(
+            number, state.weights + delta, delta[: self.layout.num_shared], memory, self._root_personal()
+        )
+        aggregated = time.monotonic()
+        answers = self.cohort.evaluate(state.weights, (Role.VALIDATION, Role.TEST))
+        tests = [predictions for predictions in answers if predictions.role == Role.TEST]
+        validation = judge([p for p in answers if p.role == Role.VALIDATION], num_classes=self.num_classes)
+        pooled = judge(tests, num_classes=self.num_classes)
+        report = RoundReport(
+            round_number=number,
+            accuracy=pooled.accuracy,
+            macro_f1=pooled.macro_f1,
+            auc=pooled.auc,
+            loss=pooled.loss,
+            validation_accuracy=validation.accuracy,
+            train_seconds=trained - started,
+            aggregate_seconds=aggregated - trained,
+            evaluate_seconds=time.monotonic() - aggregated,
+            hospitals=tuple(self._graded(records, tests)),
+            confusion=tuple(tuple(int(count) for count in row) for row in pooled.confusion),
+        )
+        return state, report
+
+    def _root_personal(self) -> PersonalState:
+        return {} if self.root is None else self.root.hospital.personal
+
+    def _seated(self, memory: object) -> Cohort:
+        """The cohort of a round: under secure aggregation, whom the rule has shut out is kept apart from the others."""
+        if isinstance(self.cohort, GroupedCohort) and isinstance(memory, GroupMemory):
+            return self.cohort.keeping_apart(memory.shut_out)
+        return self.cohort
+
+    def _inspect(self, reply: Reply, round_number: int) -> Reply:
+        """Turn what is not an update of this round and model into a refusal, before any rule can see it."""
+        if reply.update is None:
+            return reply
+        complaint = malformation(reply.update, size=self.layout.size, round_number=round_number)
+        return Reply(reply.hospital_id, HospitalState.MALFORMED, None, complaint) if complaint else reply
+
+    def _aggregate(
+        self, replies: Sequence[Reply], state: FederationState, number: int
+    ) -> tuple[np.ndarray, list[HospitalRecord], object]:
+        """The server's step (d,), a record for every hospital, accuracy still open, and the rule's memory."""
+        updates = [reply.update for reply in replies if reply.update is not None]
+        still = np.zeros(self.layout.size, np.float32)
+        if len(updates) < self.quorum:
+            why = f"{len(updates)} usable updates, the quorum is {self.quorum}"
+            return still, self._without_effect(replies, number, why), state.memory
+        shared = self.layout.num_shared
+        received = torch.empty(len(updates), self.layout.size)
+        for row, update in zip(received, updates, strict=True):
+            row.copy_(torch.from_numpy(np.array(update.delta)))
+        root = None if self.root is None else self.root.at(state.weights, number)
+        evidence = Evidence(
+            hospital_ids=tuple(update.hospital_id for update in updates),
+            num_examples=torch.tensor([update.num_examples for update in updates]),
+            previous_delta=torch.from_numpy(state.previous_delta.copy()),
+            generator=torch_generator(self.seed, "server", number, "aggregation"),
+            round_number=number,
+            root_delta=None if root is None else root.delta,
+            root=root,
+            memory=state.memory,
+            groups=tuple(update.group for update in updates if update.group),
+        )
+        deltas = received[:, :shared]
+        try:
+            aggregate = self.rule(deltas, evidence)
+        except ValueError as error:  # too few hospitals left this round for the rule's f
+            return still, self._without_effect(replies, number, str(error)), state.memory
+        step = aggregate.delta
+        if shared < self.layout.size:
+            step = torch.cat([step, combine_statistics(self.rule, received[:, shared:], aggregate=aggregate)])
+        if not torch.isfinite(step).all():
+            return still, self._without_effect(replies, number, "the aggregate is not finite"), state.memory
+        rows = {update.hospital_id: row for row, update in enumerate(updates)}
+        records = [
+            self._judged(self._record(reply, number, reply.reason), rows.get(reply.hospital_id), deltas, aggregate)
+            for reply in replies
+        ]
+        return step.numpy().astype(np.float32, copy=False), records, aggregate.memory
+
+    @staticmethod
+    def _judged(record: HospitalRecord, row: int | None, deltas: torch.Tensor, aggregate: Aggregate) -> HospitalRecord:
+        """The record of a hospital with what the rule made of its update, in ``row``; None where none was usable."""
+        if row is None:
+            return record
+        hostile = bool(aggregate.hostile[row])
+        record = replace(
+            record,
+            weight=float(aggregate.weights[row]),
+            norm=float(torch.linalg.vector_norm(deltas[row])),
+            cosine=float(torch.nn.functional.cosine_similarity(deltas[row], aggregate.delta, dim=0)),
+            state=HospitalState.HOSTILE if hostile else record.state,
+            reason="shut out by the aggregation rule" if hostile else record.reason,
+        )
+        if aggregate.judgements:
+            judgement = asdict(aggregate.judgements[row])
+            del judgement["norm"]  # the record has it already
+            reason = judgement.pop("reason") or record.reason
+            record = replace(record, reason=reason, **judgement)
+        if not aggregate.weights.any():
+            record = replace(record, reason=f"round without effect: the rule trusts nobody; {record.reason}")
+        return record
+
+    def _without_effect(self, replies: Sequence[Reply], number: int, why: str) -> list[HospitalRecord]:
+        """The records of a round that changed nothing; whose update was missing keeps its own reason beside ``why``."""
+        reason = f"round without effect: {why}"
+        return [
+            self._record(reply, number, f"{reason}; {reply.reason}" if reply.reason else reason) for reply in replies
+        ]
+
+    def _record(self, reply: Reply, number: int, reason: str) -> HospitalRecord:
+        update = reply.update
+        return HospitalRecord(
+            round_number=number,
+            hospital_id=reply.hospital_id,
+            state=reply.state,
+            reason=reason,
+            is_liar=reply.hospital_id in self.liars,
+            num_examples=update.num_examples if update else 0,
+            norm=NAN,
+            cosine=NAN,
+            weight=0.0,
+            train_loss=update.train_loss if update else NAN,
+            train_seconds=update.seconds if update else NAN,
+            accuracy=NAN,
+            loss=NAN,
+        )
+
+    def _graded(self, records: Sequence[HospitalRecord], tests: Sequence[Predictions]) -> Iterator[HospitalRecord]:
+        own: dict[str, Figures] = {p.hospital_id: judge([p], num_classes=self.num_classes) for p in tests}
+        for record in records:
+            figures = own.get(record.hospital_id)
+            yield replace(record, accuracy=figures.accuracy, loss=figures.loss) if figures else record
+
+
+def malformation(update: Update, *, size: int, round_number: int) -> str:
+    """What is wrong with the form of an update, in words; empty where nothing is."""
+    delta = update.delta
+    if not isinstance(delta, np.ndarray) or delta.dtype != np.float32:
+        return f"an update is a float32 array, got {getattr(delta, 'dtype', type(delta).__name__)}"
+    if delta.shape != (size,):
+        return f"an update has shape ({size},), got {delta.shape}"
+    if update.round_number != round_number:
+        return f"an update for round {round_number} was due, got one for round {update.round_number}"
+    if not isinstance(update.num_examples, int) or update.num_examples < 1:
+        return f"an update comes from at least one scan, got num_examples={update.num_examples!r}"
+    finite = np.isfinite(delta)
+    if not finite.all():
+        return f"an update is finite, got {int((~finite).sum())} NaN or infinite entries of {size}"
+    return ""

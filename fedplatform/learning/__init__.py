@@ -1,0 +1,1 @@
+"""What a network learns in a hospital: models, local training, parameters, metrics."""

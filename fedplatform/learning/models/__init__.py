@@ -1,0 +1,32 @@
+"""The networks, and the table by which the command line names them."""
+
+from collections.abc import Callable
+
+from fedplatform.learning.models.classifier import Classifier, ModelBuilder, SmallCnn, TimmModel
+from fedplatform.learning.models.experts import Experts
+from fedplatform.learning.models.masked_autoencoder import MaskedAutoencoder
+from fedplatform.learning.models.noise_predictor import NoisePredictor
+from fedplatform.learning.models.residual import SmallResNet
+from fedplatform.learning.models.residual_sensor import ResidualSensor
+
+MODELS: dict[str, Callable[..., ModelBuilder]] = {
+    "small_cnn": SmallCnn,
+    "small_resnet": SmallResNet,
+    "experts": Experts,
+    "masked_autoencoder": MaskedAutoencoder,
+    "noise_predictor": NoisePredictor,
+    "residual_sensor": ResidualSensor,
+}
+
+__all__ = [
+    "MODELS",
+    "Classifier",
+    "Experts",
+    "MaskedAutoencoder",
+    "ModelBuilder",
+    "NoisePredictor",
+    "ResidualSensor",
+    "SmallCnn",
+    "SmallResNet",
+    "TimmModel",
+]

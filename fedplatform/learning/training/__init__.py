@@ -1,0 +1,58 @@
+"""Local training in a hospital: by which algorithm, what it makes small and on what; and the prediction after it."""
+
+from fedplatform.learning.parameters import PersonalState
+from fedplatform.learning.training.algorithms import (
+    ALGORITHMS,
+    APFL,
+    Algorithm,
+    Ditto,
+    FedAvg,
+    FedBN,
+    FedBNP,
+    FedPer,
+    FedProx,
+    FedRep,
+    SiloBN,
+)
+from fedplatform.learning.training.augmentation import AUGMENTATIONS, Anatomy, Augmentation, Orientation, Scanner
+from fedplatform.learning.training.objectives import (
+    OBJECTIVES,
+    AdversarialTraining,
+    CrossEntropy,
+    Generative,
+    Objective,
+    Trades,
+)
+from fedplatform.learning.training.sampling import SamplingName
+from fedplatform.learning.training.trainer import LocalTraining, Stopped, Trainer, to_images
+
+__all__ = [
+    "ALGORITHMS",
+    "APFL",
+    "AUGMENTATIONS",
+    "OBJECTIVES",
+    "AdversarialTraining",
+    "Algorithm",
+    "Anatomy",
+    "Augmentation",
+    "CrossEntropy",
+    "Ditto",
+    "FedAvg",
+    "FedBN",
+    "FedBNP",
+    "FedPer",
+    "FedProx",
+    "FedRep",
+    "Generative",
+    "LocalTraining",
+    "Objective",
+    "Orientation",
+    "PersonalState",
+    "SamplingName",
+    "Scanner",
+    "SiloBN",
+    "Stopped",
+    "Trades",
+    "Trainer",
+    "to_images",
+]

@@ -1,0 +1,267 @@
+"""What local training makes small: the usual loss, the loss under attack, or a generative network's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fedplatform.learning.models import Classifier, ModelBuilder
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """An objective; ``images`` are (n, c, h, w) in [0, 1] and ``labels`` (n,) int64."""
+
+    def network(self, model: ModelBuilder, *, channels: int, num_classes: int, size: int) -> nn.Module:
+        """The network that is trained, built around what ``model`` builds."""
+        ...
+
+    def loss(
+        self,
+        network: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        generator: torch.Generator,
+        progress: float,
+    ) -> torch.Tensor:
+        """What a step of training makes small, a scalar; ``progress`` in [0, 1] is the share of all training done."""
+        ...
+
+    def plain_loss(
+        self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
+    ) -> torch.Tensor:
+        """The loss by which a network is judged, a scalar: nobody attacks and nothing is added."""
+        ...
+
+    def probabilities(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """What the network answers (n, num_classes); (n, 0) from one that names no class."""
+        ...
+
+
+class Classification:
+    """What the objectives of classifiers have in common."""
+
+    def network(self, model: ModelBuilder, *, channels: int, num_classes: int, size: int) -> nn.Module:
+        """A classifier behind its mean/std layer."""
+        return Classifier(model(channels=channels, num_classes=num_classes, size=size))
+
+    def plain_loss(
+        self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Mean cross-entropy on the scans as they are."""
+        del generator
+        return functional.cross_entropy(network(images), labels)
+
+    def probabilities(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """Softmax of the logits."""
+        return functional.softmax(network(images), dim=1)
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Classification):
+    """Cross-entropy with the labels, their certainty lowered by ``label_smoothing`` (Szegedy et al., CVPR 2016)."""
+
+    label_smoothing: float = 0.0
+
+    def loss(
+        self,
+        network: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        generator: torch.Generator,
+        progress: float,
+    ) -> torch.Tensor:
+        """Mean over the batch."""
+        del generator, progress
+        return cross_entropy(network, images, labels, label_smoothing=self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class AdversarialTraining(Classification):
+    """Cross-entropy on scans attacked within ``epsilon`` of each pixel (l_inf, pixel units).
+
+    One step from a random start is FGSM-RS (Wong et al., ICLR 2020), more are PGD (Madry et al., ICLR 2018). Epsilon
+    grows linearly over the first ``warm_up`` of all training: at full strength from the start a small network may
+    learn nothing at all.
+    """
+
+    epsilon: float
+    steps: int = 1
+    warm_up: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check(self.epsilon, self.steps, self.warm_up)
+
+    def loss(
+        self,
+        network: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        generator: torch.Generator,
+        progress: float,
+    ) -> torch.Tensor:
+        """Mean over the attacked batch. Attacked in training mode, which keeps the batch statistics those of attack."""
+        attacked = ascend(
+            lambda moved: functional.cross_entropy(network(moved), labels),
+            images,
+            epsilon=_risen(self.epsilon, progress, self.warm_up),
+            steps=self.steps,
+            generator=generator,
+        )
+        return cross_entropy(network, attacked, labels)
+
+
+@dataclass(frozen=True)
+class Trades(Classification):
+    """Cross-entropy on scans as they are plus ``beta`` KL(p(x) || p(x')) (TRADES, Zhang et al., ICML 2019).
+
+    x' lies within ``epsilon`` of each pixel (pixel units), where KL grows fastest. The authors take 10 ``steps``; one,
+    from a random start, costs a fourth of that. ``warm_up`` as in :class:`AdversarialTraining`.
+    """
+
+    epsilon: float
+    beta: float = 6.0
+    steps: int = 1
+    warm_up: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check(self.epsilon, self.steps, self.warm_up)
+
+    def loss(
+        self,
+        network: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        generator: torch.Generator,
+        progress: float,
+    ) -> torch.Tensor:
+        """Mean over the batch."""
+        with torch.no_grad():
+            target = functional.log_softmax(network(images), dim=1)
+        attacked = ascend(
+            lambda moved: _divergence(target, functional.log_softmax(network(moved), dim=1)),
+            images,
+            epsilon=_risen(self.epsilon, progress, self.warm_up),
+            steps=self.steps,
+            generator=generator,
+        )
+        logits, penalty = _penalised(network, images)
+        calm, moved = functional.log_softmax(logits, dim=1), functional.log_softmax(network(attacked), dim=1)
+        return _with(functional.nll_loss(calm, labels) + self.beta * _divergence(calm, moved), penalty)
+
+
+@runtime_checkable
+class _Generative(Protocol):
+    def loss(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Generative:
+    """The loss that a network carries itself, ``loss(images, generator)``: masked autoencoders, noise predictors."""
+
+    def network(self, model: ModelBuilder, *, channels: int, num_classes: int, size: int) -> nn.Module:
+        """What the builder builds. Raises ValueError where that has no loss of its own."""
+        network = model(channels=channels, num_classes=num_classes, size=size)
+        if not isinstance(network, _Generative):
+            raise ValueError(
+                f"the generative objective takes a network with a loss, a {type(network).__name__} has none"
+            )
+        return network
+
+    def loss(
+        self,
+        network: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        generator: torch.Generator,
+        progress: float,
+    ) -> torch.Tensor:
+        """The network's own; nobody looks at labels."""
+        del progress
+        return self.plain_loss(network, images, labels, generator=generator)
+
+    def plain_loss(
+        self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
+    ) -> torch.Tensor:
+        """The same."""
+        del labels
+        assert isinstance(network, _Generative)
+        return network.loss(images, generator)
+
+    def probabilities(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """None: (n, 0)."""
+        del network
+        return images.new_zeros(len(images), 0)
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "cross_entropy": CrossEntropy,
+    "adversarial": AdversarialTraining,
+    "trades": Trades,
+    "generative": Generative,
+}
+
+
+def _check(epsilon: float, steps: int, warm_up: float) -> None:
+    if not 0 <= epsilon <= 1 or steps < 1 or not 0 <= warm_up <= 1:
+        raise ValueError(
+            f"needs 0 <= epsilon <= 1 in pixel units, steps >= 1 and 0 <= warm_up <= 1, "
+            f"got epsilon={epsilon}, steps={steps}, warm_up={warm_up}"
+        )
+
+
+def _risen(epsilon: float, progress: float, warm_up: float) -> float:
+    return epsilon if progress >= warm_up else epsilon * progress / warm_up
+
+
+def ascend(
+    height: Callable[[torch.Tensor], torch.Tensor],
+    images: torch.Tensor,
+    *,
+    epsilon: float,
+    steps: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Sign-gradient ascent of ``height`` within epsilon and [0, 1] from a uniform start: FGSM-RS and PGD in one.
+
+    One step is 1.25 epsilon long (Wong et al.), each of several 2.5 epsilon / steps (Madry et al.).
+    """
+    step = 1.25 * epsilon if steps == 1 else 2.5 * epsilon / steps
+    start = (2 * torch.rand(images.shape, generator=generator) - 1).to(images) * epsilon
+    moved = (images + start).clamp(0, 1)
+    for _ in range(steps):
+        moved.requires_grad_()
+        (slope,) = torch.autograd.grad(height(moved), moved)
+        moved = (moved.detach() + step * slope.sign() - images).clamp(-epsilon, epsilon).add(images).clamp(0, 1)
+    return moved
+
+
+def _divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Mean KL(p || q) over a batch, both (n, num_classes) and in logarithms."""
+    return functional.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+def _penalised(network: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return network.penalised(images) if isinstance(network, Classifier) else (network(images), None)
+
+
+def cross_entropy(
+    network: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Mean cross-entropy with ``labels`` (n,), and what a classifier's body wants added to it; a scalar."""
+    logits, penalty = _penalised(network, images)
+    return _with(functional.cross_entropy(logits, labels, label_smoothing=label_smoothing), penalty)
+
+
+def _with(loss: torch.Tensor, penalty: torch.Tensor | None) -> torch.Tensor:
+    return loss if penalty is None else loss + penalty

@@ -1,0 +1,360 @@
+"""Local training in a hospital, and the prediction that goes with it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedplatform.core.seeding import lent_stream, torch_generator
+from fedplatform.learning.models import ModelBuilder
+from fedplatform.learning.parameters import (
+    BATCH_NORM,
+    ParameterLayout,
+    PersonalState,
+    batch_norm_names,
+    names_that_stay,
+    plain_copy,
+)
+from fedplatform.learning.training.algorithms import Algorithm, HeadFirst, OwnModel
+from fedplatform.learning.training.augmentation import Augmentation
+from fedplatform.learning.training.objectives import CrossEntropy, Objective
+from fedplatform.learning.training.own_model import ALPHA, OWN, first_copy, mix_in
+from fedplatform.learning.training.sampling import SamplingName, epoch_order, group_odds
+from fedplatform.learning.training.sgd import Sgd
+
+PREDICTION_BATCH = 128
+SETTLING_SCANS = 128  # enough for a mean and a variance
+LARGEST_GRADIENT = 1.0  # L2 norm to which AdamW's gradients are clipped, as transformers need
+
+OptimiserName = Literal["sgd", "adamw"]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """Everything that a hospital must know to train: the network, the algorithm and its budget in one round."""
+
+    model: ModelBuilder
+    algorithm: Algorithm
+    channels: int
+    num_classes: int
+    size: int
+    rounds: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    seed: int
+    objective: Objective = field(default_factory=CrossEntropy)
+    augmentation: Augmentation | None = None
+    optimiser: OptimiserName = "sgd"
+    sampling: SamplingName = "scans"
+
+    def learning_rate_in(self, round_number: int) -> float:
+        """The step size of a round: it falls along a half cosine, so that the last rounds settle (Loshchilov, 2017)."""
+        done = min(round_number - 1, self.rounds) / self.rounds
+        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+class Stopped(Exception):  # noqa: N818 - an order that was obeyed, not an error
+    """Training was told to stop before it was done."""
+
+
+class Trainer:
+    """One model in memory, lent to one hospital after another: state goes in and comes out.
+
+    A hospital's own part of the state (its batch normalisation, its last layer, its own copy of the whole) is an
+    argument and a result, so a process that serves a hundred hospitals holds one model. Raises ValueError for a
+    network that the algorithm or the objective cannot train.
+    """
+
+    def __init__(self, training: LocalTraining) -> None:
+        self.training = training
+        with lent_stream(torch_generator(training.seed, "initial weights").initial_seed()):
+            network = training.objective.network(
+                training.model, channels=training.channels, num_classes=training.num_classes, size=training.size
+            )
+        # channels_last is 10 % faster for the convolutions of a CPU and the same numbers.
+        self.model: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        stays = training.algorithm.personal(self.model) | names_that_stay(self.model)
+        self.layout = ParameterLayout.of(self.model, personal=stays)
+        self.initial_weights = self.layout.flatten(self.model)
+        self.initial_personal: PersonalState = {
+            **self._personal(),
+            **(first_copy(self.model, training.algorithm) if isinstance(training.algorithm, OwnModel) else {}),
+        }
+
+    def load(self, weights: np.ndarray, personal: PersonalState) -> None:
+        """Put the broadcast weights (d,) and one hospital's personal layers into the model, as training starts."""
+        self.layout.load(weights, self.model)
+        state = self.model.state_dict()
+        for name in self.layout.personal:
+            state[name].copy_(personal[name])
+
+    def load_served(self, weights: np.ndarray, personal: PersonalState) -> None:
+        """Put in the model by which the hospital answers: the same, or with its own copy where it keeps one."""
+        self.load(weights, personal)
+        if ALPHA in personal:
+            mix_in(self.model, personal)
+
+    def model_of(self, weights: np.ndarray, personal: PersonalState) -> nn.Module:
+        """The model by which the hospital answers, as an object of its own: in evaluation mode, its weights frozen."""
+        self.load_served(weights, personal)
+        return copy.deepcopy(self.model).eval().requires_grad_(False)
+
+    def fit(
+        self,
+        weights: np.ndarray,
+        personal: PersonalState,
+        *,
+        images: np.ndarray,
+        labels: np.ndarray,
+        groups: np.ndarray,
+        round_number: int,
+        generator: torch.Generator,
+        should_stop: Callable[[], bool],
+    ) -> tuple[np.ndarray, PersonalState, float]:
+        """Train for the local epochs and return (update (d,) float32, new personal state, mean loss).
+
+        ``images`` are uint8 (n, c, h, w), ``labels`` and ``groups`` (n,). A copy of its own that the hospital keeps
+        comes back as it was; that is for :meth:`fit_own`. Raises :class:`Stopped` as soon as ``should_stop()`` is true.
+        """
+        self.load(weights, personal)
+        self.model.train()
+        algorithm = self.training.algorithm
+        optimiser = self._optimiser(self.model.parameters(), round_number)
+        shared = set(self.layout.shared_names)
+        pulled = [(p, p.detach().clone()) for name, p in self.model.named_parameters() if name in shared]
+        losses: list[float] = []
+        for epochs, trained in self._phases():
+            with _only(self.model, trained):
+                for scans, answers, progress in self._batches(
+                    images,
+                    labels,
+                    groups,
+                    epochs=epochs,
+                    round_number=round_number,
+                    generator=generator,
+                    stop=should_stop,
+                ):
+                    optimiser.zero_grad()
+                    loss = self._loss(scans, answers, generator=generator, progress=progress)
+                    loss.backward()
+                    if algorithm.mu:
+                        for parameter, start in pulled:
+                            # The gradient of mu/2 ||w - w_t||^2, without that term's graph over all weights.
+                            if parameter.grad is not None:
+                                parameter.grad.add_(parameter.detach() - start, alpha=algorithm.mu)
+                    self._step(optimiser)
+                    losses.append(loss.item())
+        delta = self.layout.flatten(self.model) - weights
+        return delta, {**personal, **self._personal()}, float(np.mean(losses)) if losses else float("nan")
+
+    def fit_own(
+        self,
+        weights: np.ndarray,
+        personal: PersonalState,
+        *,
+        images: np.ndarray,
+        labels: np.ndarray,
+        groups: np.ndarray,
+        round_number: int,
+        generator: torch.Generator,
+        should_stop: Callable[[], bool],
+    ) -> PersonalState:
+        """Train the hospital's own copy v for the local epochs beside the broadcast weights w, and return its state.
+
+        Without such a copy nothing happens. Each step takes the gradient g at s = alpha v + (1 - alpha) w; v moves
+        along alpha g, then towards w by the exact proximal step of lam/2 ||v - w||^2, which no lam makes unstable; and
+        alpha, where it is learned, along <g, v - w>. Deng et al. let w train meanwhile; here it is the one that the
+        next answers are mixed with, the broadcast one.
+        """
+        algorithm = self.training.algorithm
+        if not isinstance(algorithm, OwnModel):
+            return personal
+        self.load(weights, personal)
+        shared = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+        kept = {name: value.clone() for name, value in personal.items()}
+        own = {name: kept[OWN + name] for name in shared}
+        optimiser = self._optimiser(own.values(), round_number)
+        rate = self.training.learning_rate_in(round_number)
+        pull = rate * algorithm.lam / (1 + rate * algorithm.lam)
+        mix_in(self.model, kept)
+        self.model.train()
+        for scans, answers, progress in self._batches(
+            images,
+            labels,
+            groups,
+            epochs=self.training.epochs,
+            round_number=round_number,
+            generator=generator,
+            stop=should_stop,
+        ):
+            alpha = float(kept[ALPHA])
+            self.model.zero_grad()
+            self._loss(scans, answers, generator=generator, progress=progress).backward()
+            slopes = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+            uphill = sum(float((slope * (own[name] - shared[name])).sum()) for name, slope in slopes.items())
+            for name, slope in slopes.items():
+                own[name].grad = alpha * slope
+            self._step(optimiser)
+            for name, value in own.items():
+                value.lerp_(shared[name], pull)
+            if algorithm.learns_alpha:
+                kept[ALPHA] = torch.tensor(min(max(alpha - rate * uphill, 0.0), 1.0))
+            with torch.no_grad():
+                for name, parameter in self.model.named_parameters():
+                    parameter.copy_(torch.lerp(shared[name], own[name], float(kept[ALPHA])))
+        state = self.model.state_dict()
+        statistics = {OWN + name: state[name].clone() for name in batch_norm_names(self.model) if name not in own}
+        return {
+            **personal,
+            **{OWN + name: value.detach() for name, value in own.items()},
+            **statistics,
+            ALPHA: kept[ALPHA],
+        }
+
+    def settle(self, weights: np.ndarray, personal: PersonalState, images: np.ndarray) -> PersonalState:
+        """Measure the personal batch normalisation statistics anew: on the broadcast weights, on the hospital's scans.
+
+        After local training they describe the hospital's own weights; the broadcast ones are an average with others',
+        and under the old statistics they can be no better than chance. Affine parts keep their values. The scans are
+        taken evenly from all, because many data sets come sorted by class. Nothing happens where no statistics stay in
+        the hospital.
+        """
+        prefix = OWN if ALPHA in personal else ""
+        measured = [name for name in batch_norm_names(self.model) if prefix + name in personal]
+        if not measured:
+            return personal
+        few = images[np.linspace(0, len(images) - 1, min(len(images), SETTLING_SCANS)).astype(int)]
+        self.load_served(weights, personal)
+        self.model.eval()
+        layers = [module for module in self.model.modules() if isinstance(module, BATCH_NORM)]
+        usual = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain average over the batches
+            layer.train()
+        with torch.inference_mode():
+            for start in range(0, len(few), PREDICTION_BATCH):
+                self.model(to_images(few[start : start + PREDICTION_BATCH]))
+        for layer, momentum in zip(layers, usual, strict=True):
+            layer.momentum = momentum
+        state = self.model.state_dict()
+        buffers = {name for name, _ in self.model.named_buffers()}
+        return {**personal, **{prefix + name: state[name].clone() for name in measured if name in buffers}}
+
+    def predict(self, weights: np.ndarray, personal: PersonalState, images: np.ndarray) -> np.ndarray:
+        """Class probabilities (n, num_classes) float32 of uint8 images (n, c, h, w); (n, 0) where no class is named."""
+        self.load_served(weights, personal)
+        self.model.eval()
+        with torch.inference_mode():
+            answers = [
+                self.training.objective.probabilities(self.model, to_images(part)).numpy() for part in _parts(images)
+            ]
+        return np.concatenate(answers) if answers else np.zeros((0, self.training.num_classes), np.float32)
+
+    def plain_loss(self, weights: np.ndarray, personal: PersonalState, images: np.ndarray, labels: np.ndarray) -> float:
+        """Mean over scans of the loss by which the network is judged, the same draws every time; NaN without scans."""
+        if not len(images):
+            return float("nan")
+        self.load_served(weights, personal)
+        self.model.eval()
+        generator = torch_generator(self.training.seed, "plain loss")
+        with torch.inference_mode():
+            losses = [
+                len(part)
+                * self.training.objective.plain_loss(
+                    self.model, to_images(part), torch.tensor(answers), generator=generator
+                ).item()
+                for part, answers in zip(_parts(images), _parts(labels), strict=True)
+            ]
+        return sum(losses) / len(images)
+
+    def _personal(self) -> PersonalState:
+        state = self.model.state_dict()
+        return {name: plain_copy(state[name]) for name in self.layout.personal}
+
+    def _phases(self) -> list[tuple[int, frozenset[str]]]:
+        """How many epochs of a round train which parameters, in order."""
+        everything = frozenset(name for name, _ in self.model.named_parameters())
+        algorithm, epochs = self.training.algorithm, self.training.epochs
+        if not isinstance(algorithm, HeadFirst):
+            return [(epochs, everything)]
+        head = everything & set(self.layout.personal)
+        return [(algorithm.head_epochs, head), (epochs, everything - head)]
+
+    def _batches(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        groups: np.ndarray,
+        *,
+        epochs: int,
+        round_number: int,
+        generator: torch.Generator,
+        stop: Callable[[], bool],
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+        """Shuffled batches of (images, labels, share of all training that is done)."""
+        setting = self.training
+        odds = group_odds(labels, groups) if setting.sampling == "groups" and len(labels) else None
+        for epoch in range(epochs):
+            for first, batch in zip(
+                range(0, len(labels), setting.batch_size),
+                epoch_order(len(labels), odds, generator).split(setting.batch_size),
+                strict=True,
+            ):
+                if stop():
+                    raise Stopped
+                if len(batch) < 2:  # batch normalisation has no variance of one scan
+                    continue
+                scans = to_images(images[batch.numpy()])
+                if setting.augmentation is not None:
+                    scans = setting.augmentation(scans, generator)
+                within = (epoch + first / len(labels)) / epochs
+                progress = min((round_number - 1 + within) / setting.rounds, 1.0)
+                yield scans, torch.from_numpy(labels[batch.numpy()]), progress
+
+    def _loss(
+        self, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator, progress: float
+    ) -> torch.Tensor:
+        return self.training.objective.loss(self.model, images, labels, generator=generator, progress=progress)
+
+    def _optimiser(self, parameters: Iterable[torch.Tensor], round_number: int) -> Sgd | torch.optim.AdamW:
+        setting, rate = self.training, self.training.learning_rate_in(round_number)
+        if setting.optimiser == "adamw":
+            return torch.optim.AdamW(parameters, lr=rate, weight_decay=setting.weight_decay)
+        return Sgd(parameters, learning_rate=rate, momentum=setting.momentum, weight_decay=setting.weight_decay)
+
+    def _step(self, optimiser: Sgd | torch.optim.AdamW) -> None:
+        if isinstance(optimiser, torch.optim.AdamW):
+            nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], LARGEST_GRADIENT)
+        optimiser.step()
+
+
+@contextmanager
+def _only(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
+    """Train the named parameters and no others; batch normalisation goes on measuring."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    try:
+        yield
+    finally:
+        model.requires_grad_(True)
+
+
+def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
+    return (values[start : start + PREDICTION_BATCH] for start in range(0, len(values), PREDICTION_BATCH))
+
+
+def to_images(pixels: np.ndarray) -> torch.Tensor:
+    """Map uint8 (n, c, h, w) to float32 images in [0, 1], laid out as the convolutions like it."""
+    return torch.from_numpy(pixels.astype(np.float32) / 255).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,296 @@
+"""The server's side: who is at the door, what is asked of them, which messages are taken; the ledger has the rest."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from fedplatform.core.files import write_durably
+from fedplatform.core.messages import Predictions, Update
+from fedplatform.federated.transport import TRANSPORTS
+from fedplatform.outside.body import (
+    PREDICTIONS_BYTES,
+    decode_predictions,
+    decode_update,
+    encode_weights,
+    update_bytes,
+)
+from fedplatform.outside.envelope import Envelope, Greeting, Header, Kind
+from fedplatform.outside.identity import Roster
+from fedplatform.outside.ledger import Ledger
+from fedplatform.outside.refusal import Reason, Refusal
+from fedplatform.outside.terms import Terms
+from fedplatform.outside.uploads import Uploads
+from fedplatform.outside.work import CHUNK, Hello, Order, State, Task, Work, launch_number
+
+CHALLENGE_S = 120.0  # that a hospital has to answer a challenge
+RUN, LEDGER, UPLOADS = "run-id", "refusals.jsonl", "uploads"
+
+Answer = Update | tuple[Predictions, ...]
+
+
+def run_id(folder: Path) -> str:
+    """The id of the run whose gateway keeps ``folder``: drawn at its first launch, and kept for later ones."""
+    file = folder / RUN
+    if not file.exists():
+        write_durably(file, secrets.token_hex(16).encode())
+    return file.read_text()
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """What came of an order: the answers that were taken, and what was wrong with the last that was not."""
+
+    answers: dict[str, Answer]
+    complaints: dict[str, str]
+
+
+class Desk:
+    """Takes one order at a time from the server and one answer to it from each hospital of the roster.
+
+    An answer is taken if the hospital's own key signed it over this run, this round and the weights that were sent out,
+    if it comes in time and for the first time, and if it is an update or predictions of the right form. Whatever is not
+    changes nothing but the ledger. Methods below ``hello`` are called for hospitals, by as many threads as like to.
+    """
+
+    def __init__(self, roster: Roster, terms: Terms, folder: Path) -> None:
+        self._roster = roster
+        self._terms = terms
+        self._transport = TRANSPORTS[terms.transport]
+        self._ledger = Ledger(folder / LEDGER)
+        self._uploads = Uploads(folder / UPLOADS)
+        self._secret = secrets.token_bytes(32)
+        self._greeted: dict[str, float] = {}  # challenges that were answered, until they are too old anyway
+        self._sessions: dict[str, str] = {}  # hospital by token
+        self._order: Order | None = None
+        self._weights, self._base = b"", ""
+        self._size = 0
+        self._due_at = 0.0
+        self._is_open = False
+        self._is_finished = False
+        self._answers: dict[str, Answer] = {}
+        self._complaints: dict[str, str] = {}
+        self._farewells: set[str] = set()
+        self._changed = threading.Condition(threading.RLock())
+
+    def ask(self, order: Order) -> None:
+        """Put an order up; the one before is over. The same order once more changes nothing."""
+        weights = encode_weights(order.weights)
+        base = sha256(weights).hexdigest()
+        with self._changed:
+            before = self._order
+            if before and (before.kind, before.round_number, before.launch, self._base) == (
+                *(order.kind, order.round_number, order.launch),
+                base,
+            ):
+                return
+            self._order, self._weights, self._base, self._size = order, weights, base, order.weights.size
+            self._due_at = time.monotonic() + order.deadline_s
+            self._is_open = True
+            self._answers, self._complaints = {}, {}
+
+    def collect(self, timeout_s: float) -> Collected:
+        """Wait until all hospitals have answered or the time is up; after that the order takes no answer."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._answers) == len(self._roster.keys), timeout=timeout_s)
+            self._is_open = False
+            return Collected(dict(self._answers), dict(self._complaints))
+
+    def finish(self, timeout_s: float) -> None:
+        """There will be no more orders; wait until those who are here have heard so, or the time is up."""
+        with self._changed:
+            self._is_finished, self._is_open = True, False
+            self._changed.wait_for(lambda: self._farewells >= set(self._sessions.values()), timeout=timeout_s)
+
+    def hello(self) -> bytes:
+        """A challenge for whoever knocks."""
+        # The time, and a draw of its own: two who knock in the same millisecond must not be given one challenge.
+        drawn = int(time.monotonic() * 1000).to_bytes(8, "big") + secrets.token_bytes(8)
+        return Hello(run=self._terms.run, challenge=(drawn + self._stamp(drawn)).hex()).wire()
+
+    def enter(self, greeting: bytes) -> str:
+        """Let a hospital in that has signed a challenge; the token of its session. Raises :class:`Refusal`."""
+        claimed: dict[str, object] = {}
+        with self._recording(claimed):
+            read = Greeting.read(greeting)
+            claimed |= {"hospital": read.hospital, "run": read.run}
+            read.check(self._roster)
+            if read.run != self._terms.run:
+                raise Refusal(Reason.FOREIGN, "this is another run")
+            self._use_up(read.challenge)
+            token = secrets.token_urlsafe(32)
+            self._sessions = {t: name for t, name in self._sessions.items() if name != read.hospital}
+            self._sessions[token] = read.hospital
+            return token
+
+    def terms(self, token: str) -> bytes:
+        """The terms of this run, as JSON."""
+        with self._recording({}):
+            self._who(token)
+            return self._terms.model_dump_json().encode()
+
+    def work(self, token: str) -> bytes:
+        """What the hospital has to do now."""
+        with self._recording({}):
+            hospital_id = self._who(token)
+            if self._is_finished:
+                self._farewells.add(hospital_id)
+                self._changed.notify_all()
+                return Work(state=State.FINISHED).wire()
+            if self._order is None or not self._is_open or hospital_id in self._answers:
+                return Work(state=State.WAIT).wire()
+            launch = self._order.launch
+            task = Task(
+                kind=self._order.kind,
+                round=self._order.round_number,
+                base=self._base,
+                size=len(self._weights),
+                roles=self._order.roles,
+                launch=(launch.number, launch.resumed_from) if launch else None,
+                seconds_left=round(max(0.0, self._due_at - time.monotonic()), 1),
+            )
+            return Work(state=State.WORK, task=task).wire()
+
+    def weights(self, token: str, base: str, offset: int) -> bytes:
+        """The next piece of the weights of this order."""
+        with self._recording({"base": base}):
+            self._who(token)
+            if base != self._base:
+                raise Refusal(Reason.LATE, "these weights are not those of the round under way")
+            return self._weights[max(0, offset) : max(0, offset) + CHUNK]
+
+    def announce(self, token: str, envelope: bytes) -> int:
+        """Announce a message by its envelope; how many of its bytes are here already."""
+        claimed: dict[str, object] = {}
+        with self._recording(claimed):
+            hospital_id = self._who(token)
+            claimed["session"] = hospital_id
+            read = Envelope.read(envelope)
+            claimed |= _claims(read.header)
+            read.check(self._roster)
+            self._require_due(read.header, hospital_id)
+            return self._uploads.begin(hospital_id, read)
+
+    def append(self, token: str, digest: str, offset: int, piece: bytes) -> int:
+        """Add a piece to the message of this digest; how many bytes are here now. With the last, it is read.
+
+        A piece that does not begin where the last ended is left alone, and the answer says where to go on.
+        """
+        claimed: dict[str, object] = {"digest": digest[:64]}
+        with self._recording(claimed):
+            hospital_id = self._who(token)
+            claimed["session"] = hospital_id
+            envelope = self._uploads.announced(hospital_id)
+            if envelope is None or envelope.header.digest != digest:
+                raise Refusal(Reason.NOT_ASKED, "no message of this digest was announced")
+            header = envelope.header
+            claimed |= _claims(header)
+            self._require_due(header, hospital_id)
+            received = self._uploads.received(hospital_id)
+            if offset != received:
+                return received
+            if len(piece) > CHUNK or received + len(piece) > header.size:
+                self._uploads.drop(hospital_id)
+                raise Refusal(Reason.OVERSIZE, f"a piece has at most {CHUNK} bytes, and no more than were announced")
+            received = self._uploads.append(hospital_id, piece)
+            if received == header.size:
+                self._answers[hospital_id] = self._read(self._uploads.take(hospital_id), header)
+                self._changed.notify_all()
+            return received
+
+    def refuse(self, reason: Reason, sentence: str) -> None:
+        """Write down what was turned away before it came here: too large to be read."""
+        self._ledger.write_down(Refusal(reason, sentence))
+
+    def _read(self, body: bytes, header: Header) -> Answer:
+        if sha256(body).hexdigest() != header.digest:
+            raise Refusal(Reason.ALTERED, "the SHA-256 of what came is not the one that was signed")
+        if header.kind is Kind.UPDATE:
+            return decode_update(
+                body,
+                hospital_id=header.hospital,
+                round_number=header.round,
+                size=self._size,
+                transport=self._transport,
+            )
+        assert self._order is not None
+        classes = len(self._terms.classes)
+        return decode_predictions(body, hospital_id=header.hospital, roles=self._order.roles, num_classes=classes)
+
+    def _require_due(self, header: Header, hospital_id: str) -> None:
+        """Raise :class:`Refusal` unless this is what this hospital is asked for now."""
+        if header.hospital != hospital_id:
+            raise Refusal(Reason.FOREIGN, "this message is another hospital's")
+        if header.run != self._terms.run:
+            raise Refusal(Reason.FOREIGN, "this message is of another run")
+        order = self._order
+        due = (order.round_number, order.kind is Kind.PREDICTIONS) if order else (0, False)
+        got = (header.round, header.kind is Kind.PREDICTIONS)
+        if got < due:
+            raise Refusal(Reason.LATE, f"round {header.round} has its {header.kind} already")
+        if order is None or got > due:
+            raise Refusal(Reason.NOT_ASKED, f"{header.kind} of round {header.round} is not due")
+        if header.launch != launch_number(order.launch):
+            raise Refusal(Reason.STALE, "this was made before the server went back; it may be made again")
+        if header.base != self._base:
+            raise Refusal(Reason.STALE, "this was made from other weights than those that were sent out")
+        if hospital_id in self._answers:
+            raise Refusal(Reason.REPLAYED, "this hospital has answered already")
+        if not self._is_open:
+            raise Refusal(Reason.LATE, f"the time for {header.kind} of round {header.round} is over")
+        most = update_bytes(self._size, self._transport) if header.kind is Kind.UPDATE else PREDICTIONS_BYTES
+        if header.size > most:
+            raise Refusal(Reason.OVERSIZE, f"{header.kind} has at most {most} bytes, {header.size} were announced")
+
+    @contextmanager
+    def _recording(self, claimed: dict[str, object]) -> Iterator[None]:
+        """Alone, and whatever is refused is written down."""
+        with self._changed:
+            try:
+                yield
+            except Refusal as refusal:
+                self._ledger.write_down(refusal, **claimed)
+                if refusal.reason in (Reason.MALFORMED, Reason.OVERSIZE) and "session" in claimed:
+                    self._complaints[str(claimed["session"])] = refusal.sentence
+                raise
+
+    def _who(self, token: str) -> str:
+        hospital_id = self._sessions.get(token)
+        if hospital_id is None:
+            raise Refusal(Reason.NO_SESSION, "this session is not known; show the key again")
+        return hospital_id
+
+    def _stamp(self, drawn: bytes) -> bytes:
+        return hmac.digest(self._secret, drawn, "sha256")[:16]
+
+    def _use_up(self, challenge: str) -> None:
+        """Raise :class:`Refusal` unless this challenge was drawn here, not long ago, and never answered before."""
+        given = bytes.fromhex(challenge)
+        now = time.monotonic()
+        age = now - int.from_bytes(given[:8], "big") / 1000
+        if not hmac.compare_digest(given[16:], self._stamp(given[:16])) or age > CHALLENGE_S:
+            raise Refusal(Reason.LATE, "this challenge is too old, or not of this server")
+        if challenge in self._greeted:
+            raise Refusal(Reason.REPLAYED, "this challenge was answered already")
+        self._greeted = {known: until for known, until in self._greeted.items() if until > now}
+        self._greeted[challenge] = now + CHALLENGE_S
+
+
+def _claims(header: Header) -> dict[str, object]:
+    """What a message says of itself, for the ledger."""
+    return {
+        "hospital": header.hospital,
+        "run": header.run,
+        "launch": header.launch,
+        "round": header.round,
+        "kind": header.kind,
+        "size": header.size,
+        "digest": header.digest,
+    }

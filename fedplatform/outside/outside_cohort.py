@@ -1,0 +1,98 @@
+"""Hospitals outside, and those inside and outside together, as the server sees them: a cohort like any other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from fedplatform.core.messages import HospitalState, Predictions, Reply, Update
+from fedplatform.data.splits import Role
+from fedplatform.federated.cohort import Cohort
+from fedplatform.federated.hospital_state import Launch
+from fedplatform.outside.envelope import Kind
+from fedplatform.outside.gateway_server import Collected
+from fedplatform.outside.work import Order
+
+
+class Counter(Protocol):
+    """What the server needs of a desk, wherever that stands."""
+
+    def ask(self, order: Order) -> None: ...
+
+    def collect(self, timeout_s: float) -> Collected: ...
+
+
+class OutsideCohort:
+    """The hospitals of a roster behind a desk. They are asked first and heard later, while those inside are at work."""
+
+    def __init__(
+        self, desk: Counter, hospital_ids: tuple[str, ...], *, deadline_s: float, launch: Launch | None
+    ) -> None:
+        self.hospital_ids = hospital_ids
+        self._desk = desk
+        self._deadline_s = deadline_s
+        self._launch = launch
+        self._due_at = 0.0
+
+    def ask(self, kind: Kind, weights: np.ndarray, round_number: int, roles: Sequence[Role] = ()) -> None:
+        """Put the weights out and say what is wanted."""
+        self._due_at = time.monotonic() + self._deadline_s
+        self._desk.ask(Order(kind, round_number, weights, self._deadline_s, tuple(roles), self._launch))
+
+    def updates(self) -> dict[str, Reply]:
+        """An update, or the reason for its absence, from every hospital."""
+        collected = self._collected()
+        replies = {}
+        for name in self.hospital_ids:
+            answer = collected.answers.get(name)
+            if isinstance(answer, Update):
+                replies[name] = Reply(name, HospitalState.REPORTED, answer)
+            elif name in collected.complaints:
+                replies[name] = Reply(name, HospitalState.MALFORMED, reason=collected.complaints[name])
+            else:
+                reason = f"nothing came from outside within {self._deadline_s:g} s"
+                replies[name] = Reply(name, HospitalState.LATE, reason=reason)
+        return replies
+
+    def predictions(self) -> list[Predictions]:
+        """The predictions of whoever has answered."""
+        answers = self._collected().answers.values()
+        return [one for answer in answers if isinstance(answer, tuple) for one in answer]
+
+    def _collected(self) -> Collected:
+        return self._desk.collect(max(0.0, self._due_at - time.monotonic()))
+
+
+class JoinedCohort:
+    """Hospitals inside the cluster and outside of it, in one order and under one deadline.
+
+    Liars that collude are simulated and live inside; they see no update from outside.
+    """
+
+    def __init__(self, inside: Cohort, outside: OutsideCohort, *, hospital_ids: tuple[str, ...]) -> None:
+        self._inside = inside
+        self._outside = outside
+        self._hospital_ids = hospital_ids
+        self._round = 0
+
+    @property
+    def hospital_ids(self) -> tuple[str, ...]:
+        """All hospitals in order."""
+        return self._hospital_ids
+
+    def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
+        """One round of training, inside and outside at the same time."""
+        self._round = round_number
+        self._outside.ask(Kind.UPDATE, weights, round_number)
+        replies = {reply.hospital_id: reply for reply in self._inside.train(weights, round_number)}
+        replies |= self._outside.updates()
+        return [replies[name] for name in self._hospital_ids]
+
+    def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
+        """Predictions of every honest hospital inside and of every one outside that answers."""
+        self._outside.ask(Kind.PREDICTIONS, weights, self._round, roles)
+        predictions = [*self._inside.evaluate(weights, roles), *self._outside.predictions()]
+        return sorted(predictions, key=lambda one: self._hospital_ids.index(one.hospital_id))

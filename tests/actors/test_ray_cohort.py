@@ -1,0 +1,262 @@
+"""Hospitals as Ray actors: the same bits as in one process, and every way to fail told apart."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from safetensors.numpy import load_file
+from slow_hospitals import SlowCnn, wait_for
+
+from actors.cohort import RayCohort
+from actors.engine import RayEngine, send_by_value
+from fedplatform.attacks.poisoning.attack import Situation
+from fedplatform.core.messages import HospitalState, RoundReport
+from fedplatform.data.splits import Role
+from fedplatform.experiments.engine import InProcessEngine, ServerRole, cohort_plan
+from fedplatform.experiments.experiment import Experiment
+from fedplatform.federated.cohort import InProcessCohort
+from fedplatform.federated.transport import TRANSPORTS, TransportName
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+
+
+def weights_and_reports(engine: object, experiment: Experiment, shards: Path, folder: Path):
+    with engine.launch(experiment, shards, state_folder=folder) as federation:
+        reports = list(federation.reports())
+        return federation.outcome().weights, reports
+
+
+@pytest.mark.parametrize(
+    ("attack", "rule"),
+    [("sign_flip", "fltrust"), ("alie", "nnm+trimmed_mean"), ("none", "mean"), ("fingerprint_aware", "hybrid+trust")],
+)
+def test_one_process_one_host_and_many_hosts_give_the_same_bits(
+    small: Experiment, shards: Path, tmp_path: Path, attack: str, rule: str
+) -> None:
+    experiment = small.replace(attack=attack, rule=rule, f=1)
+    reference, _ = weights_and_reports(InProcessEngine(), experiment, shards, tmp_path / "process")
+    for num_hosts in (1, 3):
+        weights, _ = weights_and_reports(
+            RayEngine(num_hosts=num_hosts), experiment, shards, tmp_path / f"hosts-{num_hosts}"
+        )
+        assert weights.tobytes() == reference.tobytes()
+
+
+@pytest.mark.parametrize("transport", ["lossless", "half"])
+def test_what_hospitals_and_colluding_liars_send_is_packed_on_its_way_and_the_same_bits_as_in_one_process(
+    small: Experiment, shards: Path, tmp_path: Path, transport: TransportName
+) -> None:
+    experiment = small.replace(transport=transport, attack="alie", rule="nnm+trimmed_mean", liars=2, f=2, rounds=1)
+    plans = [cohort_plan(experiment, shards, state_folder=tmp_path / name) for name in ("process", "ray")]
+    cohorts = [InProcessCohort(plans[0]), RayCohort(plans[1], num_hosts=2, deadline_s=120)]
+    weights = ServerRole(experiment, shards, cohorts[0]).outcome().weights
+    here, there = (
+        [reply.update.delta for reply in cohort.train(weights, 1) if reply.update is not None] for cohort in cohorts
+    )
+    assert len(here) == len(there) == experiment.hospitals
+    assert [delta.tobytes() for delta in here] == [delta.tobytes() for delta in there]
+    sender = next(name for name in experiment.hospital_ids() if name not in experiment.who_lies().hospital_ids)
+    packed = ray.get(cohorts[1].host_of[sender].train.remote(sender, weights, 1))
+    assert {name: part.dtype for name, part in packed.parts.items()} == TRANSPORTS[transport].kinds
+    assert sum(part.nbytes for part in packed.parts.values()) < 0.95 * weights.nbytes
+    cohorts[1].close()
+
+
+def test_personal_state_is_the_same_bits_in_every_cohort(small: Experiment, shards: Path, tmp_path: Path) -> None:
+    weights_and_reports(InProcessEngine(), small, shards, tmp_path / "process")
+    weights_and_reports(RayEngine(num_hosts=2), small, shards, tmp_path / "ray")
+    for name in small.hospital_ids():
+        # The tensors and not the files: safetensors writes labels, of round and launch, in any order.
+        here, there = (load_file(tmp_path / place / f"{name}.safetensors") for place in ("process", "ray"))
+        assert here.keys() == there.keys()
+        assert all(here[key].tobytes() == there[key].tobytes() for key in here)
+
+
+@dataclass(frozen=True)
+class SendsNonsense:
+    """A liar whose update is not finite."""
+
+    def corrupt(self, own: torch.Tensor, situation: Situation) -> torch.Tensor:
+        return torch.full_like(own, float("nan"))
+
+
+@dataclass(frozen=True)
+class SendsTooMuch:
+    """A liar whose update has another shape."""
+
+    def corrupt(self, own: torch.Tensor, situation: Situation) -> torch.Tensor:
+        return torch.cat([own, own])
+
+
+@dataclass(frozen=True)
+class Raises:
+    """A liar whose code breaks."""
+
+    def corrupt(self, own: torch.Tensor, situation: Situation) -> torch.Tensor:
+        raise RuntimeError("no such scanner")
+
+
+def last_states(reports: list[RoundReport]) -> dict[str, tuple[HospitalState, str]]:
+    return {record.hospital_id: (record.state, record.reason) for record in reports[-1].hospitals}
+
+
+@pytest.mark.parametrize(
+    ("attack", "transport", "state", "words"),
+    [
+        (SendsNonsense(), "exact", HospitalState.MALFORMED, "NaN or infinite"),
+        (SendsNonsense(), "half", HospitalState.MALFORMED, "NaN or infinite"),
+        (SendsTooMuch(), "exact", HospitalState.MALFORMED, "has shape"),
+        (SendsTooMuch(), "lossless", HospitalState.MALFORMED, "what came does not"),
+        (Raises(), "exact", HospitalState.CRASHED, "no such scanner"),
+    ],
+    ids=["not finite", "not finite, halved", "wrong shape", "wrong shape, packed", "raising"],
+)
+def test_a_broken_update_is_recorded_and_stops_nothing(
+    small: Experiment, shards: Path, tmp_path: Path, attack: object, transport: str, state: HospitalState, words: str
+) -> None:
+    experiment = small.replace(attack=attack, rule="mean", transport=transport)
+    weights, reports = weights_and_reports(RayEngine(num_hosts=2), experiment, shards, tmp_path)
+    (liar,) = experiment.who_lies().hospital_ids
+    states = last_states(reports)
+    assert states.pop(liar)[0] is state
+    assert words in reports[-1].hospitals[experiment.hospital_ids().index(liar)].reason
+    assert {found for found, _ in states.values()} == {HospitalState.REPORTED}
+    assert np.isfinite(weights).all()
+    assert len(reports) == experiment.rounds
+
+
+@dataclass(frozen=True)
+class SendTheirNumbers:
+    """A collusion of which each liar sends its place among them in every coordinate, ``more`` too often."""
+
+    more: int = 0
+
+    def collude(self, honest: torch.Tensor, situation: Situation) -> torch.Tensor:
+        numbers = torch.arange(situation.num_liars + self.more, dtype=honest.dtype)
+        return numbers[:, None].repeat(1, honest.shape[1])
+
+
+def test_every_colluding_liar_sends_its_own_update_in_every_cohort(
+    small: Experiment, shards: Path, tmp_path: Path
+) -> None:
+    experiment = small.replace(attack=SendTheirNumbers(), liars=2, algorithm="fedavg")
+    send_by_value(experiment)
+    plans = [cohort_plan(experiment, shards, state_folder=tmp_path / name) for name in ("process", "ray")]
+    cohorts = [InProcessCohort(plans[0]), RayCohort(plans[1], num_hosts=2, deadline_s=120)]
+    weights = ServerRole(experiment, shards, cohorts[0]).outcome().weights
+    for cohort in cohorts:
+        replies = {reply.hospital_id: reply for reply in cohort.train(weights, 1)}
+        assert tuple(replies) == experiment.hospital_ids()
+        for number, liar in enumerate(experiment.who_lies().hospital_ids):
+            update = replies[liar].update
+            assert update is not None
+            assert update.hospital_id == liar
+            assert update.delta.shape == weights.shape
+            assert set(update.delta) == {number}
+    cohorts[1].close()
+
+
+def test_colluding_liars_that_send_the_same_share_one_array(small: Experiment, shards: Path, tmp_path: Path) -> None:
+    experiment = small.replace(attack="alie(z=1.0)", liars=2)
+    cohort = InProcessCohort(cohort_plan(experiment, shards, state_folder=tmp_path))
+    weights = ServerRole(experiment, shards, cohort).outcome().weights
+    updates = {reply.hospital_id: reply.update for reply in cohort.train(weights, 1)}
+    one, two = (updates[liar] for liar in experiment.who_lies().hospital_ids)
+    assert one is not None
+    assert two is not None
+    assert one.delta is two.delta
+
+
+def test_a_collusion_that_forges_too_many_updates_is_recorded_and_stops_nothing(
+    small: Experiment, shards: Path, tmp_path: Path
+) -> None:
+    experiment = small.replace(attack=SendTheirNumbers(more=1), liars=2, rule="mean", rounds=1)
+    _, reports = weights_and_reports(RayEngine(num_hosts=2), experiment, shards, tmp_path)
+    states = last_states(reports)
+    for liar in experiment.who_lies().hospital_ids:
+        state, reason = states.pop(liar)
+        assert state is HospitalState.CRASHED
+        assert "one update for all or each of 2 liars, got 3" in reason
+    assert {state for state, _ in states.values()} == {HospitalState.REPORTED}
+
+
+def test_a_hostile_update_is_recorded_as_such(small: Experiment, shards: Path, tmp_path: Path) -> None:
+    experiment = small.replace(attack="scaling(scale=100.0)", rule="multi_krum", f=1)
+    _, reports = weights_and_reports(RayEngine(num_hosts=2), experiment, shards, tmp_path)
+    (liar,) = experiment.who_lies().hospital_ids
+    assert last_states(reports)[liar][0] is HospitalState.HOSTILE
+
+
+def test_a_late_hospital_is_recorded_and_freed_for_the_next_round(
+    small: Experiment, shards: Path, tmp_path: Path
+) -> None:
+    experiment = small.replace(model=SlowCnn(seconds=1.0), deadline_s=4.0, batch_size=2)
+    send_by_value(experiment)
+    cohort = RayCohort(cohort_plan(experiment, shards, state_folder=tmp_path), num_hosts=2, deadline_s=4.0)
+    weights = ServerRole(experiment, shards, cohort).outcome().weights
+    late = cohort.train(weights, 1)
+    assert {reply.state for reply in late} == {HospitalState.LATE}
+    assert "nothing came within 4 s" in late[0].reason
+    assert cohort.process_of("hospital-00") > 0  # it answers: the training that came too late was given up
+    cohort.close()
+
+
+def test_a_killed_hospital_is_crashed_in_this_round_and_back_in_the_next(
+    small: Experiment, shards: Path, tmp_path: Path
+) -> None:
+    experiment = small.replace(model=SlowCnn(seconds=0.2), batch_size=4)
+    send_by_value(experiment)
+    plan = cohort_plan(experiment, shards, state_folder=tmp_path)
+    cohort = RayCohort(plan, num_hosts=4, deadline_s=120)
+    role = ServerRole(experiment.replace(rounds=2), shards, cohort)
+    victim = cohort.process_of("hospital-00")
+    rounds = role.reports()
+
+    killer = threading.Timer(2.0, os.kill, (victim, signal.SIGKILL))
+    killer.start()
+    first = next(rounds)
+    killer.join()
+    states = {record.hospital_id: record.state for record in first.hospitals}
+    assert states["hospital-00"] is HospitalState.CRASHED
+    assert "process died" in first.hospitals[0].reason
+    assert HospitalState.REPORTED in states.values()
+    wait_for(cohort, "hospital-00")  # no round does, and on a busy machine a process is slow to start
+    second = next(rounds)
+    assert {record.state for record in second.hospitals} == {HospitalState.REPORTED}
+    cohort.close()
+
+
+def test_no_picture_leaves_a_hospital(small: Experiment, shards: Path, tmp_path: Path) -> None:
+    """Everything that a hospital returns is far smaller than its scans, and of no picture's shape."""
+    cohort = RayCohort(cohort_plan(small, shards, state_folder=tmp_path), num_hosts=2, deadline_s=120)
+    weights = ServerRole(small, shards, cohort).outcome().weights
+    returned = [reply.update for reply in cohort.train(weights, 1)]
+    answers = cohort.evaluate(weights, [Role.TEST])
+    arrays = [value for item in [*returned, *answers] for value in vars(item).values() if isinstance(value, np.ndarray)]
+    assert {array.shape for array in arrays if array.ndim > 1} == {(len(a.labels), 2) for a in answers}
+    assert all(array.size == weights.size for array in arrays if array.ndim == 1 and array.dtype == np.float32)
+    cohort.close()
+
+
+def test_a_users_own_rule_travels_to_the_server_from_behind_a_mixing_step(
+    small: Experiment, shards: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "my_rules.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from fedplatform.federated.aggregation import Mean\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine:\n"
+        "    def __call__(self, deltas, evidence):\n"
+        "        return Mean()(deltas, evidence)\n"
+    )
+    experiment = small.replace(rule=f"nnm+{tmp_path / 'my_rules.py'}:Mine", f=1, rounds=1)
+    _, reports = weights_and_reports(RayEngine(num_hosts=1), experiment, shards, tmp_path / "state")
+    assert len(reports) == 1

@@ -1,0 +1,74 @@
+"""The server's own scans: the loss of a step on them, its slope, and the rounds that are played on them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedplatform.data.shards import ROOT, Manifest, Shard
+from fedplatform.data.splits import Role
+from fedplatform.experiments.engine import local_training
+from fedplatform.experiments.experiment import Experiment
+from fedplatform.federated.hospital import Hospital
+from fedplatform.federated.root_set import BROKEN, RootInRound, RootSet
+from fedplatform.learning.training import Trainer
+
+
+@pytest.fixture
+def root(small: Experiment, shards: Path) -> RootInRound:
+    trainer = Trainer(local_training(small, Manifest.load(shards)))
+    hospital = Hospital("root", Shard.open(shards / ROOT), trainer=trainer, state_file=None, role=Role.ROOT)
+    return RootSet(hospital).at(trainer.initial_weights, 1)
+
+
+def test_the_servers_own_update_lowers_its_loss_and_the_opposite_does_not(root: RootInRound) -> None:
+    nothing = torch.zeros_like(root.delta)
+    still, ahead, back = root.losses(torch.stack([nothing, 0.2 * root.delta, -0.2 * root.delta]))
+    assert ahead < still < back
+
+
+def test_the_slope_is_that_of_the_loss(root: RootInRound) -> None:
+    slope = root.gradient(torch.zeros_like(root.delta))
+    assert slope.shape == root.delta.shape
+    along = slope / slope.norm()
+    size = 1e-2
+    up, down = root.losses(torch.stack([size * along, -size * along]))
+    assert (up - down) / (2 * size) == pytest.approx(float(slope.norm()), rel=0.1)
+
+
+def test_a_step_that_breaks_the_model_has_a_large_and_finite_loss(root: RootInRound) -> None:
+    assert root.losses(torch.full((1, len(root.delta)), 1e38))[0] == BROKEN
+
+
+def test_looking_at_steps_changes_neither_the_weights_nor_the_root_hospital(root: RootInRound) -> None:
+    weights = root.weights.copy()
+    personal = {name: value.clone() for name, value in root.hospital.personal.items()}
+    first = root.losses(root.delta[None])
+    root.gradient(root.delta)
+    root.rehearse(num_hospitals=3, num_rounds=1, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(root.weights, weights)
+    assert all(torch.equal(value, personal[name]) for name, value in root.hospital.personal.items())
+    assert root.losses(root.delta[None]) == first
+
+
+def test_played_rounds_are_made_of_unlike_hospitals_and_go_on_from_each_other(root: RootInRound) -> None:
+    played = root.rehearse(num_hospitals=4, num_rounds=3, generator=torch.Generator().manual_seed(0))
+    assert len(played) == 3
+    for before, after in itertools.pairwise(played):
+        torch.testing.assert_close(after.previous_delta, before.honest.mean(dim=0))
+    for one in played:
+        assert one.honest.shape == one.label_flipped.shape == (4, len(root.delta))
+        assert not torch.equal(one.honest[0], one.honest[1])
+        similarity = torch.nn.functional.cosine_similarity(one.honest, one.label_flipped)
+        assert (similarity < 0.99).all()
+
+
+def test_the_same_stream_plays_the_same_rounds(root: RootInRound) -> None:
+    one, other = (
+        root.rehearse(num_hospitals=3, num_rounds=2, generator=torch.Generator().manual_seed(5)) for _ in range(2)
+    )
+    assert torch.equal(one[1].honest, other[1].honest)

@@ -1,0 +1,252 @@
+"""Groups: who is summed with whom, and who lies, found out from groups alone."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedplatform.core.messages import Evidence
+from fedplatform.federated.aggregation import Mean, Median, WeightedMean
+from fedplatform.federated.secure import Grouped, GroupMemory, GroupTested, promise
+from fedplatform.federated.secure.differential_privacy import DELTA, epsilon, protect
+from fedplatform.federated.secure.groups import draw_groups
+from fedplatform.federated.secure.suspicion import GroupTest, NoisyGroupTesting
+
+NAMES = tuple(f"h{number}" for number in range(10))
+D = 2000
+
+
+@given(st.integers(0, 14), st.integers(2, 6), st.sets(st.integers(0, 13)), st.integers(0, 99))
+@settings(deadline=None)
+def test_no_group_is_smaller_than_promised_and_nobody_is_in_two(n: int, size: int, chosen: set[int], seed: int) -> None:
+    names = [f"h{number}" for number in range(n)]
+    apart = {f"h{number}" for number in chosen if number < n}
+    groups = draw_groups(names, size=size, apart=apart, generator=torch.Generator().manual_seed(seed))
+    members = [name for group in groups for name in group]
+    assert len(members) == len(set(members))
+    assert all(len(group) >= size for group in groups)
+    kept = set(names) - apart
+    kinds = (kept, apart) if len(kept) >= 2 * size else (kept | apart,)
+    for kind in kinds:
+        sizes = [len(group) for group in groups if set(group) <= kind]
+        assert sum(sizes) == (len(kind) if len(kind) >= size else 0)
+        assert len(sizes) == len(kind) // size
+        assert max(sizes, default=0) - min(sizes, default=0) <= 1
+    assert len(groups) == sum(len(kind) // size for kind in kinds)
+    mixed = [group for group in groups if set(group) & apart and set(group) & kept]
+    if len(kept) >= size and len(apart) <= size:
+        assert len(mixed) <= 1, "those kept apart are to spoil one group and no more"
+
+
+def test_groups_are_drawn_anew_each_round() -> None:
+    drawn = {draw_groups(NAMES, size=3, apart=(), generator=torch.Generator().manual_seed(seed)) for seed in range(20)}
+    assert len(drawn) == 20
+
+
+def by_enumeration(testing: NoisyGroupTesting, tests: list[GroupTest], *, now: int) -> dict[str, float]:
+    """The exact posterior, by adding up over who could lie: the slow definition."""
+    names = sorted({name for test in tests for name in test.members})
+    lying, total = dict.fromkeys(names, 0.0), 0.0
+    for lies in itertools.product([False, True], repeat=len(names)):
+        liars = {name for name, is_one in zip(names, lies, strict=True) if is_one}
+        chance = testing.prior ** len(liars) * (1 - testing.prior) ** (len(names) - len(liars))
+        for test in tests:
+            fails = testing.power if liars & set(test.members) else testing.false_alarm
+            seen = test.soundness * (1 - fails) + (1 - test.soundness) * fails
+            chance *= seen ** (testing.memory ** (now - test.round_number))
+        total += chance
+        for name in liars:
+            lying[name] += chance
+    return {name: share / total for name, share in lying.items()}
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=2), st.integers(0, 5))
+@settings(deadline=None)
+def test_where_groups_share_nobody_suspicion_is_the_exact_posterior(soundness: list[float], age: int) -> None:
+    tests = [GroupTest(1, NAMES[3 * n : 3 * n + 3], sound) for n, sound in enumerate(soundness)]
+    exact = by_enumeration(NoisyGroupTesting(), tests, now=1 + age)
+    found = NoisyGroupTesting()(tests, now=1 + age)
+    assert found == pytest.approx(exact, abs=1e-5)
+
+
+def noisy_tests(rounds: int, *, liars: set[str], size: int, seed: int) -> list[GroupTest]:
+    """Rounds of groups whose tests are wrong once in ten times."""
+    draw = np.random.default_rng(seed)
+    tests = []
+    for number in range(1, rounds + 1):
+        for group in draw_groups(
+            NAMES, size=size, apart=(), generator=torch.Generator().manual_seed(100 * seed + number)
+        ):
+            looks_sound = bool(liars & set(group)) == (draw.random() < 0.1)
+            tests.append(GroupTest(number, group, 0.95 if looks_sound else 0.05))
+    return tests
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_groups_overlap_suspicion_stays_near_the_exact_posterior(seed: int) -> None:
+    tests = noisy_tests(8, liars={"h2", "h7"}, size=3, seed=seed)
+    exact = by_enumeration(NoisyGroupTesting(), tests, now=8)
+    found = NoisyGroupTesting()(tests, now=8)
+    assert found == pytest.approx(exact, abs=0.15)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_liars_are_found_in_the_end_and_nobody_else(size: int) -> None:
+    found = NoisyGroupTesting()(noisy_tests(30, liars={"h2", "h7"}, size=size, seed=5), now=30)
+    assert {name for name, chance in found.items() if chance > 0.8} == {"h2", "h7"}
+    assert max(chance for name, chance in found.items() if name not in ("h2", "h7")) < 0.2
+
+
+def test_what_a_hospital_did_long_ago_weighs_less() -> None:
+    test = GroupTest(1, NAMES[:3], 0.0)
+    soon, late = (NoisyGroupTesting()([test], now=now)["h0"] for now in (1, 60))
+    assert NoisyGroupTesting().prior < late < soon
+
+
+def test_settings_that_no_test_could_have_are_refused() -> None:
+    with pytest.raises(ValueError, match="false_alarm < power"):
+        NoisyGroupTesting(false_alarm=0.8)
+
+
+def round_of(
+    updates: dict[str, torch.Tensor], groups: tuple[tuple[str, ...], ...], *, number: int = 1, memory: object = None
+) -> tuple[torch.Tensor, Evidence]:
+    """What the server gets: for every hospital in a group the mean of the group."""
+    group_of = {name: group for group in groups for name in group}
+    rows = torch.stack([torch.stack([updates[n] for n in group_of[name]]).mean(dim=0) for name in group_of])
+    root = torch.ones(D) + 0.5 * torch.randn(D, generator=torch.Generator().manual_seed(0))
+    return rows, Evidence(
+        hospital_ids=tuple(group_of),
+        num_examples=torch.ones(len(group_of), dtype=torch.int64),
+        previous_delta=torch.zeros(D),
+        generator=torch.Generator().manual_seed(number),
+        round_number=number,
+        root_delta=root,
+        memory=memory,
+        groups=tuple(group_of.values()),
+    )
+
+
+def honest(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: 1 + torch.randn(D, generator=generator) for name in NAMES}
+
+
+GROUPS = (NAMES[:5], NAMES[5:])
+
+
+def test_without_a_lie_the_step_is_that_of_the_rule_on_the_means() -> None:
+    updates = honest()
+    aggregate = GroupTested(Mean())(*round_of(updates, GROUPS))
+    torch.testing.assert_close(aggregate.delta, torch.stack(list(updates.values())).mean(dim=0), rtol=1e-5, atol=1e-5)
+    assert aggregate.weights.tolist() == pytest.approx([0.1] * 10)
+    assert not aggregate.hostile.any()
+    assert {judgement.trust for judgement in aggregate.judgements} == {1.0}
+
+
+def test_groups_of_unequal_size_weigh_by_their_members_under_the_weighted_mean() -> None:
+    updates = honest()
+    aggregate = GroupTested(WeightedMean())(*round_of(updates, (NAMES[:4], NAMES[4:])))
+    torch.testing.assert_close(aggregate.delta, torch.stack(list(updates.values())).mean(dim=0), rtol=1e-5, atol=1e-5)
+    assert aggregate.weights.tolist() == pytest.approx([0.1] * 10)
+
+
+def test_a_group_that_a_liar_spoiled_does_not_count_and_its_members_are_told_why() -> None:
+    updates = honest()
+    updates["h0"] = updates["h0"] * 100
+    aggregate = GroupTested(Mean())(*round_of(updates, GROUPS))
+    assert not aggregate.weights[:5].any()
+    assert float(aggregate.weights[5:].sum()) == pytest.approx(1)
+    assert not aggregate.hostile.any(), "after one round it could have been any of the five"
+    assert "times as long as sound ones" in aggregate.judgements[0].reason
+
+
+@pytest.mark.parametrize(("rule", "size"), [(Mean(), 2), (Mean(), 3), (Median(), 2)])
+@pytest.mark.parametrize("factor", [10.0, -4.0])
+def test_over_rounds_liars_are_shut_out_and_honest_hospitals_are_not(
+    rule: Mean | Median, size: int, factor: float
+) -> None:
+    memory: GroupMemory = GroupMemory()
+    apart: tuple[str, ...] = ()
+    for number in range(1, 13):
+        updates = honest(number)
+        for liar in ("h3", "h8"):
+            updates[liar] = factor * updates[liar]
+        groups = draw_groups(NAMES, size=size, apart=apart, generator=torch.Generator().manual_seed(number))
+        aggregate = GroupTested(rule)(*round_of(updates, groups, number=number, memory=memory))
+        assert isinstance(aggregate.memory, GroupMemory)
+        memory, apart = aggregate.memory, aggregate.memory.shut_out
+        assert set(apart) <= {"h3", "h8"}
+    assert set(apart) == {"h3", "h8"}
+    step = aggregate.delta
+    mean = torch.stack([update for name, update in updates.items() if name not in apart]).mean(dim=0)
+    assert float(torch.nn.functional.cosine_similarity(step, mean, dim=0)) > 0.9
+
+
+def test_a_group_of_the_shut_out_never_reaches_the_rule() -> None:
+    memory = GroupMemory(tests=(GroupTest(1, ("h0", "h1"), 0.0),), shut_out=("h0", "h1"))
+    aggregate = GroupTested(Mean())(*round_of(honest(), (NAMES[:2], NAMES[2:6], NAMES[6:]), number=2, memory=memory))
+    assert not aggregate.weights[:2].any()
+    assert float(aggregate.weights.sum()) == pytest.approx(1)
+
+
+def test_nobody_moves_the_model_further_than_three_root_updates() -> None:
+    updates = {name: 1e4 * update for name, update in honest().items()}
+    deltas, evidence = round_of(updates, GROUPS)
+    aggregate = GroupTested(Mean())(deltas, evidence)
+    assert evidence.root_delta is not None
+    assert float(aggregate.delta.norm()) <= 3 * float(evidence.root_delta.norm())
+
+
+def test_single_updates_are_no_groups() -> None:
+    deltas, evidence = round_of(honest(), GROUPS)
+    with pytest.raises(ValueError, match="judges groups"):
+        GroupTested(Mean())(deltas, replace(evidence, groups=()))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [({"size": 1}, "a group of one is a single update"), ({"noise": 1.0}, "a clip where there is noise")],
+)
+def test_privacy_that_is_none_is_refused(wrong: dict[str, float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Grouped(**wrong)  # type: ignore[arg-type]
+
+
+def test_an_update_is_cut_and_every_sum_that_opens_has_its_noise() -> None:
+    privacy = Grouped(size=6, clip=2.0, noise=1.5)
+    draw = np.random.default_rng(0)
+    update = np.full(20_000, 1.0, np.float32)
+    cut = protect(update, replace(privacy, noise=0.0), members=6, generator=draw)
+    assert np.linalg.norm(cut) == pytest.approx(2.0)
+    shorter = protect(update * 1e-4, replace(privacy, noise=0.0), members=6, generator=draw)
+    np.testing.assert_array_equal(shorter, (update * np.float32(1e-4)).astype(np.float64))
+    opened = sum(protect(0 * update, privacy, members=6, generator=draw) for _ in range(4))  # two of six dropped out
+    assert np.std(opened) == pytest.approx(1.5 * 2.0, rel=0.03)
+
+
+@given(st.floats(0.5, 20), st.integers(1, 100))
+@settings(deadline=None, max_examples=25)
+def test_epsilon_is_no_larger_than_the_textbook_bound_and_grows_with_rounds(noise: float, rounds: int) -> None:
+    privacy = Grouped(clip=1.0, noise=noise)
+    orders = np.concatenate([np.arange(1.1, 11, 0.1), np.arange(12, 64)])
+    textbook = (rounds * orders / (2 * noise**2) + np.log(1 / DELTA) / (orders - 1)).min()  # Mironov, 2017
+    assert 0 < epsilon(privacy, rounds=rounds) <= textbook + 1e-9
+    assert epsilon(privacy, rounds=rounds) < epsilon(privacy, rounds=rounds + 1)
+
+
+def test_without_noise_nothing_is_promised() -> None:
+    assert epsilon(Grouped(clip=1.0), rounds=1) == float("inf")
+
+
+def test_a_person_is_told_what_the_server_sees_and_what_it_comes_to() -> None:
+    assert "at least 3 hospitals" in promise(Grouped(size=3), rounds=5)
+    assert "no differential privacy" in promise(Grouped(size=3), rounds=5)
+    said = promise(Grouped(size=3, clip=1.0, noise=2.0), rounds=12)
+    assert f"epsilon {epsilon(Grouped(size=3, clip=1.0, noise=2.0), rounds=12):.3g} at delta 1e-05" in said

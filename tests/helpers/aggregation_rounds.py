@@ -1,0 +1,56 @@
+"""Rounds of made-up updates for the aggregation tests: honest but unlike hospitals, and liars among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from fedplatform.core.messages import Aggregate, Evidence
+from fedplatform.federated.aggregation import Aggregator
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    deltas: torch.Tensor
+    evidence: Evidence
+    f: int
+
+    @property
+    def rows(self) -> np.ndarray:
+        return self.deltas.numpy().astype(np.float64)
+
+    @property
+    def root(self) -> torch.Tensor:
+        assert self.evidence.root_delta is not None
+        return self.evidence.root_delta
+
+    def apply(self, rule: Aggregator) -> Aggregate:
+        self.evidence.generator.manual_seed(0)
+        return rule(self.deltas, self.evidence)
+
+
+def a_round(seed: int, *, n: int = 11, f: int = 2, d: int = 60) -> Round:
+    """A common step, and around it a spread of a different size for each hospital."""
+    random = np.random.default_rng(seed)
+    step = random.normal(size=d) + 0.5
+    deltas = step + random.normal(size=(n, d)) * random.uniform(0.3, 1.0, size=(n, 1))
+    return Round(
+        torch.from_numpy(deltas.astype(np.float32)),
+        Evidence(
+            hospital_ids=tuple(f"hospital-{i}" for i in range(n)),
+            num_examples=torch.from_numpy(random.integers(10, 500, size=n)),
+            previous_delta=torch.from_numpy((step / 2).astype(np.float32)),
+            generator=torch.Generator(),
+            root_delta=torch.from_numpy((step + 0.3 * random.normal(size=d)).astype(np.float32)),
+        ),
+        f,
+    )
+
+
+def with_liars(honest: Round, *, scale: float = 1e6) -> Round:
+    """The first f hospitals send the opposite of the root update, a million times as large."""
+    deltas = honest.deltas.clone()
+    deltas[: honest.f] = -scale * honest.root
+    return replace(honest, deltas=deltas)

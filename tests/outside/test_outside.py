@@ -1,0 +1,545 @@
+"""Hospitals outside: what is not theirs, not now or no update changes nothing; what is, is as if they were inside."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from outside_helpers import Forger, Silent, answer, keys_of, reasons, roster_of, session, update
+from PIL import Image
+from safetensors.numpy import load, save
+
+from fedplatform.cli import fedplatform
+from fedplatform.core.messages import HospitalState, Predictions, Update
+from fedplatform.core.private_files import OwnedFileError
+from fedplatform.data.error import DataError
+from fedplatform.data.shards import Manifest
+from fedplatform.data.splits import Role
+from fedplatform.experiments.engine import InProcessEngine, ServerRole, cohort_plan
+from fedplatform.experiments.experiment import Experiment, ExperimentError
+from fedplatform.federated.cohort import InProcessCohort
+from fedplatform.federated.hospital_state import Launch
+from fedplatform.federated.transport import TRANSPORTS, TransportName
+from fedplatform.learning.training import Trainer
+from fedplatform.outside.agent import Agent, Line, Unreachable
+from fedplatform.outside.body import (
+    decode_predictions,
+    decode_update,
+    decode_weights,
+    encode_predictions,
+    encode_update,
+    encode_weights,
+    update_bytes,
+)
+from fedplatform.outside.envelope import Envelope, Kind
+from fedplatform.outside.gateway_server import Desk, run_id
+from fedplatform.outside.identity import Roster, make_key, read_key
+from fedplatform.outside.membership import Membership
+from fedplatform.outside.outside_cohort import JoinedCohort, OutsideCohort
+from fedplatform.outside.own_shard import own_shard
+from fedplatform.outside.refusal import Reason, Refusal
+from fedplatform.outside.terms import Terms
+from fedplatform.outside.work import Order, State, Work
+
+RUN = "ab" * 16
+SIZE = 50
+KEYS = keys_of("a", "b", "stranger")
+OUTSIDE = ("hospital-03", "hospital-04")
+
+
+def desk_at(folder: Path, transport: TransportName = "exact") -> Desk:
+    """A desk for hospitals a and b, where round 2 asks for updates of 50 weights."""
+    terms = Terms(
+        run=RUN, data="none", hospitals=2, classes=("well", "ill"), channels=1, transport=transport, training={}
+    )
+    desk = Desk(roster_of({name: KEYS[name] for name in ("a", "b")}), terms, folder)
+    desk.ask(Order(Kind.UPDATE, 2, np.zeros(SIZE, np.float32), deadline_s=600))
+    return desk
+
+
+def base() -> str:
+    return sha256(encode_weights(np.zeros(SIZE, np.float32))).hexdigest()
+
+
+def signed(name: str, body: bytes) -> Envelope:
+    return Envelope.seal(
+        body, key=KEYS[name], run=RUN, launch=0, hospital_id=name, round_number=2, kind=Kind.UPDATE, base=base()
+    )
+
+
+def test_a_thousand_wrong_messages_change_nothing_and_each_is_written_down_with_its_reason(tmp_path: Path) -> None:
+    desk = desk_at(tmp_path)
+    random = np.random.default_rng(7)
+    body = encode_update(update(SIZE, hospital_id="b"))
+    answer(desk, session(desk, "b", KEYS["b"]), signed("b", body), body)
+    token = session(desk, "a", KEYS["a"])
+    forger = Forger(desk, KEYS, RUN, 2, base(), SIZE, token, signed("b", body), random)
+    attacks = forger.attacks()
+    expected = []
+    for number in range(1000):
+        reason, attack = attacks[number] if number < len(attacks) else attacks[int(random.integers(len(attacks)))]
+        expected.append(reason.value)
+        with pytest.raises(Refusal) as caught:
+            attack()
+        assert caught.value.reason is reason, caught.value
+    assert reasons(tmp_path / "refusals.jsonl") == expected
+    assert set(Reason) == {Reason(name) for name in Counter(expected)}, "every reason was met"
+    mine = encode_update(update(SIZE, fill=-2.0))
+    answer(desk, token, signed("a", mine), mine)
+    taken = desk.collect(0).answers
+    for name, sent in (("a", update(SIZE, fill=-2.0)), ("b", update(SIZE, hospital_id="b"))):
+        got = taken[name]
+        assert isinstance(got, Update)
+        assert np.array_equal(got.delta, sent.delta)
+        assert (got.num_examples, got.train_loss, got.round_number) == (5, 0.25, 2)
+
+
+def test_an_answer_is_taken_once(tmp_path: Path) -> None:
+    desk = desk_at(tmp_path)
+    body = encode_update(update(SIZE))
+    token = session(desk, "a", KEYS["a"])
+    answer(desk, token, signed("a", body), body)
+    with pytest.raises(Refusal, match="answered already"):
+        desk.announce(token, signed("a", body).wire())
+    assert Work.read(desk.work(token)).state is State.WAIT
+
+
+def test_an_answer_after_the_deadline_is_late_and_written_down(tmp_path: Path) -> None:
+    desk = desk_at(tmp_path)
+    body = encode_update(update(SIZE))
+    token = session(desk, "a", KEYS["a"])
+    envelope = signed("a", body)
+    desk.announce(token, envelope.wire())
+    desk.collect(0)
+    with pytest.raises(Refusal) as caught:
+        desk.append(token, envelope.header.digest, 0, body)
+    assert caught.value.reason is Reason.LATE
+    assert reasons(tmp_path / "refusals.jsonl") == ["late"]
+
+
+def test_the_server_hears_of_a_malformed_update_and_of_a_silent_hospital(tmp_path: Path) -> None:
+    desk = desk_at(tmp_path)
+    broken = encode_update(update(SIZE, fill=float("nan")))
+    with pytest.raises(Refusal):
+        answer(desk, session(desk, "a", KEYS["a"]), signed("a", broken), broken)
+    outside = OutsideCohort(desk, ("a", "b"), deadline_s=0, launch=None)
+    replies = outside.updates()
+    assert replies["a"].state is HospitalState.MALFORMED
+    assert "50 NaN" in replies["a"].reason
+    assert replies["b"].state is HospitalState.LATE
+
+
+def test_an_upload_goes_on_where_it_stopped_when_the_desk_is_started_again(tmp_path: Path) -> None:
+    body = encode_update(update(SIZE))
+    envelope = signed("a", body)
+    first = desk_at(tmp_path)
+    token = session(first, "a", KEYS["a"])
+    first.announce(token, envelope.wire())
+    assert first.append(token, envelope.header.digest, 0, body[:100]) == 100
+    again = desk_at(tmp_path)
+    with pytest.raises(Refusal) as caught:
+        again.announce(token, envelope.wire())
+    assert caught.value.reason is Reason.NO_SESSION
+    token = session(again, "a", KEYS["a"])
+    assert again.announce(token, envelope.wire()) == 100
+    assert again.append(token, envelope.header.digest, 0, body[:100]) == 100, "a piece that is there is left alone"
+    assert again.append(token, envelope.header.digest, 100, body[100:]) == len(body)
+    assert set(again.collect(0).answers) == {"a"}
+
+
+def test_a_newer_order_takes_no_answer_to_the_one_before(tmp_path: Path) -> None:
+    desk = desk_at(tmp_path)
+    token = session(desk, "a", KEYS["a"])
+    body = encode_update(update(SIZE))
+    desk.ask(Order(Kind.PREDICTIONS, 2, np.zeros(SIZE, np.float32), deadline_s=600, roles=(Role.TEST,)))
+    with pytest.raises(Refusal) as caught:
+        answer(desk, token, signed("a", body), body)
+    assert caught.value.reason is Reason.LATE
+
+
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20),
+    st.integers(1, 10**9),
+    st.floats(allow_nan=False),
+)
+def test_an_update_comes_out_of_its_message_as_it_went_in(delta: list[float], scans: int, loss: float) -> None:
+    sent = Update("a", 3, np.array(delta, np.float32), scans, loss, 1.5)
+    got = decode_update(encode_update(sent), hospital_id="a", round_number=3, size=len(delta))
+    assert got.delta.tobytes() == sent.delta.tobytes()
+    assert (got.num_examples, got.train_loss, got.seconds) == (scans, loss, 1.5)
+    assert decode_weights(encode_weights(sent.delta)).tobytes() == sent.delta.tobytes()
+
+
+def parts_of(transport: TransportName, **changes: np.ndarray) -> bytes:
+    """An update that travels in this way, with some of its arrays changed."""
+    return save({**load(encode_update(update(SIZE), TRANSPORTS[transport])), **changes})
+
+
+NAN = np.full(SIZE, np.nan, np.float16)
+BOMB = np.frombuffer(pa.Codec("zstd").compress(bytes(2**20)), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("due", "body", "reason", "sentence"),
+    [
+        ("half", parts_of("exact"), Reason.MALFORMED, "a message holds delta, exponent, .* got delta float32"),
+        ("half", parts_of("lossless"), Reason.MALFORMED, "a message holds delta, exponent, "),
+        ("half", parts_of("half", delta=NAN), Reason.MALFORMED, "finite, got 50 NaN or infinite entries of 50"),
+        ("half", parts_of("half", delta=NAN[1:]), Reason.MALFORMED, r"has shape \(50,\), got \(49,\)"),
+        ("half", parts_of("half", exponent=np.zeros(2, np.int8)), Reason.MALFORMED, r"exponent has shape \(1,\)"),
+        ("half", bytes(2 * SIZE + 5000), Reason.OVERSIZE, "at most 4197 bytes"),
+        ("lossless", parts_of("half"), Reason.MALFORMED, "a message holds delta.byte0, "),
+        ("lossless", parts_of("lossless", **{"delta.byte2": BOMB}), Reason.MALFORMED, "byte2 .* unpacks to 50 bytes"),
+        ("lossless", parts_of("lossless", **{"delta.byte0": BOMB[:9]}), Reason.MALFORMED, "unpacks to 50 bytes"),
+        ("exact", parts_of("half"), Reason.MALFORMED, "got delta float16, exponent int8"),
+    ],
+)
+def test_an_update_that_travels_otherwise_than_the_terms_say_is_refused(
+    tmp_path: Path, due: TransportName, body: bytes, reason: Reason, sentence: str
+) -> None:
+    desk = desk_at(tmp_path, due)
+    token = session(desk, "a", KEYS["a"])
+    with pytest.raises(Refusal, match=sentence) as caught:
+        answer(desk, token, signed("a", body), body)
+    assert caught.value.reason is reason
+    good = encode_update(update(SIZE), TRANSPORTS[due])
+    answer(desk, token, signed("a", good), good)
+    taken = desk.collect(0).answers["a"]
+    assert isinstance(taken, Update)
+    assert taken.delta.tobytes() == update(SIZE).delta.tobytes(), "a half and zeros are exact in every way to travel"
+
+
+@given(st.binary(max_size=300))
+def test_bytes_that_are_no_message_are_refused_and_nothing_else_happens(data: bytes) -> None:
+    for read in (
+        Envelope.read,
+        lambda found: decode_update(found, hospital_id="a", round_number=1, size=3),
+        lambda found: decode_predictions(found, hospital_id="a", roles=[Role.TEST], num_classes=2),
+    ):
+        with pytest.raises(Refusal):
+            read(data)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels"),
+    [
+        (np.full((3, 2), np.nan), [0, 1, 0]),
+        (np.full((3, 2), 1.5), [0, 1, 0]),
+        (np.full((3, 3), 0.3), [0, 1, 0]),
+        (np.full((2, 2), 0.5), [0, 1, 0]),
+        (np.full((3, 2), 0.5), [0, 2, 0]),
+        (np.full((3, 2), 0.5), [0, -1, 0]),
+    ],
+)
+def test_predictions_that_are_none_are_refused(probabilities: np.ndarray, labels: list[int]) -> None:
+    body = encode_predictions([Predictions("a", Role.TEST, probabilities.astype(np.float32), np.array(labels), 0.5)])
+    with pytest.raises(Refusal) as caught:
+        decode_predictions(body, hospital_id="a", roles=[Role.TEST], num_classes=2)
+    assert caught.value.reason is Reason.MALFORMED
+
+
+def test_a_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / "a.key"
+    public = make_key(file)
+    assert file.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "roster.yaml").write_text(f"a: {public}\n")
+    roster = Roster.load(tmp_path / "roster.yaml")
+    assert roster.has_signed("a", b"said", read_key(file).sign(b"said"))
+    assert not roster.has_signed("a", b"said otherwise", read_key(file).sign(b"said"))
+    with pytest.raises(OwnedFileError, match="exists already"):
+        make_key(file)
+    file.chmod(0o644)
+    with pytest.raises(OwnedFileError, match="may be read by others"):
+        read_key(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "no roster"),
+        ("a: b: c", "no roster"),
+        ("a: ed25519:12", "64 hexadecimal digits"),
+        ("a: 12", "64 hexadecimal digits"),
+        (f"a: ed25519:{'0a' * 32}\nb: ed25519:{'0a' * 32}", "one key twice"),
+    ],
+)
+def test_a_broken_roster_is_one_line(text: str, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "roster.yaml").write_text(text)
+    with pytest.raises(ExperimentError, match=complaint):
+        Roster.load(tmp_path / "roster.yaml")
+
+
+@pytest.fixture(scope="module")
+def whole() -> Experiment:
+    """Five honest hospitals and their own batch normalisation, all of them in one process."""
+    return Experiment.from_settings(
+        {
+            "data": "fedplatform.data.lesions:Lesions(hospitals=5, patients_per_hospital=60)",
+            **{"size": 32, "hospitals": 5, "liars": 0, "rounds": 2, "model": "small_cnn(width=4)"},
+            **{"root_size": 20, "rule": "mean", "deadline_s": 300.0},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def dealt(whole: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards of all five."""
+    from fedplatform.experiments.run import partition_data
+
+    folder = tmp_path_factory.mktemp("dealt") / "shards"
+    partition_data(whole, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def joined(whole: Experiment) -> Experiment:
+    """The same with two hospitals outside."""
+    return whole.replace(outside=OUTSIDE)
+
+
+@pytest.fixture(scope="module")
+def servers_part(dealt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the server has of these shards: those of the three hospitals inside, and its own."""
+    folder = tmp_path_factory.mktemp("server") / "shards"
+    shutil.copytree(dealt, folder)
+    manifest = Manifest.load(dealt)
+    for shard in manifest.hospitals[3:]:
+        (folder / shard.file).unlink()
+    Manifest(manifest.settings, manifest.classes, manifest.hospitals[:3], manifest.root).save(folder)
+    return folder
+
+
+def terms_of(joined: Experiment, servers_part: Path, folder: Path) -> Terms:
+    return Terms.of(joined, Manifest.load(servers_part), run=run_id(folder))
+
+
+def agent_of(line: Line, name: str, key: Any, folder: Path, watcher: Silent) -> Agent:
+    return Agent(
+        line, hospital_id=name, key=key, folder=folder, watcher=watcher, sleep=lambda s: threading.Event().wait(0.05)
+    )
+
+
+def membership(agent: Agent, name: str, dealt: Path, folder: Path) -> Membership:
+    terms = agent.terms()
+    shard = own_shard(dealt / f"{name}.parquet", terms, folder, progress=lambda *_: None)
+    return Membership(name, terms, shard, folder)
+
+
+def test_hospitals_that_knock_in_the_same_moment_get_challenges_of_their_own(
+    joined: Experiment, servers_part: Path, tmp_path: Path
+) -> None:
+    desk = Desk(roster_of(keys_of(*OUTSIDE)), terms_of(joined, servers_part, tmp_path), tmp_path / "gateway")
+    assert len({desk.hello() for _ in range(200)}) == 200
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_hospitals_outside_train_the_same_model_as_if_they_were_inside(
+    whole: Experiment, joined: Experiment, dealt: Path, servers_part: Path, tmp_path: Path, transport: str
+) -> None:
+    whole, joined = whole.replace(transport=transport), joined.replace(transport=transport)
+    with InProcessEngine().launch(whole, dealt, state_folder=tmp_path / "whole") as federation:
+        before, outcome = list(federation.reports()), federation.outcome()
+    keys = keys_of(*OUTSIDE)
+    desk = Desk(roster_of(keys), terms_of(joined, servers_part, tmp_path / "gateway"), tmp_path / "gateway")
+    watchers = {name: Silent() for name in OUTSIDE}
+    models = {}
+
+    def take_part(name: str) -> None:
+        agent = agent_of(desk, name, keys[name], tmp_path / name, watchers[name])
+        mine = membership(agent, name, dealt, tmp_path / name)
+        agent.take_part(mine.admit, mine.transport)
+        models[name] = agent.weights
+
+    threads = [threading.Thread(target=take_part, args=(name,)) for name in OUTSIDE]
+    for thread in threads:
+        thread.start()
+    inside = InProcessCohort(cohort_plan(joined, servers_part, state_folder=tmp_path / "inside"))
+    outside = OutsideCohort(desk, OUTSIDE, deadline_s=joined.deadline_s, launch=None)
+    cohort = JoinedCohort(inside, outside, hospital_ids=joined.hospital_ids())
+    role = ServerRole(joined, servers_part, cohort)
+    reports = list(role.reports())
+    desk.finish(60)
+    for thread in threads:
+        thread.join(60)
+    assert role.outcome().weights.tobytes() == outcome.weights.tobytes()
+    assert [report.confusion for report in reports] == [report.confusion for report in before]
+    for got, wanted in zip(reports[-1].hospitals, before[-1].hospitals, strict=True):
+        assert (got.accuracy, got.num_examples, got.weight) == (wanted.accuracy, wanted.num_examples, wanted.weight)
+    assert all(models[name].tobytes() == outcome.weights.tobytes() for name in OUTSIDE)
+    assert not any(watcher.refusals or watcher.breaks for watcher in watchers.values())
+    assert (tmp_path / "gateway/refusals.jsonl").read_bytes() == b""
+
+
+class Cable:
+    """A line that is cut at a piece of an upload, while the server behind it is started again."""
+
+    def __init__(self, make: Callable[[], Desk], *, cut_at: int) -> None:
+        self._make = make
+        self._pieces_left = cut_at
+        self.desk = make()
+
+    def append(self, token: str, digest: str, offset: int, piece: bytes) -> int:
+        if self._pieces_left == 0:
+            self._pieces_left = -1
+            self.desk = self._make()
+            raise Unreachable("the cable is out")
+        received = self.desk.append(token, digest, offset, piece)
+        self._pieces_left -= 1
+        if self._pieces_left == -2:
+            raise Unreachable("the answer is lost")
+        return received
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.desk, name)
+
+
+def test_an_agent_survives_a_cut_a_lost_answer_and_a_new_server_in_mid_upload(
+    joined: Experiment, dealt: Path, servers_part: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedplatform.outside.agent.CHUNK", 4000)
+    keys = keys_of("hospital-03")
+    terms = terms_of(joined, servers_part, tmp_path / "gateway")
+    weights = Trainer(terms.local_training()).initial_weights
+    launches = iter([Launch(1, 0), Launch(2, 0)])
+
+    def make() -> Desk:
+        desk = Desk(roster_of(keys), terms, tmp_path / "gateway")
+        desk.ask(Order(Kind.UPDATE, 1, weights, deadline_s=600, launch=next(launches)))
+        return desk
+
+    cable, watcher = Cable(make, cut_at=2), Silent()
+    first = cable.desk
+    agent = agent_of(cable, "hospital-03", keys["hospital-03"], tmp_path / "a", watcher)
+    mine = membership(agent, "hospital-03", dealt, tmp_path / "a")
+    thread = threading.Thread(target=agent.take_part, args=(mine.admit,))
+    thread.start()
+    while cable.desk is first:
+        threading.Event().wait(0.1)
+    collected = cable.desk.collect(120)
+    cable.desk.finish(30)
+    thread.join(30)
+    update = collected.answers["hospital-03"]
+    assert isinstance(update, Update)
+    inside = InProcessCohort(cohort_plan(joined.replace(outside=()), dealt, state_folder=tmp_path / "inside"))
+    there = next(reply for reply in inside.train(weights, 1) if reply.hospital_id == "hospital-03")
+    assert there.update is not None
+    assert update.delta.tobytes() == there.update.delta.tobytes()
+    assert watcher.breaks == 2
+    assert watcher.resumed_at == [0, 4000, 8000, 8000, 12000, len(encode_update(update))], "a byte was sent twice"
+    assert [refusal.reason for refusal in watcher.refusals] == [Reason.STALE]
+    assert reasons(tmp_path / "gateway/refusals.jsonl") == ["no session", "stale"]
+
+
+def test_an_agent_stops_sending_what_is_no_update(
+    joined: Experiment, dealt: Path, servers_part: Path, tmp_path: Path
+) -> None:
+    keys = keys_of("hospital-03")
+    terms = terms_of(joined, servers_part, tmp_path / "gateway")
+    desk = Desk(roster_of(keys), terms, tmp_path / "gateway")
+    weights = Trainer(terms.local_training()).initial_weights
+    weights[:] = np.nan  # so is whatever is trained from them
+    desk.ask(Order(Kind.UPDATE, 1, weights, deadline_s=600))
+    watcher = Silent()
+    agent = agent_of(desk, "hospital-03", keys["hospital-03"], tmp_path / "a", watcher)
+    thread = threading.Thread(target=agent.take_part, args=(membership(agent, "hospital-03", dealt, tmp_path).admit,))
+    thread.start()
+    while not watcher.refusals:
+        threading.Event().wait(0.1)
+    assert desk.collect(1).complaints.keys() == {"hospital-03"}
+    desk.finish(30)
+    thread.join(30)
+    assert [refusal.reason for refusal in watcher.refusals] == [Reason.MALFORMED]
+
+
+def test_a_persons_own_folder_becomes_a_shard_once(joined: Experiment, servers_part: Path, tmp_path: Path) -> None:
+    terms = terms_of(joined, servers_part, tmp_path / "gateway")
+    random = np.random.default_rng(0)
+    scans = tmp_path / "scans"
+    for number in range(40):
+        file = scans / ("ill", "well")[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32), np.uint8)).save(file)
+    other = terms.model_copy(update={"classes": ("ill", "well")})
+    shard = own_shard(scans, other, tmp_path / "own", progress=lambda *_: None)
+    written = shard.path.stat().st_mtime_ns
+    again = own_shard(scans, other, tmp_path / "own", progress=lambda *_: None)
+    assert again.path.stat().st_mtime_ns == written
+    assert sum(len(again.labels(role)) for role in Role) == 40
+    assert not len(again.labels(Role.ROOT))
+    with pytest.raises(DataError, match="tells"):
+        own_shard(scans, terms, tmp_path / "other", progress=lambda *_: None)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_what_leaves_the_house_is_said_field_by_field(
+    joined: Experiment, dealt: Path, servers_part: Path, tmp_path: Path, transport: str
+) -> None:
+    terms = terms_of(joined.replace(transport=transport), servers_part, tmp_path / "gateway")
+    shard = own_shard(dealt / "hospital-03.parquet", terms, tmp_path, progress=lambda *_: None)
+    mine = Membership("hospital-03", terms, shard, tmp_path)
+    said = "\n".join(mine.what_leaves())
+    hospital = mine.admit(None)
+    weights = Trainer(terms.local_training()).initial_weights
+    update = hospital.train(weights, 1)
+    for word in ("delta", "num_examples", "train_loss", "seconds", "probabilities", "labels", "loss", terms.run):
+        assert word in said
+    assert f"{len(update.delta):,} numbers ({mine.transport.words})" in said
+    assert f"at most {update_bytes(len(update.delta), mine.transport):,} bytes" in said
+    assert len(encode_update(update, mine.transport)) <= update_bytes(len(update.delta), mine.transport)
+    assert f"{update.num_examples} for training" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"outside": "hospital-07"}, "outside names hospitals, got 'hospital-07'"),
+        ({"outside": "hospital-03,hospital-04", "liars": 3, "rule": "mean"}, "liars are simulated and live inside"),
+    ],
+)
+def test_an_experiment_says_who_can_be_outside(settings: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ExperimentError, match=complaint):
+        Experiment.from_settings({"hospitals": 5, "liars": 0, "rule": "mean", **settings})
+
+
+def test_liars_live_inside(joined: Experiment) -> None:
+    lied = [joined.replace(liars=2, f=0, seed=seed).who_lies().hospital_ids for seed in range(20)]
+    assert not {name for names in lied for name in names} & set(OUTSIDE)
+
+
+def test_terms_bring_no_code_into_a_hospital(joined: Experiment, servers_part: Path, tmp_path: Path) -> None:
+    terms = terms_of(joined, servers_part, tmp_path / "gateway")
+    bad = terms.model_copy(update={"training": {**terms.training, "model": "somebody.py:Net"}})
+    with pytest.raises(ExperimentError, match="code of somebody's own"):
+        bad.experiment()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--outside hospital-08", "outside: hospital-08; --gateway HOST:PORT and --roster FILE let them in"),
+        ("--gateway 127.0.0.1:8443 --roster none", "--outside NAME,NAME says which they are"),
+        ("--outside hospital-08 --gateway 8443 --roster none", "--gateway takes HOST:PORT, got '8443'"),
+        ("--outside hospital-08 --gateway 0.0.0.0:8443 --roster none", "without --tls-cert only this machine may come"),
+        ("--outside hospital-08 --gateway 127.0.0.1:8443 --roster none", "none is no roster"),
+    ],
+)
+def test_a_gateway_that_cannot_be_is_one_line_before_anything_is_written(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(fedplatform, ["run", "lesions", *words.split()])
+    assert result.exit_code == 1
+    assert said in result.output
+    assert result.output.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedplatform.core.private_files import OwnedFileError
+from fedplatform.serving.api_keys import Keys, KeysError
+from fedplatform.serving.rate import TokenBucket
+from fedplatform.serving.secret import open_secret, read_secret
+
+
+def test_a_key_opens_its_hospital_and_no_other_secret_opens_anything(tmp_path: Path) -> None:
+    keys = Keys.load(tmp_path / "keys.json")
+    first, second = keys.add("lyon"), keys.add("utrecht")
+    opened = keys.opened_by(first)
+    assert opened is not None
+    assert opened.hospital_id == "lyon"
+    assert keys.opened_by(second) != opened
+    for wrong in (
+        "",
+        first[:-1],
+        first + "x",
+        first.upper(),
+        second[:13] + first[13:],
+        "fed_",
+        "\udc80é\x00",
+        "x" * 10**6,
+    ):
+        assert keys.opened_by(wrong) is None, wrong[:40]
+
+
+@given(st.text())
+def test_no_text_at_all_opens_anything_without_keys(text: str) -> None:
+    assert Keys.load(Path("/nowhere/keys.json")).opened_by(text) is None
+
+
+def test_the_file_holds_no_secret_and_nobody_else_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    secret = Keys.load(path).add("lyon")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert secret not in path.read_text()
+    assert secret.split("_", 2)[2] not in path.read_text()
+    assert [entry["hospital_id"] for entry in json.loads(path.read_text())] == ["lyon"]
+    assert list(tmp_path.iterdir()) == [path], "nothing is left beside it"
+
+
+def test_a_key_that_is_revoked_elsewhere_opens_nothing_in_a_server_that_runs(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    secret = Keys.load(path).add("lyon")
+    server = Keys.load(path)
+    key = server.opened_by(secret)
+    assert key is not None
+    Keys.load(path).revoke(key.key_id)
+    assert server.opened_by(secret) is None
+    assert [one.revoked for one in server] == [True]
+    later = Keys.load(path).add("lyon")
+    assert server.opened_by(later) is not None
+    path.unlink()
+    assert server.opened_by(later) is None
+
+
+def test_keys_that_others_may_read_or_that_are_broken_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    keys = Keys.load(path)
+    secret = keys.add("lyon")
+    path.chmod(0o640)
+    for use in (lambda: Keys.load(path), lambda: keys.opened_by(secret), lambda: keys.add("x")):
+        with pytest.raises(KeysError, match="may be read by others"):
+            use()
+    path.chmod(0o600)
+    assert keys.opened_by(secret) is not None
+    for broken in ("", "{", "[1]", '[{"key_id": "a"}]', "\xff"):
+        path.write_text(broken)
+        with pytest.raises(KeysError, match="no file of keys"):
+            Keys.load(path)
+    with pytest.raises(KeysError, match="cannot be"):
+        Keys.load(tmp_path / "keys.json" / "inside").add("x")
+
+
+def test_an_unknown_key_cannot_be_revoked_and_a_key_needs_a_hospital(tmp_path: Path) -> None:
+    keys = Keys.load(tmp_path / "keys.json")
+    with pytest.raises(KeysError, match="there are: none"):
+        keys.revoke("nobody")
+    with pytest.raises(KeysError, match="got no hospital"):
+        keys.add("")
+
+
+def test_keys_that_are_added_by_several_processes_at_once_are_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    code = (
+        "import sys; from pathlib import Path; from fedplatform.serving.api_keys import Keys; "
+        "keys = Keys.load(Path(sys.argv[1])); [keys.add(sys.argv[2]) for _ in range(20)]"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in ("lyon", "utrecht")]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert len(list(Keys.load(path))) == 40
+
+
+def test_a_secret_is_made_once_and_read_by_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "secrets" / "lyon.secret"
+    with pytest.raises(OwnedFileError, match="cannot be read"):
+        read_secret(path)
+    secret = open_secret(path)
+    assert len(secret) == 32
+    assert open_secret(path) == read_secret(path) == secret
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert open_secret(tmp_path / "other.secret") != secret
+    path.chmod(0o644)
+    with pytest.raises(OwnedFileError, match="chmod 600"):
+        open_secret(path)
+    for broken in ("", "00", "zz" * 32, "00" * 33, "é" * 64):
+        path.write_text(broken)
+        path.chmod(0o600)
+        with pytest.raises(OwnedFileError, match="holds no secret"):
+            open_secret(path)
+
+
+def test_a_secret_in_a_place_that_cannot_be_written_is_one_clear_line(read_only: Path) -> None:
+    with pytest.raises(OwnedFileError, match="cannot be written"):
+        open_secret(read_only / "lyon.secret")
+
+
+@given(
+    st.floats(0.01, 100),
+    st.integers(1, 50),
+    st.lists(st.tuples(st.floats(0, 100), st.integers(1, 60)), min_size=1, max_size=60),
+)
+def test_in_no_stretch_of_time_more_is_taken_than_the_burst_and_what_flows_in(
+    rate: float, burst: int, asked: list[tuple[float, int]]
+) -> None:
+    bucket, now, taken = TokenBucket(rate, burst), 0.0, []
+    for pause, n in asked:
+        now += pause
+        wait = bucket.take(now, n)
+        if wait == 0:
+            taken.append((now, n))
+        elif n > burst:
+            assert wait == math.inf
+        else:
+            assert 0 < wait <= burst / rate * (1 + 1e-9)
+    for first in range(len(taken)):
+        for last in range(first, len(taken)):
+            stretch = taken[last][0] - taken[first][0]
+            assert sum(n for _, n in taken[first : last + 1]) <= (burst + rate * stretch) * (1 + 1e-9)
+
+
+@given(st.floats(0.01, 100), st.integers(1, 50), st.integers(1, 50))
+def test_who_waits_as_long_as_was_said_is_let_through(rate: float, burst: int, n: int) -> None:
+    bucket = TokenBucket(rate, burst)
+    assert bucket.take(0.0, burst) == 0.0
+    n = min(n, burst)
+    wait = bucket.take(0.0, n)
+    assert bucket.take(wait * (1 - 1e-3), n) > 0
+    assert bucket.take(wait * (1 + 1e-9), n) == 0.0
+
+
+def test_a_clock_that_runs_backwards_gives_nothing_and_takes_nothing() -> None:
+    bucket = TokenBucket(1.0, 2)
+    assert bucket.take(100.0, 2) == 0.0
+    assert bucket.take(50.0, 1) == pytest.approx(1.0)
+    assert bucket.take(101.0, 1) == 0.0
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(0, 1), (1, 0), (-1, 1), (math.nan, 1), (1, math.inf)])
+def test_a_bucket_that_would_never_fill_or_never_end_is_refused(rate: float, burst: float) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        TokenBucket(rate, burst)
+
+
+def test_root_is_no_exception_to_the_mode_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "lyon.secret"
+    open_secret(path)
+    path.chmod(0o604)
+    with pytest.raises(OwnedFileError, match="mode 604"):
+        read_secret(path)
