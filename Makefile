@@ -11,12 +11,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-# The main job on the embedded data: a plain mean and a robust rule, without and with liars, ending in a table; then scans
+# The main job on the embedded data: a plain mean and a robust rule, without and with attackers, ending in a table; then scans
 # that are attacked, caught, cleaned and diagnosed, ending in a page.
 demo: $(VENV)/.ready
 	$(BIN)/fedplatform compare lesions --name demo --rounds 5 --rules mean,nnm+trimmed_mean --attacks none,sign_flip
 	test -f runs/demo-scan/report.html || $(BIN)/fedplatform run lesions --name demo-scan --model "small_resnet(width=8)" \
-		--augmentation anatomy --liars 0 --rule mean --rounds 8 --batch-size 16
+		--augmentation anatomy --byzantine 0 --rule mean --rounds 8 --batch-size 16
 	$(BIN)/fedplatform defend runs/demo-scan --autoencoder-rounds 3 --purifier-rounds 6 --tuning-rounds 2 --sensor-rounds 8
 	$(BIN)/fedplatform evaluate runs/demo-scan --tiers T0,T2 --epsilons 4/255 --scans 60 \
 		--defences nearest_neighbour,no_defence,purify_all_tuned,whole

@@ -1,1 +1,1 @@
-"""Hospitals, liars and the server as Ray actors: placement and failure, no arithmetic."""
+"""Hospitals, attackers and the server as Ray actors: placement and failure, no arithmetic."""

@@ -82,7 +82,7 @@ class RayCohort:
         self.begin(round_number)
         deadline = time.monotonic() + self._deadline_s
         broadcast = ray.put(weights)
-        colluding = self._plan.liars.colluding
+        colluding = self._plan.adversary.colluding
         asked = {
             self._host_of[name].train.remote(name, broadcast, round_number): name
             for name in self.hospital_ids
@@ -165,7 +165,7 @@ class RayCohort:
         *,
         size: int,
     ) -> dict[str, Reply]:
-        """Let one liar after another try to forge the updates of all, until one that is alive has."""
+        """Let one attacker after another try to forge the updates of all, until one that is alive has."""
         failed: dict[str, Reply] = {}
         for ringleader in colluding:
             forged = self._host_of[ringleader].forge.remote(ringleader, sent, broadcast, round_number)

@@ -107,7 +107,7 @@ class RayFederation:
 
 
 class RayEngine:
-    """Hospitals, liars and server as Ray actors.
+    """Hospitals, attackers and server as Ray actors.
 
     ``address`` is a running cluster's, or ``local`` to start one here; ``num_hosts`` how many actors the hospitals
     share, by default as many as there are CPUs, and never more than there are hospitals. On a cluster, hospitals that

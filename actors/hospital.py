@@ -54,12 +54,12 @@ class HospitalHost:
     def forge(
         self, hospital_id: str, honest: Sequence[ray.ObjectRef[Packed]], weights: np.ndarray, round_number: int
     ) -> list[Packed]:
-        """The updates of all colluding liars, in order, forged from the honest ones by the liar named."""
+        """The updates of all colluding attackers, in order, forged from the honest ones by the attacker named."""
         torch.set_num_threads(1)
-        liar = self._participants[hospital_id]
-        assert isinstance(liar, ByzantineHospital)
+        attacker = self._participants[hospital_id]
+        assert isinstance(attacker, ByzantineHospital)
         seen = [packed.open(self._transport, size=weights.size).delta for packed in ray.get(list(honest))]
-        return [Packed.of(update, self._transport) for update in liar.forge(seen, weights, round_number)]
+        return [Packed.of(update, self._transport) for update in attacker.forge(seen, weights, round_number)]
 
     @ray.method(concurrency_group="work")
     def evaluate(

@@ -24,15 +24,15 @@ from fedplatform.federated.transport import Packed
 class MaskedHospitalHost(HospitalHost):
     """A host whose hospitals give no single update to anybody; what it answers is of use only in a sum.
 
-    Colluding liars see honest updates, as the literature assumes: only in a simulation of them does a host show these,
-    and then to the liars' hosts and not to the server.
+    Colluding attackers see honest updates, as the literature assumes: only in a simulation of them does a host show
+    these, and then to the attackers' hosts and not to the server.
     """
 
     def __init__(self, plan: CohortPlan, hospital_ids: Sequence[str]) -> None:
         super().__init__(plan, hospital_ids)
         assert plan.privacy is not None
         self._masked = {name: MaskedHospital(who, plan.privacy) for name, who in self._participants.items()}
-        self._simulates_collusion = bool(plan.liars.colluding)
+        self._simulates_collusion = bool(plan.adversary.colluding)
 
     @ray.method(concurrency_group="work")
     def train(self, hospital_id: str, weights: np.ndarray, round_number: int) -> Packed:  # noqa: ARG002
@@ -62,8 +62,8 @@ class MaskedHospitalHost(HospitalHost):
         return self._masked[hospital_id].answer(request, *content)
 
     @ray.method(concurrency_group="work")
-    def show_to_liars(self, hospital_id: str) -> np.ndarray:
-        """An honest update, for the colluding liars of a simulation."""
+    def show_to_attackers(self, hospital_id: str) -> np.ndarray:
+        """An honest update, for the colluding attackers of a simulation."""
         if not self._simulates_collusion:
             raise ProtocolError(f"{hospital_id} gives no single update")
         return self._masked[hospital_id].own_update.delta
@@ -72,19 +72,21 @@ class MaskedHospitalHost(HospitalHost):
     def collude(
         self, hospital_id: str, honest: Mapping[str, Any], weights: np.ndarray, round_number: int
     ) -> list[Update]:
-        """What the colluding liars send, in order, forged by the liar named after a look at the honest updates."""
+        """What the colluding attackers send, in order, forged by the one named after a look at the honest updates."""
         torch.set_num_threads(1)
-        liar = self._masked[hospital_id].participant
-        assert isinstance(liar, ByzantineHospital)
-        elsewhere = {name: host.show_to_liars.remote(name) for name, host in honest.items() if name not in self._masked}
+        attacker = self._masked[hospital_id].participant
+        assert isinstance(attacker, ByzantineHospital)
+        elsewhere = {
+            name: host.show_to_attackers.remote(name) for name, host in honest.items() if name not in self._masked
+        }
         seen: list[np.ndarray] = [
             ray.get(elsewhere[name]) if name in elsewhere else self._masked[name].own_update.delta for name in honest
         ]
-        return liar.forge(seen, weights, round_number)
+        return attacker.forge(seen, weights, round_number)
 
     @ray.method(concurrency_group="work")
     def adopt(self, hospital_id: str, forged: Update) -> None:
-        """Let a liar send what the liars have agreed on."""
+        """Let an attacker send what the attackers have agreed on."""
         self._masked[hospital_id].adopt(forged)
 
 
@@ -115,7 +117,7 @@ class RayMaskedHospitals:
         """One round of training; a hospital that misses the deadline is called off."""
         self._cohort.begin(round_number)
         broadcast = ray.put(weights)
-        colluding = [name for name in self._plan.liars.colluding if name in hospital_ids]
+        colluding = [name for name in self._plan.adversary.colluding if name in hospital_ids]
         honest = [name for name in hospital_ids if name not in colluding]
         hosts = self._cohort.host_of
         answers = self._answers(
@@ -139,7 +141,7 @@ class RayMaskedHospitals:
         broadcast: ray.ObjectRef[np.ndarray],
         round_number: int,
     ) -> dict[str, Any]:
-        """Let one liar after another try to forge for all, until one that is alive has; then each takes its own."""
+        """Let one attacker after another try to forge for all, until one that is alive has; then each takes its own."""
         hosts = self._cohort.host_of
         failed: dict[str, Any] = {}
         for name in colluding:
@@ -147,7 +149,7 @@ class RayMaskedHospitals:
             forged = self._answers({forging: name})[name]
             if not isinstance(forged, Reply):
                 each = {update.hospital_id: update for update in forged if update.hospital_id in colluding}
-                taken = {hosts[liar].adopt.remote(liar, update): liar for liar, update in each.items()}
+                taken = {hosts[attacker].adopt.remote(attacker, update): attacker for attacker, update in each.items()}
                 return {**self._answers(taken), **failed}
             failed[name] = forged
         return failed

@@ -27,7 +27,7 @@ class Berth:
 
 def dealt(plan: CohortPlan, num_hosts: int) -> list[Berth]:
     """Hospitals dealt in turn to actors that may run anywhere."""
-    # Honest hospitals and liars are dealt apart: colluding liars do not train, and would leave one host idle.
+    # Honest hospitals and attackers are dealt apart: colluding attackers do not train, and would leave one host idle.
     order = [*plan.honest, *(name for name in plan.shard_files if name not in plan.honest)]
     return [Berth(tuple(order[host::num_hosts])) for host in range(num_hosts)]
 

@@ -21,7 +21,7 @@ from tune.trial import Trial
 
 DOCS = Path(__file__).parents[1] / "docs"
 STUDY = Breakdown(rules=("mean", "median", "trimmed_mean", "trust"), attacks=("sign_flip",))
-COLUMNS = ["rule", "attack", "strength", "liars", "seed", "accuracy", "macro_f1"]
+COLUMNS = ["rule", "attack", "strength", "byzantine", "seed", "accuracy", "macro_f1"]
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def publish(trials: list[Trial]) -> None:
     figure = Figure(figsize=(5.4 * len(axes_there), 3.8), layout="constrained")
     for place, axis in zip(figure.subplots(1, len(axes_there), squeeze=False)[0], axes_there, strict=True):
         draw_lines(place, [curve for curve in curves if curve.axis == axis])
-    figure.suptitle("Sign flipping by liars among ten hospitals: test scans, one seed", fontsize=10)
+    figure.suptitle("Sign flipping by attackers among ten hospitals: test scans, one seed", fontsize=10)
     figure.savefig(DOCS / "pictures/breakdown.png", dpi=110)
 
 

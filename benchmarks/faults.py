@@ -229,7 +229,7 @@ class Run:
             "model": "slow_network.py:SlowCnn(seconds=0.3)",
             "size": 32,
             "hospitals": 5,
-            "liars": 1,
+            "byzantine": 1,
             "f": 1,
             "partition": "iid",
             "root_size": 20,

@@ -1,9 +1,9 @@
 """What half-precision transport costs in accuracy, and what a real update weighs: python -m benchmarks.transport.
 
-Runs on the embedded lesions that differ in nothing but the transport, without liars and with sign flippers, under two
-rules. Training is chaotic: any change, however small, leads to another model. So a third run beside each pair is exact
-and begins with weights one unit in the last place higher; a cost of rounding is what half loses beyond that. Rows go
-into docs/results/transport.csv as they come; what is there is not done again.
+Runs on the embedded lesions that differ in nothing but the transport, without attackers and with sign flippers, under
+two rules. Training is chaotic: any change, however small, leads to another model. So a third run beside each pair is
+exact and begins with weights one unit in the last place higher; a cost of rounding is what half loses beyond that. Rows
+go into docs/results/transport.csv as they come; what is there is not done again.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class Weighed:
 
 
 @click.command()
-@click.option("--seeds", default=5, show_default=True, help="seeds 0 to N-1: weights, batches, liars; the split is 0's")
+@click.option(
+    "--seeds", default=5, show_default=True, help="seeds 0 to N-1: weights, batches, attackers; the split is 0's"
+)
 @click.option("--rounds", default=6, show_default=True, help="rounds of a run")
 @click.option("--out", type=click.Path(path_type=Path), default=TABLE, help="the table")
 def main(seeds: int, rounds: int, out: Path) -> None:
@@ -85,8 +87,8 @@ def main(seeds: int, rounds: int, out: Path) -> None:
 
 
 def _experiment(seed: int, rule: str, attack: str, rounds: int) -> Experiment:
-    liars = 0 if attack == "none" else 3
-    settings = {"seed": seed, "rule": rule, "attack": attack, "liars": liars, "f": 3, "rounds": rounds}
+    byzantine = 0 if attack == "none" else 3
+    settings = {"seed": seed, "rule": rule, "attack": attack, "byzantine": byzantine, "f": 3, "rounds": rounds}
     return Experiment.from_settings({**load_settings("lesions"), **settings, "size": 32, "local_epochs": 1})
 
 

@@ -27,7 +27,7 @@ SMALL = {
     "data": "fedplatform.data.lesions:Lesions(hospitals=5, patients_per_hospital=40)",
     "size": 32,
     "hospitals": 5,
-    "liars": 1,
+    "byzantine": 1,
     "partition": "iid",
     "rounds": 2,
     "model": "small_cnn(width=4)",
@@ -59,7 +59,7 @@ def one_database(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def small() -> Experiment:
-    """Five hospitals, one of them a liar, a network of a few thousand weights, two rounds."""
+    """Five hospitals, one of them an attacker, a network of a few thousand weights, two rounds."""
     return Experiment.from_settings(SMALL)
 
 

@@ -14,8 +14,8 @@ from endpoint_process import Endpoint
 
 ROOT = Path(__file__).parents[1]
 QUICK = {
-    "run": "--rounds 1 --size 32 --root-size 20 --hospitals 5 --liars 1 --f 1",
-    "compare": "--rounds 1 --size 32 --root-size 20 --hospitals 5 --liars 1 --f 1 --model small_cnn(width=4)",
+    "run": "--rounds 1 --size 32 --root-size 20 --hospitals 5 --byzantine 1 --f 1",
+    "compare": "--rounds 1 --size 32 --root-size 20 --hospitals 5 --byzantine 1 --f 1 --model small_cnn(width=4)",
     "defend": "--autoencoder masked_autoencoder(width=16,depth=1,decoder_width=16,decoder_depth=1) --sensor "
     "small_cnn(width=4) --purifier noise_predictor(t_max=200) --autoencoder-rounds 1 --purifier-rounds 1 "
     "--sensor-rounds 1 --tuning-rounds 1 --engine local",

@@ -1,4 +1,4 @@
-"""The study ``breakdown``: accuracy of rules against the share of liars and the strength of an attack; a grid."""
+"""The study ``breakdown``: accuracy of rules against the share of attackers and the strength of an attack; a grid."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from tune.trial import Choice
 
 @dataclass(frozen=True)
 class Breakdown(FederatedStudy):
-    """Curves and no search: every rule under ``attacks``, by ever more liars at usual strength, and ever stronger.
+    """Curves and no search: every rule under ``attacks``, by ever more attackers at usual strength, and ever stronger.
 
     Everything is set beforehand and nothing is chosen, so the test scans measure it. Rules are built for the f of the
-    federation; ``most_liars`` may be more, to see the rule break. ``seeds`` are averaged over.
+    federation; ``most_byzantine`` may be more, to see the rule break. ``seeds`` are averaged over.
     """
 
     rules: tuple[str, ...] = ("mean", "median", "trimmed_mean", "multi_krum", "trust")
     attacks: tuple[str, ...] = ("sign_flip", "min_max(direction='std')")
-    most_liars: int = 4
+    most_byzantine: int = 4
     base: str = ""
     seeds: tuple[int, ...] = (0,)
 
     def space(self) -> Mapping[str, Domain]:
         """What a cell consists of."""
-        return attack_space(self.attacks, most_liars=self.most_liars)
+        return attack_space(self.attacks, most_byzantine=self.most_byzantine)
 
     def experiment(self, choice: Choice) -> Experiment:
         """A cell."""
@@ -52,13 +52,13 @@ class Breakdown(FederatedStudy):
             usual = {
                 "attack": attack,
                 "strength": known.usual,
-                "liars": setting_of(self.base, seed=seed).f,
+                "byzantine": setting_of(self.base, seed=seed).f,
                 "seed": seed,
             }
             for strength, rule in itertools.product(CURVE if known.setting else (), self.rules):
                 cells[f"{rule}, {attack} at {strength:g}, seed {seed}"] = {**usual, "rule": rule, "strength": strength}
-            for some, rule in itertools.product(range(self.most_liars + 1), self.rules):
-                # Without a liar there is no attack, whichever it would be.
-                changed = {"liars": some} if some else {"liars": 0, "attack": "none"}
+            for some, rule in itertools.product(range(self.most_byzantine + 1), self.rules):
+                # Without an attacker there is no attack, whichever it would be.
+                changed = {"byzantine": some} if some else {"byzantine": 0, "attack": "none"}
                 cells[f"{rule}, {attack} by {some}, seed {seed}"] = {**usual, "rule": rule, **changed}
         return cells

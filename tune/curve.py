@@ -1,4 +1,4 @@
-"""Breakdown curves: accuracy against the strength of an attack or the number of liars, a line a rule."""
+"""Breakdown curves: accuracy against the strength of an attack or the number of attackers, a line a rule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from tune.trial import Trial
 
 CHANCE = 0.5  # of the data sets that the studies come with: two classes
-AXES = {"strength": " at ", "liars": " by "}  # what a curve is drawn against, and how its cells are labelled
+AXES = {"strength": " at ", "byzantine": " by "}  # what a curve is drawn against, and how its cells are labelled
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def curves_of(trials: Sequence[Trial]) -> list[Curve]:
             [
                 {
                     "rule": trial.choice["rule"],
-                    # A cell without liars has no attack, and belongs to the attack that its label names.
+                    # A cell without attackers has no attack, and belongs to the attack that its label names.
                     "attack": trial.label.partition(", ")[2].rpartition(sign)[0],
                     "place": float(trial.choice[axis]),
                     "accuracy": trial.figures["accuracy"],

@@ -55,7 +55,7 @@ class Duel(FederatedStudy):
 
     def phases(self, budget: Budget) -> Iterator[Phase]:
         """Turn by turn, then every pair that a turn ended with, on test scans."""
-        pair: Choice = {**usual_attacks(["sign_flip"], liars=self.setting.liars)[0], "rule": self.rules[0]}
+        pair: Choice = {**usual_attacks(["sign_flip"], byzantine=self.setting.byzantine)[0], "rule": self.rules[0]}
         trace: dict[str, Choice] = {"the beginning": pair}
         idle = 0
         for turn in range(1, self.turns + 1):
@@ -89,12 +89,16 @@ class Duel(FederatedStudy):
 
     def _space(self, side: str) -> Mapping[str, Domain]:
         if side == ATTACKER:
-            return attack_space(self.attacks, most_liars=self.setting.liars)
+            return attack_space(self.attacks, most_byzantine=self.setting.byzantine)
         return {"rule": ray_tune.choice(list(self.rules))}
 
     def _starts(self, side: str) -> list[Choice]:
-        liars = self.setting.liars
-        return usual_attacks(self.attacks, liars=liars) if side == ATTACKER else [{"rule": rule} for rule in self.rules]
+        byzantine = self.setting.byzantine
+        return (
+            usual_attacks(self.attacks, byzantine=byzantine)
+            if side == ATTACKER
+            else [{"rule": rule} for rule in self.rules]
+        )
 
 
 def best_of(trials: Sequence[Trial], goal: Goal) -> Trial | None:

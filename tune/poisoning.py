@@ -1,4 +1,4 @@
-"""The study ``poisoning``: which attack, how strong, by how many liars, lowers a rule's accuracy most."""
+"""The study ``poisoning``: which attack, how strong, by how many attackers, lowers a rule's accuracy most."""
 
 from __future__ import annotations
 
@@ -67,23 +67,24 @@ def attacked(setting: Experiment, choice: Choice, *, rule: str) -> Experiment:
     attack = str(choice["attack"])
     text = STRENGTHS.get(attack, Strength()).of(attack, float(choice["strength"]))
     # The server does not learn how many lie: its f stays.
-    changed = setting.replace(attack=text, liars=int(choice["liars"]), f=setting.f, quorum=setting.quorum)
+    changed = setting.replace(attack=text, byzantine=int(choice["byzantine"]), f=setting.f, quorum=setting.quorum)
     return changed.replace(rule=leave_out(parse_rule(rule, f=setting.f), changed.attack_slug))
 
 
-def attack_space(attacks: Sequence[str], *, most_liars: int) -> Mapping[str, Domain]:
-    """Attack, strength, liars."""
+def attack_space(attacks: Sequence[str], *, most_byzantine: int) -> Mapping[str, Domain]:
+    """Attack, strength, attackers."""
     return {
         "attack": ray_tune.choice(list(attacks)),
         "strength": ray_tune.uniform(0.0, 1.0),
-        "liars": ray_tune.randint(1, most_liars + 1),
+        "byzantine": ray_tune.randint(1, most_byzantine + 1),
     }
 
 
-def usual_attacks(attacks: Sequence[str], *, liars: int) -> list[Choice]:
+def usual_attacks(attacks: Sequence[str], *, byzantine: int) -> list[Choice]:
     """Every attack as the literature has it."""
     return [
-        {"attack": attack, "strength": STRENGTHS.get(attack, Strength()).usual, "liars": liars} for attack in attacks
+        {"attack": attack, "strength": STRENGTHS.get(attack, Strength()).usual, "byzantine": byzantine}
+        for attack in attacks
     ]
 
 
@@ -92,8 +93,9 @@ class Poisoning(FederatedStudy):
     """The most harmful attack on an aggregation rule.
 
     A choice is an attack, its strength from 0 to 1 (:data:`STRENGTHS` says of which setting), and how many hospitals
-    lie, up to the number that the server is built to withstand. Whether liars collude is a matter of the attack: those
-    of one liar alone (sign_flip, scaling, noise, label_flip) and those that look at all honest updates compete.
+    lie, up to the number that the server is built to withstand. Whether attackers collude is a matter of the attack:
+    those of one attacker alone (sign_flip, scaling, noise, label_flip) and those that look at all honest updates
+    compete.
 
     ``base`` is as in :func:`tune.setting.setting_of`. Curves are drawn for ``rule`` and every one of
     ``rules``; without any, none.
@@ -116,23 +118,23 @@ class Poisoning(FederatedStudy):
         return setting_of(self.base, seed=self.seed)
 
     def space(self) -> Mapping[str, Domain]:
-        """Attack, strength, liars."""
-        return attack_space(self.attacks, most_liars=self.setting.liars)
+        """Attack, strength, attackers."""
+        return attack_space(self.attacks, most_byzantine=self.setting.byzantine)
 
     def experiment(self, choice: Choice) -> Experiment:
         """The attack against the rule."""
         return attacked(self.setting, choice, rule=str(choice.get("rule", self.rule)))
 
     def starts(self) -> Sequence[Choice]:
-        """Every attack as the literature has it, by as many liars as there may be."""
-        return usual_attacks(self.attacks, liars=self.setting.liars)
+        """Every attack as the literature has it, by as many attackers as there may be."""
+        return usual_attacks(self.attacks, byzantine=self.setting.byzantine)
 
     def references(self) -> Mapping[str, Choice]:
         """Nobody attacks; the attack that most papers begin with."""
-        liars = self.setting.liars
+        byzantine = self.setting.byzantine
         return {
-            "no attack": {"attack": "none", "strength": 0.0, "liars": liars},
-            "usual attack": usual_attacks(["sign_flip"], liars=liars)[0],
+            "no attack": {"attack": "none", "strength": 0.0, "byzantine": byzantine},
+            "usual attack": usual_attacks(["sign_flip"], byzantine=byzantine)[0],
         }
 
     def scheduler(self) -> TrialScheduler:
@@ -141,16 +143,16 @@ class Poisoning(FederatedStudy):
         return halving(after=max(3, rounds // 2), steps=rounds)
 
     def curves(self, winner: Choice) -> Mapping[str, Choice]:
-        """The winner's attack from weak to strong, and by ever more liars, against one rule after another."""
+        """The winner's attack from weak to strong, and by ever more attackers, against one rule after another."""
         rules = dict.fromkeys((self.rule, *self.rules) if self.rules else ())
-        attack, most = winner["attack"], self.setting.liars
+        attack, most = winner["attack"], self.setting.byzantine
         cells: dict[str, Choice] = {}
         for rule in rules:
             if STRENGTHS.get(attack, Strength()).setting:
                 for strength in CURVE:
                     cells[f"{rule}, {attack} at {strength:g}"] = {**winner, "rule": rule, "strength": strength}
-            for liars in range(most + 1):
-                cells[f"{rule}, {attack} by {liars}"] = {
-                    **winner, "rule": rule, "liars": liars, "attack": attack if liars else "none",
+            for byzantine in range(most + 1):
+                cells[f"{rule}, {attack} by {byzantine}"] = {
+                    **winner, "rule": rule, "byzantine": byzantine, "attack": attack if byzantine else "none",
                 }  # fmt: skip
         return cells

@@ -13,7 +13,7 @@ EMBEDDED: Mapping[str, object] = {  # small enough for thirty trials in minutes 
     "size": 32,
     "partition": "iid",
     "hospitals": 10,
-    "liars": 3,
+    "byzantine": 3,
     "model": "small_cnn(width=8)",
     "algorithm": "fedbn_p",
     "rounds": 6,

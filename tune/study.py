@@ -46,7 +46,7 @@ class Workplace:
         """The experiment's shards, written by the first trial that needs them."""
         names = ("data", "size", "scans", "split", "partition", "hospitals", "root_size", "seed")
         settings = experiment.settings()
-        parts = [str(settings[name]) for name in names] + list(experiment.who_lies().hospital_ids)
+        parts = [str(settings[name]) for name in names] + list(experiment.adversary().hospital_ids)
         digest = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:12]
         shards = self.folder / digest
         shards.parent.mkdir(parents=True, exist_ok=True)

@@ -100,8 +100,8 @@ def written(file: Path, n: int, d: int) -> np.ndarray:
     shared = draw.standard_normal(d, dtype=np.float32)
     for number in range(n):
         rows[number] = shared + draw.standard_normal(d, dtype=np.float32)
-    for liar in range(n // 5):
-        rows[n - 1 - liar] *= -10
+    for attacker in range(n // 5):
+        rows[n - 1 - attacker] *= -10
     rows.flush()
     return rows.view(np.ndarray)
 

@@ -16,7 +16,7 @@ COUNT = 400
 SIZE = 64
 DATA = "fedplatform.data.lesions:Lesions(hospitals=5, patients_per_hospital=20)"
 RUN = (
-    *("run", "lesions", "--data", DATA, "--size", str(SIZE), "--hospitals", "5", "--liars", "0", "--rule", "mean"),
+    *("run", "lesions", "--data", DATA, "--size", str(SIZE), "--hospitals", "5", "--byzantine", "0", "--rule", "mean"),
     *("--rounds", "1", "--local-epochs", "1", "--root-size", "20", "--engine", "local"),
 )
 DEFEND = (

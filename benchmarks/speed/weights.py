@@ -41,7 +41,7 @@ def measure(bench: Bench) -> None:
 def real_update() -> np.ndarray:
     """The update of an honest hospital after one round from the seed's weights."""
     with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(liars=0, rounds=1)
+        experiment = Experiment(byzantine=0, rounds=1)
         shards = Path(folder) / "shards"
         partition_data(experiment, shards)
         plan = cohort_plan(experiment, shards, state_folder=Path(folder))

@@ -133,8 +133,10 @@ def defence(
     callback=whole_numbers,
     help="seeds; cells show mean and spread",
 )
-@click.option("--hospitals", type=click.INT, metavar="N", help="number of hospitals, liars among them [default: 10]")
-@click.option("--liars", type=click.INT, metavar="N", help="how many of them lie [default: 3]")
+@click.option(
+    "--hospitals", type=click.INT, metavar="N", help="number of hospitals, attackers among them [default: 10]"
+)
+@click.option("--byzantine", type=click.INT, metavar="N", help="how many of them lie [default: 3]")
 @click.option("--rounds", type=click.INT, metavar="N", help="rounds [default: the data set's]")
 @click.option("--model", metavar="SPEC", help="classifier [default: small_cnn(width=8)]")
 @click.option("--size", type=click.INT, metavar="N", help="pixels a side [default: the data set's]")
@@ -158,7 +160,7 @@ def trust(
 ) -> None:
     """Fill one large table: every defence against every attack, on every split, for every seed.
 
-    All rules get the same hospitals, liars, initial weights, optimiser (FedBN-P), rounds and root set. A rule that
+    All rules get the same hospitals, attackers, initial weights, optimiser (FedBN-P), rounds and root set. A rule that
     rehearses attacks never rehearses the one under test. Two references stand beside them: nearest_neighbour (what
     memorising is worth) and central (the same network and budget on all scans in one place); mean is no defence.
 
@@ -180,8 +182,8 @@ def trust(
     Examples:
       fedplatform bench trust --dataset mnist
       fedplatform bench trust --dataset lesions --splits site --rules mean,nnm+median --attacks none,alie --seeds 0
-      fedplatform bench trust --dataset lesions --splits iid --liars 2 --rules mean,trust,trust@2,trust@3
-      fedplatform bench trust --dataset br35h --splits iid,label_skew_0.9 --liars 4 --seeds 0,1,2,3,4 --name br35h-4
+      fedplatform bench trust --dataset lesions --splits iid --byzantine 2 --rules mean,trust,trust@2,trust@3
+      fedplatform bench trust --dataset br35h --splits iid,label_skew_0.9 --byzantine 4 --seeds 0,1,2,3,4 --name br35h-4
     """
     with one_line_errors():
         from fedplatform.experiments.experiment import ExperimentError

@@ -62,7 +62,7 @@ def run(
       fedplatform run br35h --attack min_max --rule "multi_krum(m=5)"
       fedplatform run lesions --data my_scans/ --partition "dirichlet(concentration=0.5)"
       fedplatform run lesions --rule my_rules.py:MyRule
-      fedplatform run lesions --rule trust --liars 2 --attack sign_flip --privacy "grouped(size=3)"
+      fedplatform run lesions --rule trust --byzantine 2 --attack sign_flip --privacy "grouped(size=3)"
       fedplatform run runs/lesions-mean-none-seed0/experiment.yaml
       fedplatform run --resume lesions-mean-none-seed0
       fedplatform run federation.yaml --address auto --shards server/
@@ -100,7 +100,7 @@ def run(
             raise ExperimentError("hospitals open their own shards: --shards FOLDER with the server's manifest.json")
         outside = gateway_of(experiment, gateway, roster, tls_cert, tls_key)
         title = (
-            f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.liars} liars, "
+            f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.byzantine} attackers, "
             f"attack {experiment.attack_slug}, rule {experiment.rule_slug}"
         )
         if experiment.privacy is not None:
@@ -166,8 +166,8 @@ def compare(
 ) -> None:
     """Compare aggregation rules against attacks, and print the table.
 
-    Every rule meets every attack for every seed, on the same split, the same liars and the same initial weights. Two
-    rows are added to keep the table honest: nearest_neighbour (what memorising the training pictures is worth) and
+    Every rule meets every attack for every seed, on the same split, the same attackers and the same initial weights.
+    Two rows are added to keep the table honest: nearest_neighbour (what memorising the training pictures is worth) and
     central (the same network and budget with all scans in one place).
 
     Results are written after every cell to runs/NAME/results.csv; a comparison that was stopped goes on from there

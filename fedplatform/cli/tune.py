@@ -98,7 +98,7 @@ def tune(
 
     STUDY is poisoning (which attack on training harms a rule most), trust (settings of the trust rule with the best
     worst case), evasion (the strongest attack on a scan), purification (accuracy, robustness and time of a trained
-    defence), duel (attacker and defender in turns), breakdown (curves of rules against liars and strength), or your
+    defence), duel (attacker and defender in turns), breakdown (curves of rules against attackers and strength), or your
     own class as FILE.py:CLASS. Settings go in brackets: "poisoning(attacks=('alie', 'ipm'))".
 
     Validation scans choose; the winner is measured on test scans once, beside the default, no attack or no defence.

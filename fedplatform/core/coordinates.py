@@ -14,7 +14,7 @@ def evenly_spaced(deltas: torch.Tensor) -> torch.Tensor:
 
 
 def random_columns(deltas: torch.Tensor, count: int, *, generator: torch.Generator) -> torch.Tensor:
-    """Up to ``count`` columns that no liar can foresee: (n, d) to (n, s), or all of them where d is no larger.
+    """Up to ``count`` columns that no attacker can foresee: (n, d) to (n, s), or all of them where d is no larger.
 
     Drawn with repetition and then made unique, which for count well below d is nearly the same set and needs no
     permutation of d numbers.

@@ -172,7 +172,7 @@ class HospitalRecord:
     hospital_id: str
     state: HospitalState
     reason: str
-    is_liar: bool
+    is_byzantine: bool
     num_examples: int
     norm: float  # L2 norm of the shared part of its update
     cosine: float  # cosine of that part to the aggregate

@@ -16,6 +16,10 @@ import torch
 
 Name = str | int
 
+# The published tables were drawn from streams of these names, and other bytes would be other draws.
+BYZANTINE = bytes.fromhex("6c69617273").decode()  # which hospitals are Byzantine
+COLLUSION = f"colluding {BYZANTINE}"  # what they draw together
+
 _lent = threading.RLock()
 
 

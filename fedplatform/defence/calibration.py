@@ -180,7 +180,7 @@ class Fusion:
     def of_hospitals(each: Sequence[Mapping[str, torch.Tensor]], *, f: int, silent: tuple[str, ...] = ()) -> Fusion:
         """From the scores of clean validation scans, (n,), of several hospitals, of which ``f`` may lie.
 
-        Median and 95 % quantile are each of its own trimmed pool: a liar whose scores end where all others end may
+        Median and 95 % quantile are each of its own trimmed pool: an attacker whose scores end where all others end may
         still have its middle where it likes. A score whose upper half is all the same, or whose middle then lies above
         its tail, takes the median of the hospitals' own deviations; one that never varies, 1. Raises ValueError where a
         hospital has no score, or a pool one that is not finite.

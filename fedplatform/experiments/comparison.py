@@ -24,7 +24,7 @@ from fedplatform.experiments.report import write_comparison
 from fedplatform.experiments.run import Observer, nobody, partition_data, run
 from fedplatform.learning.metrics import Figures, judge
 
-CELL = ("dataset", "split", "rule", "attack", "hospitals", "liars", "rounds", "seed")
+CELL = ("dataset", "split", "rule", "attack", "hospitals", "byzantine", "rounds", "seed")
 FIGURES = ("accuracy", "macro_f1", "auc")
 NEAREST_NEIGHBOUR = "nearest_neighbour"
 CENTRAL = "central"
@@ -91,7 +91,7 @@ class Results:
             "rule": rule,
             "attack": cell.attack_slug,
             "hospitals": cell.hospitals,
-            "liars": cell.liars,
+            "byzantine": cell.byzantine,
             "rounds": cell.rounds,
             "seed": cell.seed,
         }
@@ -130,7 +130,7 @@ def compare(
             shutil.rmtree(folder / name, ignore_errors=True)
             central = rule == CENTRAL
             _, reports = run(
-                cell.replace(hospitals=1, liars=0, f=0, quorum=1, partition="iid") if central else cell,
+                cell.replace(hospitals=1, byzantine=0, f=0, quorum=1, partition="iid") if central else cell,
                 engine=engine,
                 runs=folder,
                 name=name,

@@ -97,7 +97,7 @@ def cohort_plan(
     return CohortPlan(
         shard_files=dict(zip(experiment.inside, files, strict=True)),
         training=local_training(experiment, manifest),
-        liars=experiment.who_lies(),
+        adversary=experiment.adversary(),
         state_folder=state_folder,
         launch=launch,
         privacy=experiment.privacy,
@@ -139,7 +139,7 @@ class ServerRole:
             seed=experiment.seed,
             quorum=experiment.quorum,
             root=RootSet(self._root) if self._root and getattr(experiment.rule, "needs_root", False) else None,
-            liars=frozenset(experiment.who_lies().hospital_ids if experiment.attack is not None else ()),
+            byzantine=frozenset(experiment.adversary().hospital_ids if experiment.attack is not None else ()),
         )
         self._checkpoints = checkpoints
         found = checkpoints.found if checkpoints else None

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from fedplatform.attacks.poisoning import ATTACKS
 from fedplatform.attacks.poisoning.attack import PoisoningAttack
 from fedplatform.core.messages import Aggregate, Evidence
-from fedplatform.core.seeding import numpy_generator
+from fedplatform.core.seeding import BYZANTINE, numpy_generator
 from fedplatform.core.settings import ExperimentError as ExperimentError
 from fedplatform.core.settings import Settings, parsed_by, written_by
 from fedplatform.core.specification import SpecificationError, build, describe, nearest, slug_of
@@ -23,7 +23,7 @@ from fedplatform.data.source import Source
 from fedplatform.data.sources import open_source
 from fedplatform.experiments.places import Place, require_distinct
 from fedplatform.federated.aggregation import MIXERS, RULES, Aggregator, Mixed
-from fedplatform.federated.byzantine import Liars
+from fedplatform.federated.byzantine import Adversary
 from fedplatform.federated.secure import PRIVACY, Grouped, GroupTested
 from fedplatform.federated.transport import TransportName
 from fedplatform.federated.trust import SCORERS, OptiGradTrust, RobustScores
@@ -150,14 +150,17 @@ class Experiment(Settings):
     )
     split: Literal["group_safe", "random"] = Field(
         "group_safe",
-        description="how test scans are set apart: group_safe never cuts a patient; random does, and lies",
+        description="how the test set is split: group_safe keeps a patient's scans together; random does not, and "
+        "overestimates accuracy",
     )
     partition: Annotated[Partition, parsed_by(PARTITIONS, "partition"), written_by(PARTITIONS)] = Field(
         "iid",  # type: ignore[assignment]
         description="how scans fall to hospitals: iid, dirichlet(concentration=0.5), label_skew(share=0.7), "
         "quantity_skew(sigma=1.0), site",
     )
-    hospitals: int = Field(10, ge=1, description="number of hospitals, liars among them; in a file, or a list of them")
+    hospitals: int = Field(
+        10, ge=1, description="number of hospitals, Byzantine ones included; in a file, or a list of them"
+    )
     places: tuple[Place, ...] = Field(
         (), description="where each hospital lives; a file lists them under 'hospitals' (docs/cluster.md)"
     )
@@ -166,9 +169,11 @@ class Experiment(Settings):
         description="hospitals outside the cluster, NAME,NAME...: they bring their own data and come through the "
         "gateway, see docs/joining.md (default: none)",
     )
-    liars: int = Field(3, ge=0, description="how many of them lie (chosen by the seed)")
+    byzantine: int = Field(3, ge=0, description="how many of them are Byzantine, chosen by the seed")
     attack: Annotated[PoisoningAttack | None, BeforeValidator(_parse_attack), PlainSerializer(_describe_attack)] = (
-        Field("none", description=f"what liars do: none, {', '.join(ATTACKS)}, or your own as FILE.py:CLASS")  # type: ignore[assignment]
+        Field(
+            "none", description=f"what Byzantine hospitals do: none, {', '.join(ATTACKS)}, or your own as FILE.py:CLASS"
+        )  # type: ignore[assignment]
     )
     rule: Annotated[Aggregator, PlainSerializer(describe_rule)] = Field(
         "nnm+trimmed_mean",  # type: ignore[assignment]
@@ -188,7 +193,11 @@ class Experiment(Settings):
         "same bits in two thirds to four fifths of the bytes; half, rounded to half precision, in half of them, for a "
         "hospital's line. Weights always go out exact",
     )
-    f: int = Field(3, ge=0, description="how many liars the server is built to withstand (default: liars)")
+    f: int = Field(
+        3,
+        ge=0,
+        description="how many Byzantine hospitals the rule is built to withstand (default: as many as there are)",
+    )
     model: Annotated[ModelBuilder, BeforeValidator(_parse_model), PlainSerializer(_describe_model)] = Field(
         "small_cnn",  # type: ignore[assignment]
         description=f"classifier: {', '.join(MODELS)}, any timm model by its name (resnet18), or FILE.py:CLASS",
@@ -228,12 +237,14 @@ class Experiment(Settings):
     root_size: int = Field(100, ge=0, description="scans in the server's own clean root set (0: none)")
     quorum: int = Field(0, ge=0, description="least usable updates for a round to count (default: a majority)")
     deadline_s: float = Field(1800.0, gt=0, description="seconds that a round waits for hospitals")
-    seed: int = Field(0, ge=0, description="seed of everything random: split, liars, initial weights, batches, attack")
+    seed: int = Field(
+        0, ge=0, description="seed of everything random: split, Byzantine hospitals, initial weights, batches, attack"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Derive what is left open from what is given: f from liars, the quorum from hospitals, a rule's f from f."""
+        """Derive what is left open from what is given: f, the quorum, a rule's f."""
         if not isinstance(values, dict):
             return values
         fields = cls.model_fields
@@ -242,7 +253,7 @@ class Experiment(Settings):
             filled["places"] = tuple(map(Place.of, filled["hospitals"]))
             filled["hospitals"] = len(filled["places"])
         try:
-            filled["f"] = int(filled.get("f", filled.get("liars", fields["liars"].default)))
+            filled["f"] = int(filled.get("f", filled.get("byzantine", fields["byzantine"].default)))
             filled["quorum"] = int(
                 filled.get("quorum") or int(filled.get("hospitals", fields["hospitals"].default)) // 2 + 1
             )
@@ -255,20 +266,23 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.liars >= self.hospitals:
+        if self.byzantine >= self.hospitals:
             raise ValueError(
-                f"at least one hospital must be honest, got {self.liars} liars of {self.hospitals} hospitals"
+                f"at least one hospital must be honest, got {self.byzantine} Byzantine of {self.hospitals} hospitals"
             )
         if unknown := set(self.outside) - set(self.hospital_ids()):
             raise ValueError(
                 f"outside names hospitals, got {min(unknown)!r}{nearest(min(unknown), self.hospital_ids())}"
             )
-        if self.liars >= len(self.inside) and self.outside:
+        if self.byzantine >= len(self.inside) and self.outside:
             raise ValueError(
-                f"liars are simulated and live inside, got {self.liars} of {len(self.inside)} hospitals inside"
+                "Byzantine hospitals are simulated and must be inside, "
+                f"got {self.byzantine} of {len(self.inside)} hospitals inside"
             )
-        if self.attack is not None and self.liars == 0:
-            raise ValueError(f"attack {_describe_attack(self.attack)} needs at least one liar, got liars=0")
+        if self.attack is not None and self.byzantine == 0:
+            raise ValueError(
+                f"attack {_describe_attack(self.attack)} needs at least one Byzantine hospital, got byzantine=0"
+            )
         if self.quorum > self.hospitals:
             raise ValueError(f"the quorum is at most the number of hospitals, got {self.quorum} of {self.hospitals}")
         if self.outside and self.privacy is not None:
@@ -342,11 +356,11 @@ class Experiment(Settings):
         """The hospitals whose scans are dealt out of the data set, in order."""
         return tuple(name for name in self.hospital_ids() if name not in self.outside)
 
-    def who_lies(self) -> Liars:
-        """The liars that the seed picks. The choice does not depend on the attack, so that runs can be paired."""
+    def adversary(self) -> Adversary:
+        """The Byzantine hospitals that the seed picks, whatever the attack, so that runs can be paired."""
         ids = self.inside
-        drawn = numpy_generator(self.seed, "liars").choice(len(ids), size=self.liars, replace=False)
-        return Liars(tuple(ids[number] for number in sorted(drawn)), self.attack, self.hospitals)
+        drawn = numpy_generator(self.seed, BYZANTINE).choice(len(ids), size=self.byzantine, replace=False)
+        return Adversary(tuple(ids[number] for number in sorted(drawn)), self.attack, self.hospitals)
 
     def open_data(self, folder: Path | None = None) -> Source:
         """The data set itself; ``folder`` is where named sets are looked for first."""

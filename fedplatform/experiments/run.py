@@ -38,7 +38,7 @@ def partition_data(
     experiment: Experiment, folder: Path, *, data_folder: Path | None = None, progress: Progress = nobody
 ) -> Manifest:
     """Write the shard of every hospital, and the server's root set, into ``folder``."""
-    liars = experiment.who_lies().hospital_ids
+    byzantine = experiment.adversary().hospital_ids
     ids = experiment.inside
     source = experiment.open_data(data_folder)
     return write_partition(
@@ -46,7 +46,7 @@ def partition_data(
         name=experiment.data_slug,
         how=experiment.partition,
         num_hospitals=len(ids),
-        graders=[number for number, name in enumerate(ids) if name not in liars],
+        graders=[number for number, name in enumerate(ids) if name not in byzantine],
         split=experiment.split,
         root_size=experiment.root_size,
         scans=experiment.scans,

@@ -210,7 +210,7 @@ class MlflowTracker:
                 figures = {name: getattr(record, name) for name in HOSPITAL_METRICS}
                 metrics += _metrics(figures, record.round_number, now)
             last = waiting[-1][1]
-            tags = {"is_liar": str(last.is_liar).lower(), "last_state": last.state.value}
+            tags = {"is_byzantine": str(last.is_byzantine).lower(), "last_state": last.state.value}
             self._client.log_batch(
                 self._hospital_runs[hospital_id],
                 metrics=metrics,

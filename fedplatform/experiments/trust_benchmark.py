@@ -92,8 +92,8 @@ SEEDS = (0, 1, 2)
 
 WARM_UP = 3  # rounds in which a rule that learns whom to trust is not yet held to its verdicts
 
-SETTING = ["dataset", "split", "hospitals", "liars", "rounds"]
-CELL = ["dataset", "split", "rule", "attack", "hospitals", "liars", "rounds", "seed"]
+SETTING = ["dataset", "split", "hospitals", "byzantine", "rounds"]
+CELL = ["dataset", "split", "rule", "attack", "hospitals", "byzantine", "rounds", "seed"]
 FIGURES = [
     "accuracy",
     "macro_f1",
@@ -147,12 +147,12 @@ class Cell:
 
     def central(self) -> Experiment:
         """The same network with the same budget on all scans in one place."""
-        return self.without_rule().replace(hospitals=1, liars=0, f=0, quorum=1, partition="iid")
+        return self.without_rule().replace(hospitals=1, byzantine=0, f=0, quorum=1, partition="iid")
 
     def honest_only(self) -> Experiment:
         """The mean under a server that knows who lies and leaves them out: their scans are lost, and no more."""
         experiment = self.without_rule()
-        return experiment.replace(rule=HonestMean(experiment.who_lies().hospital_ids))
+        return experiment.replace(rule=HonestMean(experiment.adversary().hospital_ids))
 
     def key(self) -> dict[str, object]:
         """The columns that tell cells apart."""
@@ -161,12 +161,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class HonestMean:
-    """The mean of all but ``liars``: no rule, for no server knows them, but what the best judge could reach."""
+    """The mean of all but ``attackers``: no rule, for no server knows them, but what the best judge could reach."""
 
-    liars: tuple[str, ...]
+    byzantine: tuple[str, ...]
 
     def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
-        hostile = np.array([name in self.liars for name in evidence.hospital_ids])
+        hostile = np.array([name in self.byzantine for name in evidence.hospital_ids])
         weights = ~hostile / max((~hostile).sum(), 1)
         return Aggregate(combine(weights, deltas), torch.from_numpy(weights), torch.from_numpy(hostile))
 
@@ -175,7 +175,7 @@ class HonestMean:
 class Benchmark:
     """Which cells to fill: every rule against every attack, on every split, for every seed.
 
-    ``settings`` are those of an :class:`Experiment`, the same for every rule: optimiser, rounds, root set, liars.
+    ``settings`` are those of an :class:`Experiment`, the same for every rule: optimiser, rounds, root set, attackers.
     Rules, attacks and splits are names as on the command line. Three references come first on each split and seed: the
     nearest neighbour by raw pixels, the same network trained centrally, and the mean of the honest hospitals alone.
     """
@@ -282,7 +282,7 @@ def _play(experiment: Experiment, shards: Path, scratch: Path) -> list[RoundRepo
 
 def _figures(reports: Sequence[RoundReport], manifest: Manifest, *, patience: int) -> dict[str, float]:
     last = reports[-1]
-    own = np.array([NAN if record.is_liar else record.accuracy for record in last.hospitals])
+    own = np.array([NAN if record.is_byzantine else record.accuracy for record in last.hospitals])
     graded = np.flatnonzero(np.isfinite(own))
     counts = np.array([shard.counts[Role.TRAIN] for shard in manifest.hospitals])
     train, aggregate, evaluate = (
@@ -310,22 +310,22 @@ def rarity(counts: np.ndarray) -> np.ndarray:
 def detection(records: Iterable[HospitalRecord], *, patience: int) -> dict[str, float]:
     """How well the hostile ones were told: F1, precision, recall and the share of honest ones called hostile.
 
-    What is counted are hospitals in rounds, after the first three. A liar lies in the rounds after its ``patience`` and
-    is honest until then. NaN where there is nothing to divide by: without a lie there is no F1.
+    What is counted are hospitals in rounds, after the first three. An attacker lies in the rounds after its
+    ``patience`` and is honest until then. NaN where there is nothing to divide by: without a lie there is no F1.
     """
     judged = [record for record in records if record.round_number > WARM_UP]
     flagged = np.array([record.state is HospitalState.HOSTILE for record in judged], bool)
-    lies = np.array([record.is_liar and record.round_number > patience for record in judged], bool)
-    hits, false_alarms, missed = (flagged & lies).sum(), (flagged & ~lies).sum(), (~flagged & lies).sum()
+    byzantine = np.array([record.is_byzantine and record.round_number > patience for record in judged], bool)
+    hits, false_alarms, missed = (flagged & byzantine).sum(), (flagged & ~byzantine).sum(), (~flagged & byzantine).sum()
 
     def share(part: int, whole: int) -> float:
         return float(part / whole) if whole else NAN
 
     return {
-        "detection_f1": share(2 * hits, 2 * hits + false_alarms + missed) if lies.any() else NAN,
-        "detection_precision": share(hits, hits + false_alarms) if lies.any() else NAN,
+        "detection_f1": share(2 * hits, 2 * hits + false_alarms + missed) if byzantine.any() else NAN,
+        "detection_precision": share(hits, hits + false_alarms) if byzantine.any() else NAN,
         "detection_recall": share(hits, hits + missed),
-        "false_alarm_rate": share(false_alarms, (~lies).sum()),
+        "false_alarm_rate": share(false_alarms, (~byzantine).sum()),
     }
 
 

@@ -1,4 +1,4 @@
-"""A hospital that lies: it does what an honest one does, and bends its scans or its update by an attack."""
+"""A Byzantine hospital: it trains as an honest one does, and an attack alters its scans or its update."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from fedplatform.attacks.poisoning.attack import Collusion, DataPoisoning, PoisoningAttack, Situation, UpdatePoisoning
 from fedplatform.core.messages import Predictions, Update
-from fedplatform.core.seeding import numpy_generator, torch_generator
+from fedplatform.core.seeding import COLLUSION, numpy_generator, torch_generator
 from fedplatform.data.splits import Role
 from fedplatform.federated.hospital import Hospital, never
 from fedplatform.federated.hospital_state import OwnState
@@ -19,8 +19,8 @@ LAST_WEIGHTS = "last_weights"
 
 
 @dataclass(frozen=True)
-class Liars:
-    """Who lies, and how: the part of an experiment that only a simulation knows."""
+class Adversary:
+    """Which hospitals are Byzantine and what they do: the part of an experiment that only a simulation knows."""
 
     hospital_ids: tuple[str, ...]
     attack: PoisoningAttack | None
@@ -28,7 +28,7 @@ class Liars:
 
     @property
     def colluding(self) -> tuple[str, ...]:
-        """The liars that wait for the honest updates before they send their own."""
+        """The attackers that wait for the honest updates before they send their own."""
         return self.hospital_ids if isinstance(self.attack, Collusion) else ()
 
 
@@ -38,12 +38,12 @@ class ByzantineHospital:
     ``state`` is where it keeps the weights that it was sent last, None nowhere.
     """
 
-    def __init__(self, hospital: Hospital, liars: Liars, *, state: OwnState | None = None) -> None:
-        assert liars.attack is not None
+    def __init__(self, hospital: Hospital, adversary: Adversary, *, state: OwnState | None = None) -> None:
+        assert adversary.attack is not None
         self.hospital_id = hospital.hospital_id
         self._hospital = hospital
-        self._liars = liars
-        self._attack = liars.attack
+        self._adversary = adversary
+        self._attack = adversary.attack
         self._state = state
         kept = state.load() if state else None
         self._last_weights: np.ndarray | None = None if kept is None else kept[LAST_WEIGHTS].numpy()
@@ -66,17 +66,19 @@ class ByzantineHospital:
         return replace(update, delta=sent.numpy().astype(np.float32, copy=False))
 
     def forge(self, honest: Sequence[np.ndarray], weights: np.ndarray, round_number: int) -> list[Update]:
-        """The update of every colluding liar, in order, made from what the honest hospitals sent; no training needed.
+        """The update of every colluding attacker, in order, made from the honest ones; no training needed.
 
         Raises ValueError where the attack has neither one update for all nor one for each.
         """
         assert isinstance(self._attack, Collusion)
-        liars = self._liars.hospital_ids
-        situations = self._situations(weights, round_number, stream="colluding liars")
+        byzantine = self._adversary.hospital_ids
+        situations = self._situations(weights, round_number, stream=COLLUSION)
         seen = self._parts(torch.from_numpy(np.stack(honest)))
         sent = torch.cat([self._attack.collude(*pair) for pair in zip(seen, situations, strict=True)], dim=-1)
-        if sent.ndim == 2 and len(sent) != len(liars):
-            raise ValueError(f"a collusion sends one update for all or each of {len(liars)} liars, got {len(sent)}")
+        if sent.ndim == 2 and len(sent) != len(byzantine):
+            raise ValueError(
+                f"a collusion sends one update for all or each of {len(byzantine)} attackers, got {len(sent)}"
+            )
         delta = sent.numpy().astype(np.float32, copy=False)
         common = Update(
             hospital_id=self.hospital_id,
@@ -87,13 +89,13 @@ class ByzantineHospital:
             seconds=0.0,
         )
         # Where all send the same, it is the same array and not a copy of it, in this process and on the way to another.
-        each = delta if delta.ndim == 2 else [delta] * len(liars)
-        return [replace(common, hospital_id=liar, delta=row) for liar, row in zip(liars, each, strict=True)]
+        each = delta if delta.ndim == 2 else [delta] * len(byzantine)
+        return [replace(common, hospital_id=attacker, delta=row) for attacker, row in zip(byzantine, each, strict=True)]
 
     def evaluate(
         self, weights: np.ndarray, roles: Sequence[Role], *, round_number: int | None = None
     ) -> list[Predictions]:
-        """As its hospital would; the federation never asks a liar to grade the model."""
+        """As its hospital would; the federation never asks an attacker to grade the model."""
         return self._hospital.evaluate(weights, roles, round_number=round_number)
 
     def _parts(self, vectors: torch.Tensor) -> list[torch.Tensor]:
@@ -106,7 +108,7 @@ class ByzantineHospital:
         return list(vectors.split([cut for cut in cuts if cut], dim=-1))
 
     def _situations(self, weights: np.ndarray, round_number: int, *, stream: str) -> list[Situation]:
-        """What the liar knows of each part."""
+        """What the attacker knows of each part."""
         previous = np.zeros_like(weights) if self._last_weights is None else weights - self._last_weights
         self._last_weights = weights
         if self._state is not None:
@@ -114,8 +116,8 @@ class ByzantineHospital:
         generator = torch_generator(self._hospital.trainer.training.seed, stream, round_number, "attack")
         return [
             Situation(
-                num_hospitals=self._liars.num_hospitals,
-                num_liars=len(self._liars.hospital_ids),
+                num_hospitals=self._adversary.num_hospitals,
+                num_byzantine=len(self._adversary.hospital_ids),
                 round_number=round_number,
                 previous_delta=part,
                 generator=generator,

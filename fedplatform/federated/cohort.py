@@ -14,14 +14,14 @@ from fedplatform.core.messages import HospitalState, Predictions, Reply, Update
 from fedplatform.data.error import DataError
 from fedplatform.data.shards import Shard
 from fedplatform.data.splits import Role
-from fedplatform.federated.byzantine import ByzantineHospital, Liars
+from fedplatform.federated.byzantine import Adversary, ByzantineHospital
 from fedplatform.federated.hospital import Hospital, Participant
 from fedplatform.federated.hospital_state import Launch, OwnState
 from fedplatform.federated.secure import Grouped, MaskedHospital, RangeError, Request
 from fedplatform.federated.transport import EXACT, Transport
 from fedplatform.learning.training import LocalTraining, Trainer
 
-ATTACKS = "attacks"  # the folder of what liars remember
+ATTACKS = "attacks"  # the folder of what attackers remember
 
 
 class Cohort(Protocol):
@@ -53,7 +53,7 @@ class CohortPlan:
 
     shard_files: dict[str, Path]
     training: LocalTraining
-    liars: Liars
+    adversary: Adversary
     state_folder: Path
     launch: Launch | None = None
     privacy: Grouped | None = None
@@ -62,7 +62,7 @@ class CohortPlan:
     @property
     def honest(self) -> tuple[str, ...]:
         """The hospitals that train and grade honestly, in order."""
-        return tuple(name for name in self.shard_files if name not in self.liars.hospital_ids)
+        return tuple(name for name in self.shard_files if name not in self.adversary.hospital_ids)
 
     def open_shard(self, hospital_id: str) -> Shard:
         """The hospital's shard. Raises DataError where it cannot be read, or holds another kind of scans."""
@@ -85,11 +85,11 @@ class CohortPlan:
             state_file=self.state_folder / f"{hospital_id}.safetensors",
             launch=self.launch,
         )
-        if hospital_id not in self.liars.hospital_ids or self.liars.attack is None:
+        if hospital_id not in self.adversary.hospital_ids or self.adversary.attack is None:
             return hospital
         kept = self.state_folder / ATTACKS / f"{hospital_id}.safetensors"
         state = OwnState(kept, launch=self.launch) if self.launch else None
-        return ByzantineHospital(hospital, self.liars, state=state)
+        return ByzantineHospital(hospital, self.adversary, state=state)
 
 
 def replies_with(updates: Sequence[Update]) -> dict[str, Reply]:
@@ -116,8 +116,8 @@ class InProcessCohort:
         return tuple(self._participants)
 
     def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
-        """Train the hospitals in turn, then let colluding liars look at the honest updates."""
-        colluding = self._plan.liars.colluding
+        """Train the hospitals in turn, then let colluding attackers look at the honest updates."""
+        colluding = self._plan.adversary.colluding
         replies = {
             name: Reply(name, HospitalState.REPORTED, self._received(participant.train(weights, round_number)))
             for name, participant in self._participants.items()
@@ -172,8 +172,8 @@ class InProcessMaskedHospitals:
         return answers
 
     def train(self, weights: np.ndarray, round_number: int, hospital_ids: Sequence[str]) -> dict[str, Reply]:
-        """Train the hospitals in turn, then let colluding liars look at the honest updates, which only they may."""
-        colluding = [name for name in self._plan.liars.colluding if name in hospital_ids]
+        """Train the hospitals in turn, then let colluding attackers look at the honest updates, which only they may."""
+        colluding = [name for name in self._plan.adversary.colluding if name in hospital_ids]
         honest = [name for name in hospital_ids if name not in colluding]
         for name in honest:
             self._hospitals[name].train(weights, round_number)

@@ -47,7 +47,7 @@ class Federation:
 
     ``quorum`` is the least number of usable updates a round needs; below it, or where the rule cannot work with so few,
     the weights stay and the report says why. ``root`` is the server's own small clean data set as a hospital, needed
-    by rules that compare with it. ``liars`` only marks the truth in the records and is never shown to the rule.
+    by rules that compare with it. ``attackers`` only marks the truth in the records and is never shown to the rule.
     """
 
     cohort: Cohort
@@ -57,7 +57,7 @@ class Federation:
     seed: int
     quorum: int
     root: RootSet | None = None
-    liars: frozenset[str] = field(default=frozenset())
+    byzantine: frozenset[str] = field(default=frozenset())
 
     def start(self, weights: np.ndarray) -> FederationState:
         """The state before the first round."""
@@ -199,7 +199,7 @@ class Federation:
             hospital_id=reply.hospital_id,
             state=reply.state,
             reason=reason,
-            is_liar=reply.hospital_id in self.liars,
+            is_byzantine=reply.hospital_id in self.byzantine,
             num_examples=update.num_examples if update else 0,
             norm=NAN,
             cosine=NAN,

@@ -69,7 +69,7 @@ class OutsideCohort:
 class JoinedCohort:
     """Hospitals inside the cluster and outside of it, in one order and under one deadline.
 
-    Liars that collude are simulated and live inside; they see no update from outside.
+    Attackers that collude are simulated and live inside; they see no update from outside.
     """
 
     def __init__(self, inside: Cohort, outside: OutsideCohort, *, hospital_ids: tuple[str, ...]) -> None:

@@ -90,7 +90,7 @@ class Ordeal:
 def ordeal(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> Ordeal:
     """Server killed in round 2, driver in 3 and a checkpoint spoilt, head killed in 6; resumed every time.
 
-    Batch normalisation stays in the hospitals, and the liar remembers the round before: all of that is state.
+    Batch normalisation stays in the hospitals, and the attacker remembers the round before: all of that is state.
     """
     run = Run(tmp_path_factory.mktemp("server"), rounds=7, attack="free_rider", rule="fltrust")
     seen = Ordeal(run)

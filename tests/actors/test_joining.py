@@ -132,7 +132,7 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
         (folder / "roster.yaml").write_text("".join(roster))
         settings = {
             "data": "fedplatform.data.lesions:Lesions(hospitals=8, patients_per_hospital=30)",
-            **{"outside": list(OUTSIDE), "hospitals": 10, "liars": 0, "rule": "mean", "rounds": ROUNDS},
+            **{"outside": list(OUTSIDE), "hospitals": 10, "byzantine": 0, "rule": "mean", "rounds": ROUNDS},
             **{"size": 32, "model": "small_cnn(width=4)", "root_size": 20, "deadline_s": 600.0, "quorum": 10},
         }
         (folder / "federation.yaml").write_text(yaml.safe_dump(settings))

@@ -51,10 +51,10 @@ def test_one_process_one_host_and_many_hosts_give_the_same_bits(
 
 
 @pytest.mark.parametrize("transport", ["lossless", "half"])
-def test_what_hospitals_and_colluding_liars_send_is_packed_on_its_way_and_the_same_bits_as_in_one_process(
+def test_what_hospitals_and_colluding_attackers_send_is_packed_on_its_way_and_the_same_bits_as_in_one_process(
     small: Experiment, shards: Path, tmp_path: Path, transport: TransportName
 ) -> None:
-    experiment = small.replace(transport=transport, attack="alie", rule="nnm+trimmed_mean", liars=2, f=2, rounds=1)
+    experiment = small.replace(transport=transport, attack="alie", rule="nnm+trimmed_mean", byzantine=2, f=2, rounds=1)
     plans = [cohort_plan(experiment, shards, state_folder=tmp_path / name) for name in ("process", "ray")]
     cohorts = [InProcessCohort(plans[0]), RayCohort(plans[1], num_hosts=2, deadline_s=120)]
     weights = ServerRole(experiment, shards, cohorts[0]).outcome().weights
@@ -63,7 +63,7 @@ def test_what_hospitals_and_colluding_liars_send_is_packed_on_its_way_and_the_sa
     )
     assert len(here) == len(there) == experiment.hospitals
     assert [delta.tobytes() for delta in here] == [delta.tobytes() for delta in there]
-    sender = next(name for name in experiment.hospital_ids() if name not in experiment.who_lies().hospital_ids)
+    sender = next(name for name in experiment.hospital_ids() if name not in experiment.adversary().hospital_ids)
     packed = ray.get(cohorts[1].host_of[sender].train.remote(sender, weights, 1))
     assert {name: part.dtype for name, part in packed.parts.items()} == TRANSPORTS[transport].kinds
     assert sum(part.nbytes for part in packed.parts.values()) < 0.95 * weights.nbytes
@@ -82,7 +82,7 @@ def test_personal_state_is_the_same_bits_in_every_cohort(small: Experiment, shar
 
 @dataclass(frozen=True)
 class SendsNonsense:
-    """A liar whose update is not finite."""
+    """An attacker whose update is not finite."""
 
     def corrupt(self, own: torch.Tensor, situation: Situation) -> torch.Tensor:
         return torch.full_like(own, float("nan"))
@@ -90,7 +90,7 @@ class SendsNonsense:
 
 @dataclass(frozen=True)
 class SendsTooMuch:
-    """A liar whose update has another shape."""
+    """An attacker whose update has another shape."""
 
     def corrupt(self, own: torch.Tensor, situation: Situation) -> torch.Tensor:
         return torch.cat([own, own])
@@ -98,7 +98,7 @@ class SendsTooMuch:
 
 @dataclass(frozen=True)
 class Raises:
-    """A liar whose code breaks."""
+    """An attacker whose code breaks."""
 
     def corrupt(self, own: torch.Tensor, situation: Situation) -> torch.Tensor:
         raise RuntimeError("no such scanner")
@@ -124,10 +124,10 @@ def test_a_broken_update_is_recorded_and_stops_nothing(
 ) -> None:
     experiment = small.replace(attack=attack, rule="mean", transport=transport)
     weights, reports = weights_and_reports(RayEngine(num_hosts=2), experiment, shards, tmp_path)
-    (liar,) = experiment.who_lies().hospital_ids
+    (attacker,) = experiment.adversary().hospital_ids
     states = last_states(reports)
-    assert states.pop(liar)[0] is state
-    assert words in reports[-1].hospitals[experiment.hospital_ids().index(liar)].reason
+    assert states.pop(attacker)[0] is state
+    assert words in reports[-1].hospitals[experiment.hospital_ids().index(attacker)].reason
     assert {found for found, _ in states.values()} == {HospitalState.REPORTED}
     assert np.isfinite(weights).all()
     assert len(reports) == experiment.rounds
@@ -135,19 +135,19 @@ def test_a_broken_update_is_recorded_and_stops_nothing(
 
 @dataclass(frozen=True)
 class SendTheirNumbers:
-    """A collusion of which each liar sends its place among them in every coordinate, ``more`` too often."""
+    """A collusion of which each attacker sends its place among them in every coordinate, ``more`` too often."""
 
     more: int = 0
 
     def collude(self, honest: torch.Tensor, situation: Situation) -> torch.Tensor:
-        numbers = torch.arange(situation.num_liars + self.more, dtype=honest.dtype)
+        numbers = torch.arange(situation.num_byzantine + self.more, dtype=honest.dtype)
         return numbers[:, None].repeat(1, honest.shape[1])
 
 
-def test_every_colluding_liar_sends_its_own_update_in_every_cohort(
+def test_every_colluding_attacker_sends_its_own_update_in_every_cohort(
     small: Experiment, shards: Path, tmp_path: Path
 ) -> None:
-    experiment = small.replace(attack=SendTheirNumbers(), liars=2, algorithm="fedavg")
+    experiment = small.replace(attack=SendTheirNumbers(), byzantine=2, algorithm="fedavg")
     send_by_value(experiment)
     plans = [cohort_plan(experiment, shards, state_folder=tmp_path / name) for name in ("process", "ray")]
     cohorts = [InProcessCohort(plans[0]), RayCohort(plans[1], num_hosts=2, deadline_s=120)]
@@ -155,21 +155,23 @@ def test_every_colluding_liar_sends_its_own_update_in_every_cohort(
     for cohort in cohorts:
         replies = {reply.hospital_id: reply for reply in cohort.train(weights, 1)}
         assert tuple(replies) == experiment.hospital_ids()
-        for number, liar in enumerate(experiment.who_lies().hospital_ids):
-            update = replies[liar].update
+        for number, attacker in enumerate(experiment.adversary().hospital_ids):
+            update = replies[attacker].update
             assert update is not None
-            assert update.hospital_id == liar
+            assert update.hospital_id == attacker
             assert update.delta.shape == weights.shape
             assert set(update.delta) == {number}
     cohorts[1].close()
 
 
-def test_colluding_liars_that_send_the_same_share_one_array(small: Experiment, shards: Path, tmp_path: Path) -> None:
-    experiment = small.replace(attack="alie(z=1.0)", liars=2)
+def test_colluding_attackers_that_send_the_same_share_one_array(
+    small: Experiment, shards: Path, tmp_path: Path
+) -> None:
+    experiment = small.replace(attack="alie(z=1.0)", byzantine=2)
     cohort = InProcessCohort(cohort_plan(experiment, shards, state_folder=tmp_path))
     weights = ServerRole(experiment, shards, cohort).outcome().weights
     updates = {reply.hospital_id: reply.update for reply in cohort.train(weights, 1)}
-    one, two = (updates[liar] for liar in experiment.who_lies().hospital_ids)
+    one, two = (updates[attacker] for attacker in experiment.adversary().hospital_ids)
     assert one is not None
     assert two is not None
     assert one.delta is two.delta
@@ -178,21 +180,21 @@ def test_colluding_liars_that_send_the_same_share_one_array(small: Experiment, s
 def test_a_collusion_that_forges_too_many_updates_is_recorded_and_stops_nothing(
     small: Experiment, shards: Path, tmp_path: Path
 ) -> None:
-    experiment = small.replace(attack=SendTheirNumbers(more=1), liars=2, rule="mean", rounds=1)
+    experiment = small.replace(attack=SendTheirNumbers(more=1), byzantine=2, rule="mean", rounds=1)
     _, reports = weights_and_reports(RayEngine(num_hosts=2), experiment, shards, tmp_path)
     states = last_states(reports)
-    for liar in experiment.who_lies().hospital_ids:
-        state, reason = states.pop(liar)
+    for attacker in experiment.adversary().hospital_ids:
+        state, reason = states.pop(attacker)
         assert state is HospitalState.CRASHED
-        assert "one update for all or each of 2 liars, got 3" in reason
+        assert "one update for all or each of 2 attackers, got 3" in reason
     assert {state for state, _ in states.values()} == {HospitalState.REPORTED}
 
 
 def test_a_hostile_update_is_recorded_as_such(small: Experiment, shards: Path, tmp_path: Path) -> None:
     experiment = small.replace(attack="scaling(scale=100.0)", rule="multi_krum", f=1)
     _, reports = weights_and_reports(RayEngine(num_hosts=2), experiment, shards, tmp_path)
-    (liar,) = experiment.who_lies().hospital_ids
-    assert last_states(reports)[liar][0] is HospitalState.HOSTILE
+    (attacker,) = experiment.adversary().hospital_ids
+    assert last_states(reports)[attacker][0] is HospitalState.HOSTILE
 
 
 def test_a_late_hospital_is_recorded_and_freed_for_the_next_round(

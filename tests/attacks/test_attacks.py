@@ -46,10 +46,10 @@ DATA_POISONINGS = {name: attack() for name, attack in ATTACKS.items() if issubcl
 def situation(*, d: int = 1, n: int = 10, f: int = 3, seed: int = 0, round_number: int = 2) -> Situation:
     return Situation(
         num_hospitals=n,
-        num_liars=f,
+        num_byzantine=f,
         round_number=round_number,
         previous_delta=torch.linspace(-1, 1, d),
-        generator=torch_generator(seed, "liar"),
+        generator=torch_generator(seed, "attacker"),
     )
 
 
@@ -124,7 +124,7 @@ def cosine(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def fingerprint(row: np.ndarray, others: np.ndarray, fellows: np.ndarray) -> list[float]:
-    """The six stand-ins by the book: an update against the other honest ones and, for a liar, its fellows."""
+    """The six stand-ins by the book: an update against the other honest ones and, for an attacker, its fellows."""
     mean = others.mean(axis=0)
     outside = row - others.T @ np.linalg.lstsq(others.T, row, rcond=None)[0]
     return [
@@ -318,7 +318,7 @@ def test_a_single_honest_update_has_no_spread_to_hide_in(attack: Collusion) -> N
 
 @settings(deadline=None, max_examples=30)
 @given(unlike_hospitals, st.integers(1, 4), st.sampled_from([1.0, 2.0, 4.0]))
-def test_every_feature_of_a_fingerprint_aware_liar_stays_in_the_honest_band(
+def test_every_feature_of_a_fingerprint_aware_attacker_stays_in_the_honest_band(
     honest: torch.Tensor, f: int, width: float
 ) -> None:
     forged = FingerprintAware(width=width).collude(honest, situation(f=f))
@@ -330,24 +330,24 @@ def test_every_feature_of_a_fingerprint_aware_liar_stays_in_the_honest_band(
 
 @settings(deadline=None, max_examples=30)
 @given(unlike_hospitals, st.integers(2, 4))
-def test_fingerprint_aware_liars_differ_as_honest_hospitals_do(honest: torch.Tensor, f: int) -> None:
-    among_liars = pair_cosines(FingerprintAware().collude(honest, situation(f=f)))
+def test_fingerprint_aware_attackers_differ_as_honest_hospitals_do(honest: torch.Tensor, f: int) -> None:
+    among_attackers = pair_cosines(FingerprintAware().collude(honest, situation(f=f)))
     among_honest = pair_cosines(honest)
     truth, _ = fingerprints(honest, honest)
     assume(has_room(*band(truth, 2.0), float(np.linalg.norm(slow_mean(honest)))))
-    assert min(among_honest) - 1e-3 <= min(among_liars)
-    assert max(among_liars) <= max(among_honest) + 1e-3
+    assert min(among_honest) - 1e-3 <= min(among_attackers)
+    assert max(among_attackers) <= max(among_honest) + 1e-3
 
 
 @settings(deadline=None, max_examples=30)
 @given(unlike_hospitals, st.integers(1, 4))
-def test_a_fingerprint_aware_liar_helps_less_than_most_honest_hospitals(honest: torch.Tensor, f: int) -> None:
+def test_a_fingerprint_aware_attacker_helps_less_than_most_honest_hospitals(honest: torch.Tensor, f: int) -> None:
     mean = slow_mean(honest)
     forged = FingerprintAware().collude(honest, situation(f=f))
     assert (forged.double().numpy() @ mean).max() < np.median(honest.double().numpy() @ mean)
 
 
-def test_a_wider_band_lets_a_fingerprint_aware_liar_do_more_harm() -> None:
+def test_a_wider_band_lets_a_fingerprint_aware_attacker_do_more_harm() -> None:
     honest = of_unlike_hospitals(9, 600)
     along = [
         float((FingerprintAware(width=width).collude(honest, situation()) @ honest.mean(dim=0)).mean())
@@ -371,7 +371,7 @@ def test_the_crowd_reckons_the_features_as_the_slow_version_does(honest: torch.T
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(3, 12), st.integers(1, 40), st.integers(0, 2**20), st.integers(1, 6))
-def test_fewer_coordinates_than_hospitals_leave_a_fingerprint_aware_liar_finite_and_of_honest_length(
+def test_fewer_coordinates_than_hospitals_leave_a_fingerprint_aware_attacker_finite_and_of_honest_length(
     h: int, d: int, seed: int, f: int
 ) -> None:
     honest = updates(h, d, seed=seed)
@@ -381,7 +381,7 @@ def test_fewer_coordinates_than_hospitals_leave_a_fingerprint_aware_liar_finite_
     assert norms.max() <= 2 * honest.norm(dim=1).max()
 
 
-def test_a_weight_that_no_honest_hospital_moves_is_moved_by_no_fingerprint_aware_liar() -> None:
+def test_a_weight_that_no_honest_hospital_moves_is_moved_by_no_fingerprint_aware_attacker() -> None:
     honest = of_unlike_hospitals(7, 500)
     honest[:, 100:300] = 0
     forged = FingerprintAware().collude(honest, situation())
@@ -390,18 +390,18 @@ def test_a_weight_that_no_honest_hospital_moves_is_moved_by_no_fingerprint_aware
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_a_fingerprint_aware_liar_sends_a_mean_without_direction_as_it_is(value: float) -> None:
+def test_a_fingerprint_aware_attacker_sends_a_mean_without_direction_as_it_is(value: float) -> None:
     sent = FingerprintAware().collude(torch.full((4, 6), value), situation())
     assert sent.shape == (3, 6)
     torch.testing.assert_close(sent, torch.full((3, 6), value), equal_nan=True)
 
 
-def test_a_fingerprint_aware_liar_agrees_with_honest_hospitals_that_all_agree() -> None:
+def test_a_fingerprint_aware_attacker_agrees_with_honest_hospitals_that_all_agree() -> None:
     honest = updates(1, 30).repeat(5, 1)
     torch.testing.assert_close(FingerprintAware().collude(honest, situation()), honest[:3], rtol=1e-2, atol=1e-2)
 
 
-def test_a_fingerprint_aware_liar_needs_a_spread_to_hide_in() -> None:
+def test_a_fingerprint_aware_attacker_needs_a_spread_to_hide_in() -> None:
     with pytest.raises(ValueError, match=r"at least 3 honest updates.*got 2"):
         FingerprintAware().collude(updates(2, 30), situation())
     with pytest.raises(ValueError, match="width > 0, got 0"):

@@ -1,7 +1,8 @@
 """Every attack against an undefended federation of ten hospitals: a claim of a defence is worth what is shown here.
 
 Accuracies are of a small network on handwritten digits after 20 rounds; f of the ten lie. Harm is counted against the
-same federation whose liars stay silent, so that the scans they keep to themselves are not mistaken for their attack.
+same federation whose attackers stay silent, so that the scans they keep to themselves are not mistaken for their
+attack.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ N, SCANS, HIDDEN, CLASSES, ROUNDS = 10, 130, 24, 10, 20
 ENTRY = 65 * HIDDEN
 SIZE = ENTRY + (HIDDEN + 1) * CLASSES
 ALIKE, UNLIKE = None, 0.3  # Dirichlet concentration of the classes in a hospital
-HONEST = Scaling(scale=1)  # the liars send what they have learned: no attack at all
+HONEST = Scaling(scale=1)  # the attackers send what they have learned: no attack at all
 Rule = Callable[[torch.Tensor, int], torch.Tensor]
 
 
@@ -117,16 +118,18 @@ def federate(
     if attack is None:
         scans, truth = scans[f:], truth[f:]
     if isinstance(attack, DataPoisoning):
-        for liar in range(f):
-            scans[liar], truth[liar] = attack.poison(
-                scans[liar], truth[liar], num_classes=CLASSES, generator=numpy_generator(0, liar, "poison")
+        for attacker in range(f):
+            scans[attacker], truth[attacker] = attack.poison(
+                scans[attacker], truth[attacker], num_classes=CLASSES, generator=numpy_generator(0, attacker, "poison")
             )
     weights = 0.2 * torch.randn(SIZE, generator=torch_generator(0, "start"))
     step = torch.zeros(SIZE)
     accuracy = []
     for round_number in range(1, ROUNDS + 1):
         deltas = local_updates(weights, scans, truth)
-        heres = [Situation(N, f, round_number, step, torch_generator(0, liar, round_number)) for liar in range(f)]
+        heres = [
+            Situation(N, f, round_number, step, torch_generator(0, attacker, round_number)) for attacker in range(f)
+        ]
         if isinstance(attack, UpdatePoisoning):
             deltas[:f] = torch.stack([attack.corrupt(own, here) for own, here in zip(deltas[:f], heres, strict=True)])
         if isinstance(attack, Collusion):
@@ -163,7 +166,7 @@ def test_the_mean_falls_to_guessing_under_a_bent_update(name: str) -> None:
     assert final(ATTACKS[name]()) < 0.2
 
 
-def test_partial_scaling_costs_the_mean_five_points_by_three_liars_and_fifteen_by_four() -> None:
+def test_partial_scaling_costs_the_mean_five_points_by_three_attackers_and_fifteen_by_four() -> None:
     assert final(ATTACKS["partial_scaling"]()) < final(None) - 0.05
     assert final(ATTACKS["partial_scaling"](), f=4) < final(None, f=4) - 0.15
 
@@ -201,7 +204,7 @@ def test_inner_product_manipulation_turns_the_mean_round_and_at_half_strength_dr
 
 
 @pytest.mark.parametrize(("rule", "points"), [(median, 0.05), (krum, 0.3)])
-def test_four_liars_with_a_little_break_median_and_krum_where_hospitals_differ(rule: Rule, points: float) -> None:
+def test_four_attackers_with_a_little_break_median_and_krum_where_hospitals_differ(rule: Rule, points: float) -> None:
     silent = final(None, rule=rule, f=4, concentration=UNLIKE)
     assert final(ATTACKS["alie"](), rule=rule, f=4, concentration=UNLIKE) < silent - points
 
@@ -234,7 +237,7 @@ def test_a_sleeper_costs_nothing_until_its_patience_ends_and_everything_afterwar
 
 
 @pytest.mark.parametrize(("f", "points"), [(3, 0.05), (4, 0.07)])
-def test_fingerprint_aware_liars_cost_the_mean_five_points_and_more_by_four_where_hospitals_differ(
+def test_fingerprint_aware_attackers_cost_the_mean_five_points_and_more_by_four_where_hospitals_differ(
     f: int, points: float
 ) -> None:
     honest, silent, attacked = (
@@ -245,5 +248,5 @@ def test_fingerprint_aware_liars_cost_the_mean_five_points_and_more_by_four_wher
     assert np.mean(attacked) < np.mean(silent) - 0.05
 
 
-def test_fingerprint_aware_liars_cost_the_mean_one_point_where_hospitals_are_alike() -> None:
+def test_fingerprint_aware_attackers_cost_the_mean_one_point_where_hospitals_are_alike() -> None:
     assert 0.005 < final(HONEST) - final(FingerprintAware()) < 0.03

@@ -20,7 +20,7 @@ from fedplatform.cli.options import words
 from fedplatform.core.messages import RoundReport
 
 QUICK = [
-    "--size", "32", "--hospitals", "5", "--liars", "1", "--rounds", "2", "--model", "small_cnn(width=4)",
+    "--size", "32", "--hospitals", "5", "--byzantine", "1", "--rounds", "2", "--model", "small_cnn(width=4)",
     "--root-size", "20", "--partition", "iid", "--engine", "local",
 ]  # fmt: skip
 
@@ -68,9 +68,9 @@ def test_a_run_leaves_all_that_it_promises(
     hospitals = pd.read_parquet(folder / "hospitals.parquet")
     assert {"accuracy", "macro_f1", "auc", "loss", "train_seconds", "aggregate_seconds"} <= set(rounds)
     assert len(rounds) == 2
-    assert {"state", "norm", "cosine", "weight", "is_liar", "reason", "accuracy"} <= set(hospitals)
+    assert {"state", "norm", "cosine", "weight", "is_byzantine", "reason", "accuracy"} <= set(hospitals)
     assert len(hospitals) == 10
-    assert hospitals.groupby("round_number")["is_liar"].sum().tolist() == [1, 1]
+    assert hospitals.groupby("round_number")["is_byzantine"].sum().tolist() == [1, 1]
     assert all(np.isfinite(value).all() for value in load_file(folder / "global.safetensors").values())
     assert len(list((folder / "hospitals").glob("*.safetensors"))) == 5
     assert "<html" in (folder / "report.html").read_text()
@@ -152,7 +152,7 @@ def test_a_comparison_goes_on_where_it_stopped(
     assert call(monkeypatch, *command, "--rules", "mean,nnm+median", "--attacks", "none,sign_flip") == 0
     results = pd.read_csv(tmp_path / "table" / "results.csv")
     assert list(results) == [
-        "dataset", "split", "rule", "attack", "hospitals", "liars", "rounds", "seed", "accuracy", "macro_f1", "auc",
+        "dataset", "split", "rule", "attack", "hospitals", "byzantine", "rounds", "seed", "accuracy", "macro_f1", "auc",
     ]  # fmt: skip
     assert results["rule"].value_counts().to_dict() == {
         "mean": 2, "nnm+median": 2, "nearest_neighbour": 1, "central": 1,
@@ -257,10 +257,10 @@ def test_one_class_only_is_refused(
     assert "class" in fails(monkeypatch, capsys, tmp_path / "runs", "--data", folder)
 
 
-def test_more_liars_than_hospitals_are_refused(
+def test_more_attackers_than_hospitals_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert "7 liars of 5 hospitals" in fails(monkeypatch, capsys, tmp_path, "--liars", "7")
+    assert "7 attackers of 5 hospitals" in fails(monkeypatch, capsys, tmp_path, "--byzantine", "7")
 
 
 def test_an_f_too_large_for_the_rule_is_refused_with_its_numbers(

@@ -74,7 +74,7 @@ def test_a_partition_never_cuts_a_group_and_places_every_scan_once(
 
 @QUICK
 @given(indices, st.integers(0, 99))
-def test_a_liar_grades_nothing(index: Index, seed: int) -> None:
+def test_an_attacker_grades_nothing(index: Index, seed: int) -> None:
     roles = assign_roles(index, seed=seed, root_size=0)
     hospital_of = spread(index, roles, Dirichlet(0.1), num_hospitals=5, seed=seed, graders=[1, 3])
     assert set(hospital_of[roles == Role.TEST]) <= {1, 3}

@@ -245,14 +245,14 @@ def lenders(draw: st.DrawFn) -> Federation:
     """Scores of honest hospitals, and of all hospitals in any order: fewer than half of those may lie."""
     own = st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=30).map(torch.tensor)
     wild = st.lists(st.floats(width=32) | st.floats(-50, 50, width=32), min_size=1, max_size=90).map(torch.tensor)
-    liars = draw(st.lists(wild, max_size=3))
-    honest = draw(st.lists(own, min_size=len(liars) + 1, max_size=6))
-    return honest, draw(st.permutations([*honest, *liars]))
+    byzantine = draw(st.lists(wild, max_size=3))
+    honest = draw(st.lists(own, min_size=len(byzantine) + 1, max_size=6))
+    return honest, draw(st.permutations([*honest, *byzantine]))
 
 
 @given(federation=lenders(), rate=st.sampled_from([0.01, 0.05, 0.2, 0.5]))
 @MANY
-def test_no_f_liars_move_a_borrowed_limit_above_that_of_every_honest_hospital(
+def test_no_f_attackers_move_a_borrowed_limit_above_that_of_every_honest_hospital(
     federation: Federation, rate: float
 ) -> None:
     honest, everybody = federation
@@ -275,7 +275,7 @@ def test_where_nobody_is_feared_all_scores_are_pooled_as_they_come(federation: F
 
 @given(federation=lenders())
 @MANY
-def test_no_f_liars_move_what_a_borrowed_score_is_measured_by_out_of_the_range_of_honest_hospitals(
+def test_no_f_attackers_move_what_a_borrowed_score_is_measured_by_out_of_the_range_of_honest_hospitals(
     federation: Federation,
 ) -> None:
     honest, everybody = federation
@@ -288,11 +288,11 @@ def test_no_f_liars_move_what_a_borrowed_score_is_measured_by_out_of_the_range_o
     assert 0 < scale <= max((highest - middle) / TAIL_DEVIATIONS, *own) * (1 + 1e-9)
 
 
-def test_a_liar_with_very_many_scores_that_end_where_all_end_does_not_blind_the_borrowed_detector() -> None:
+def test_an_attacker_with_very_many_scores_that_end_where_all_end_does_not_blind_the_borrowed_detector() -> None:
     """Nine in ten far below all others: such a pool keeps its tail, loses its middle, and takes all scans for usual."""
     honest = [normal(60, seed=seed) for seed in range(4)]
-    liar = torch.cat([normal(1000, seed=9) + TAIL_DEVIATIONS, torch.full((9000,), -1000.0)])
-    each = [{"score": scores} for scores in (*honest, liar)]
+    attacker = torch.cat([normal(1000, seed=9) + TAIL_DEVIATIONS, torch.full((9000,), -1000.0)])
+    each = [{"score": scores} for scores in (*honest, attacker)]
     tampered = {"score": torch.tensor([6.0])}
     assert Fusion.of_hospitals(each, f=0)(tampered).item() < 2
     assert Fusion.of_hospitals(each, f=1)(tampered).item() > 4

@@ -55,7 +55,7 @@ from fedplatform.experiments.trust_benchmark import (
 from fedplatform.federated.aggregation import Mean, Mixed, NearestNeighbourMixing
 
 TINY: dict[str, object] = {
-    "size": 16, "scans": 0, "rounds": 5, "hospitals": 5, "liars": 1, "model": "small_cnn(width=2)", "root_size": 20,
+    "size": 16, "scans": 0, "rounds": 5, "hospitals": 5, "byzantine": 1, "model": "small_cnn(width=2)", "root_size": 20,
 }  # fmt: skip
 
 PLUGINS = '''
@@ -164,7 +164,7 @@ def test_every_cell_has_its_row_in_the_order_of_the_table(
     ]
     assert list(frame) == [*CELL, "status", "reason", *FIGURES]
     assert set(frame["hospitals"]) == {5}
-    assert set(frame["liars"]) == {1}
+    assert set(frame["byzantine"]) == {1}
     assert set(frame["rounds"]) == {5}
     done = frame[frame["status"] == "done"]
     assert done["accuracy"].between(0, 1).all()
@@ -173,16 +173,16 @@ def test_every_cell_has_its_row_in_the_order_of_the_table(
     assert federated["worst_hospital_accuracy"].between(0, 1).all()
 
 
-def test_the_mean_of_the_honest_alone_leaves_out_the_liars_and_nobody_else() -> None:
+def test_the_mean_of_the_honest_alone_leaves_out_the_attackers_and_nobody_else() -> None:
     cell = tiny(attacks=("none",), seeds=(0,)).cells()[2]
     experiment = cell.honest_only()
-    liars = experiment.who_lies().hospital_ids
+    byzantine = experiment.adversary().hospital_ids
     names = experiment.hospital_ids()
     deltas = torch.eye(len(names))
     evidence = Evidence(names, torch.ones(len(names)).long(), torch.zeros(len(names)), torch.Generator())
     step = experiment.rule(deltas, evidence).delta
-    assert [name for name, value in zip(names, step, strict=True) if not value] == list(liars)
-    assert float(step.max()) == pytest.approx(1 / (len(names) - len(liars)))
+    assert [name for name, value in zip(names, step, strict=True) if not value] == list(byzantine)
+    assert float(step.max()) == pytest.approx(1 / (len(names) - len(byzantine)))
 
 
 def test_an_infeasible_rule_is_a_row_with_its_reason_and_without_figures(
@@ -218,7 +218,7 @@ def test_the_files_hold_the_table_and_every_hospital_in_every_round(
         for attack in attacks
         for seed in (0, 1)
     }
-    assert hospitals[hospitals["attack"] == "sign_flip"].groupby("round_number")["is_liar"].mean().eq(0.2).all()
+    assert hospitals[hospitals["attack"] == "sign_flip"].groupby("round_number")["is_byzantine"].mean().eq(0.2).all()
     assert not list(folder.rglob("*.partial"))
 
 
@@ -328,8 +328,8 @@ def test_a_cell_has_the_figures_of_the_same_experiment_run_in_full(skewed: Path,
     with InProcessEngine().launch(cell.experiment(), skewed, state_folder=tmp_path / "state") as federation:
         last = list(federation.reports())[-1]
     assert (found.figures["accuracy"], found.figures["macro_f1"]) == (last.accuracy, last.macro_f1)
-    liars = cell.experiment().who_lies().hospital_ids
-    own = {r.hospital_id: r.accuracy for r in last.hospitals if r.hospital_id not in liars and r.accuracy >= 0}
+    byzantine = cell.experiment().adversary().hospital_ids
+    own = {r.hospital_id: r.accuracy for r in last.hospitals if r.hospital_id not in byzantine and r.accuracy >= 0}
     assert found.figures["worst_hospital_accuracy"] == min(own.values())
     train = {
         shard.file.removesuffix(".parquet"): np.array(shard.counts[Role.TRAIN])
@@ -409,18 +409,18 @@ def test_an_unknown_split_is_refused_in_one_line(name: str) -> None:
         partition_of(name)
 
 
-def record(number: int, *, liar: bool, flagged: bool) -> HospitalRecord:
+def record(number: int, *, attacker: bool, flagged: bool) -> HospitalRecord:
     state = HospitalState.HOSTILE if flagged else HospitalState.REPORTED
-    return HospitalRecord(number, "h", state, "", liar, 10, 1.0, 1.0, 0.1, 0.1, 0.1, 0.5, 0.5)
+    return HospitalRecord(number, "h", state, "", attacker, 10, 1.0, 1.0, 0.1, 0.1, 0.1, 0.5, 0.5)
 
 
 def test_detection_counts_hospitals_in_rounds_after_the_third() -> None:
-    early = [record(number, liar=False, flagged=True) for number in (1, 2, 3)]
+    early = [record(number, attacker=False, flagged=True) for number in (1, 2, 3)]
     late = [
-        *[record(4, liar=True, flagged=True)] * 3,
-        *[record(5, liar=True, flagged=False)] * 1,
-        *[record(6, liar=False, flagged=True)] * 2,
-        *[record(7, liar=False, flagged=False)] * 6,
+        *[record(4, attacker=True, flagged=True)] * 3,
+        *[record(5, attacker=True, flagged=False)] * 1,
+        *[record(6, attacker=False, flagged=True)] * 2,
+        *[record(7, attacker=False, flagged=False)] * 6,
     ]
     assert detection([*early, *late], patience=0) == {
         "detection_f1": pytest.approx(6 / 9),
@@ -431,7 +431,7 @@ def test_detection_counts_hospitals_in_rounds_after_the_third() -> None:
 
 
 def test_a_sleeper_is_honest_until_its_patience_ends() -> None:
-    rounds = [record(number, liar=True, flagged=number >= 6) for number in range(1, 9)]
+    rounds = [record(number, attacker=True, flagged=number >= 6) for number in range(1, 9)]
     figures = detection(rounds, patience=6)
     assert figures["detection_recall"] == 1.0
     assert figures["false_alarm_rate"] == 1 / 3  # it was shut out in round 6, in which it did nothing yet
@@ -439,13 +439,13 @@ def test_a_sleeper_is_honest_until_its_patience_ends() -> None:
 
 
 def test_without_a_lie_there_is_no_detection_to_speak_of() -> None:
-    figures = detection([record(4, liar=False, flagged=False), record(5, liar=False, flagged=True)], patience=0)
+    figures = detection([record(4, attacker=False, flagged=False), record(5, attacker=False, flagged=True)], patience=0)
     assert np.isnan([figures[name] for name in ("detection_f1", "detection_precision", "detection_recall")]).all()
     assert figures["false_alarm_rate"] == 0.5
 
 
 def test_a_rule_that_flags_nobody_has_an_f1_of_zero() -> None:
-    figures = detection([record(4, liar=True, flagged=False), record(4, liar=False, flagged=False)], patience=0)
+    figures = detection([record(4, attacker=True, flagged=False), record(4, attacker=False, flagged=False)], patience=0)
     assert (figures["detection_f1"], figures["detection_recall"], figures["false_alarm_rate"]) == (0.0, 0.0, 0.0)
     assert np.isnan(figures["detection_precision"])
 
@@ -545,7 +545,7 @@ def test_settings_never_share_a_pair_or_a_worst_cell() -> None:
 def command(digits: Path, runs: Path, *words: str) -> list[str]:
     return [
         sys.executable, "-m", "fedplatform", "bench", "trust", "--dataset", "mnist", "--data-folder", str(digits),
-        "--runs", str(runs), "--name", "t", "--size", "16", "--scans", "0", "--hospitals", "5", "--liars", "1",
+        "--runs", str(runs), "--name", "t", "--size", "16", "--scans", "0", "--hospitals", "5", "--byzantine", "1",
         "--model", "small_cnn(width=2)", "--splits", "iid", "--seeds", "0", "--jobs", "1", *words,
     ]  # fmt: skip
 
@@ -622,7 +622,7 @@ def complain(
         (["--dataset", "mnits"], 1, "no settings for data set 'mnits'; did you mean 'mnist'?"),
         (["--splits", "diriclet_0.1"], 1, "unknown split 'diriclet_0.1'"),
         (["--splits", "dirichlet_-1"], 1, "Dirichlet needs concentration > 0, got -1.0"),
-        (["--liars", "5"], 1, "at least one hospital must be honest, got 5 liars of 5 hospitals"),
+        (["--byzantine", "5"], 1, "at least one hospital must be honest, got 5 attackers of 5 hospitals"),
         (["--seeds", "0,one"], 2, "seeds are whole numbers, got '0,one'"),
         (["--ruels", "mean"], 2, "did you mean '--rules'?"),
     ],

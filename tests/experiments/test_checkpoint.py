@@ -104,7 +104,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 def stopped(small: Experiment, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six rounds that was stopped after the fifth. Nobody writes here; copy it."""
     runs = tmp_path_factory.mktemp("runs")
-    experiment = small.replace(rounds=6, rule="mean", attack="none", liars=0)
+    experiment = small.replace(rounds=6, rule="mean", attack="none", byzantine=0)
     with pytest.raises(PulledPlugError) as stop:
         run(experiment, engine=InProcessEngine(), runs=runs, name="stopped", shards=shards, observer=pull_the_plug(5))
     assert f"fedplatform run --resume stopped --runs {runs}" in stop.value.__notes__[0]
@@ -222,7 +222,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_is_intact(
     small: Experiment, shards: Path, tiny_disk: Path
 ) -> None:
-    experiment = small.replace(rounds=3, rule="mean", attack="none", liars=0)
+    experiment = small.replace(rounds=3, rule="mean", attack="none", byzantine=0)
 
     def fill_the_disk(report: RoundReport) -> None:
         with suppress(OSError), (tiny_disk / "filler").open("wb", buffering=0) as file:
@@ -241,7 +241,7 @@ def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_is_intact(
 
 
 def test_a_resumed_run_is_the_same_run_in_mlflow(small: Experiment, shards: Path, tmp_path: Path) -> None:
-    experiment = small.replace(rounds=3, rule="mean", attack="none", liars=0)
+    experiment = small.replace(rounds=3, rule="mean", attack="none", byzantine=0)
     with pytest.raises(PulledPlugError):
         run(experiment, engine=InProcessEngine(), runs=tmp_path, name="mine", shards=shards, observer=pull_the_plug(2))
     resume(RunFolder.reopen(tmp_path, "mine"), engine=InProcessEngine(), shards=shards)
@@ -330,7 +330,7 @@ class LearnsInSecret:
 def test_a_memory_that_cannot_be_stored_is_refused_before_anybody_trains(
     small: Experiment, shards: Path, tmp_path: Path
 ) -> None:
-    experiment = small.replace(rule=Remembers(), attack="none", liars=0)
+    experiment = small.replace(rule=Remembers(), attack="none", byzantine=0)
     with pytest.raises(ExperimentError, match=r"memory of Remembers cannot be stored.* is a Diary, .*extending\.md"):
         run(experiment, engine=InProcessEngine(), runs=tmp_path, name="mine", shards=shards)
     assert not (tmp_path / "mine").exists()
@@ -339,7 +339,7 @@ def test_a_memory_that_cannot_be_stored_is_refused_before_anybody_trains(
 
 
 def test_a_declared_memory_is_stored(small: Experiment, shards: Path, tmp_path: Path) -> None:
-    experiment = small.replace(rule=SaysWhatItRemembers(), attack="none", liars=0)
+    experiment = small.replace(rule=SaysWhatItRemembers(), attack="none", byzantine=0)
     with pytest.raises(PulledPlugError):
         run(experiment, engine=InProcessEngine(), runs=tmp_path, name="m", shards=shards, observer=pull_the_plug(1))
     found = Checkpoints.open(CheckpointFolder.of(tmp_path / "m" / "checkpoints", experiment), experiment.rule).found

@@ -205,12 +205,12 @@ def change_experiment(folder: Path, **changes: object) -> None:
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **changes}, sort_keys=False))
 
 
-def test_hospitals_of_liars_are_not_attacked(copied: Path, run: DefendedRun) -> None:
+def test_hospitals_of_attackers_are_not_attacked(copied: Path, run: DefendedRun) -> None:
     assert run.tested == NAMES
-    change_experiment(copied, liars=1, attack="sign_flip")
+    change_experiment(copied, byzantine=1, attack="sign_flip")
     dishonest = DefendedRun(copied)
-    (liar,) = dishonest.experiment.who_lies().hospital_ids
-    assert set(dishonest.tested) == set(NAMES) - {liar}
+    (attacker,) = dishonest.experiment.adversary().hospital_ids
+    assert set(dishonest.tested) == set(NAMES) - {attacker}
 
 
 def without(manifest: Manifest, role: Role, hospital: int) -> Manifest:
@@ -383,23 +383,23 @@ def noisy_validation_scans(row: dict[str, object]) -> None:
 def test_a_lender_that_calls_noise_clean_does_not_switch_the_detector_of_the_others_off(
     few: DefendedRun, defended: Path, tmp_path: Path
 ) -> None:
-    """Else noise would be what is usual; nothing marks the lender as a liar."""
-    liar = "hospital-02"
+    """Else noise would be what is usual; nothing marks the lender as an attacker."""
+    attacker = "hospital-02"
     noisy = rewritten(few.shards, tmp_path / "noisy", noisy_validation_scans)
     shards = Path(shutil.copytree(few.shards, tmp_path / "shards"))
-    shutil.copy(noisy / f"{NAMES[0]}.parquet", shards / f"{liar}.parquet")
+    shutil.copy(noisy / f"{NAMES[0]}.parquet", shards / f"{attacker}.parquet")
     manifest = Manifest.load(shards)
-    third = replace(manifest.hospitals[0], file=f"{liar}.parquet")
+    third = replace(manifest.hospitals[0], file=f"{attacker}.parquet")
     replace(manifest, hospitals=(*manifest.hospitals, third)).save(shards)
     folder = Path(shutil.copytree(defended, tmp_path / "spots"))
     for place in (folder / "hospitals", folder / "defence" / "tuned" / "hospitals"):
-        shutil.copy(place / f"{NAMES[0]}.safetensors", place / f"{liar}.safetensors")
+        shutil.copy(place / f"{NAMES[0]}.safetensors", place / f"{attacker}.safetensors")
 
     def noise_flagged(f: int) -> float:
         settings = yaml.safe_load((defended / "experiment.yaml").read_text()) | {"hospitals": 3, "f": f}
         (folder / "experiment.yaml").write_text(yaml.safe_dump(settings))
         run = DefendedRun(folder, shards=shards)
-        noise = run.hospital(liar).validation[0]
+        noise = run.hospital(attacker).validation[0]
         return float(
             np.mean([diagnosis.flagged for diagnosis in run.hospital(NAMES[0]).defended("whole").diagnose(noise)])
         )

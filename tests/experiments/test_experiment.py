@@ -63,7 +63,7 @@ def plugins(tmp_path: Path) -> Path:
 
 def test_the_resolved_settings_make_an_equal_experiment() -> None:
     experiment = Experiment.from_settings(
-        {"rule": "nnm+trimmed_mean", "attack": "min_max", "partition": "dirichlet(concentration=0.3)", "liars": 2}
+        {"rule": "nnm+trimmed_mean", "attack": "min_max", "partition": "dirichlet(concentration=0.3)", "byzantine": 2}
     )
     again = Experiment.from_settings(yaml.safe_load(yaml.safe_dump(experiment.settings())))
     assert again == experiment
@@ -73,7 +73,7 @@ def test_the_resolved_settings_make_an_equal_experiment() -> None:
 def test_words_and_objects_make_the_same_experiment() -> None:
     words = Experiment.from_settings(
         {"rule": "nnm(f=2)+trimmed_mean(f=2)", "attack": "min_max(direction='std')", "algorithm": "fedprox(mu=0.1)",
-         "model": "resnet18", "partition": "dirichlet(concentration=0.3)", "liars": 2}
+         "model": "resnet18", "partition": "dirichlet(concentration=0.3)", "byzantine": 2}
     )  # fmt: skip
     objects = Experiment(
         rule=Mixed((NearestNeighbourMixing(f=2),), TrimmedMean(f=2)),
@@ -81,16 +81,16 @@ def test_words_and_objects_make_the_same_experiment() -> None:
         algorithm=FedProx(mu=0.1),
         model=TimmModel("resnet18"),
         partition=Dirichlet(concentration=0.3),
-        liars=2,
+        byzantine=2,
     )
     assert words == objects
     assert words.settings() == objects.settings()
 
 
-def test_a_rule_withstands_as_many_as_there_are_liars_unless_told_otherwise() -> None:
-    assert Experiment.from_settings({"rule": "krum", "liars": 2}).rule == RULES["krum"](f=2)
-    assert Experiment.from_settings({"rule": "krum", "liars": 2, "f": 1}).rule == RULES["krum"](f=1)
-    assert Experiment.from_settings({"rule": "krum(f=3)", "liars": 2}).rule == RULES["krum"](f=3)
+def test_a_rule_withstands_as_many_as_there_are_attackers_unless_told_otherwise() -> None:
+    assert Experiment.from_settings({"rule": "krum", "byzantine": 2}).rule == RULES["krum"](f=2)
+    assert Experiment.from_settings({"rule": "krum", "byzantine": 2, "f": 1}).rule == RULES["krum"](f=1)
+    assert Experiment.from_settings({"rule": "krum(f=3)", "byzantine": 2}).rule == RULES["krum"](f=3)
 
 
 @settings(deadline=None, max_examples=30)
@@ -135,15 +135,15 @@ def test_every_algorithm_is_known_by_name(name: str) -> None:
         ({"rule": "meen"}, "unknown aggregation rule 'meen'; did you mean 'mean'?"),
         ({"rule": "trimmed_mean(F=2)"}, "no setting 'F'; did you mean 'f'?"),
         ({"rule": "trimmed_mean(2)"}, "settings are written name=value"),
-        ({"rule": "krum", "hospitals": 4, "liars": 1}, "n >= 2f + 3, got n=4, f=1"),
+        ({"rule": "krum", "hospitals": 4, "byzantine": 1}, "n >= 2f + 3, got n=4, f=1"),
         ({"rule": "trimmed_mean(f=5)"}, "n=10, f=5"),
         ({"attack": "sign_flp"}, "did you mean 'sign_flip'?"),
         ({"attack": "min_max(direction='up')"}, "up"),
         ({"model": "resnet19"}, "did you mean"),
         ({"partition": "dirichlet(concentration=-1)"}, "concentration > 0, got -1"),
-        ({"liars": 10}, "at least one hospital must be honest, got 10 liars of 10 hospitals"),
-        ({"liars": 12}, "at least one hospital must be honest, got 12 liars of 10 hospitals"),
-        ({"attack": "alie", "liars": 0}, "needs at least one liar"),
+        ({"byzantine": 10}, "at least one hospital must be honest, got 10 attackers of 10 hospitals"),
+        ({"byzantine": 12}, "at least one hospital must be honest, got 12 attackers of 10 hospitals"),
+        ({"attack": "alie", "byzantine": 0}, "needs at least one attacker"),
         ({"rounds": 0}, "rounds: Input should be greater than or equal to 1, got 0"),
         ({"rounds": "many"}, "rounds"),
         ({"split": "by_picture"}, "split"),
@@ -161,9 +161,9 @@ def test_what_cannot_run_is_refused_in_one_line(wrong: dict[str, object], words:
 
 
 def test_who_lies_depends_on_the_seed_and_not_on_the_attack() -> None:
-    liars = {attack: Experiment.from_settings({"attack": attack}).who_lies().hospital_ids for attack in ATTACKS}
-    assert len(set(liars.values())) == 1
-    assert len({Experiment.from_settings({"seed": seed}).who_lies().hospital_ids for seed in range(20)}) > 10
+    byzantine = {attack: Experiment.from_settings({"attack": attack}).adversary().hospital_ids for attack in ATTACKS}
+    assert len(set(byzantine.values())) == 1
+    assert len({Experiment.from_settings({"seed": seed}).adversary().hospital_ids for seed in range(20)}) > 10
 
 
 def test_a_users_own_objects_plug_in_by_their_file(plugins: Path) -> None:

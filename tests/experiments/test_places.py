@@ -13,7 +13,7 @@ from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.places import Place
 from fedplatform.learning.training import Trainer
 
-BASE = {"liars": 0, "rule": "mean"}
+BASE = {"byzantine": 0, "rule": "mean"}
 
 
 def federation(*hospitals: object) -> Experiment:

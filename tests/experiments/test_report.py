@@ -33,10 +33,12 @@ from fedplatform.federated.trust.fingerprint import FEATURES as TRUST_FEATURES
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 
 
-def hospital_record(number: int, index: int, *, hospitals: int, liars: int, prefix: str = "hospital") -> HospitalRecord:
-    is_liar = index >= hospitals - liars
+def hospital_record(
+    number: int, index: int, *, hospitals: int, byzantine: int, prefix: str = "hospital"
+) -> HospitalRecord:
+    is_byzantine = index >= hospitals - byzantine
     state, reason = HospitalState.REPORTED, ""
-    if is_liar and number > 1:
+    if is_byzantine and number > 1:
         state, reason = HospitalState.HOSTILE, "its update is far from its 6 nearest"
     elif (number, index) == (2, 0):
         state, reason = HospitalState.LATE, "nothing arrived within 30 s"
@@ -50,15 +52,15 @@ def hospital_record(number: int, index: int, *, hospitals: int, liars: int, pref
         hospital_id=f"{prefix}-{index}",
         state=state,
         reason=reason,
-        is_liar=is_liar,
+        is_byzantine=is_byzantine,
         num_examples=200 + 30 * index,
-        norm=(9.5 if is_liar else 2.0 / number) if arrived else math.nan,
-        cosine=(-0.4 if is_liar else 0.8) if arrived else math.nan,
+        norm=(9.5 if is_byzantine else 2.0 / number) if arrived else math.nan,
+        cosine=(-0.4 if is_byzantine else 0.8) if arrived else math.nan,
         weight=(1 + 0.1 * index) / hospitals if state == HospitalState.REPORTED else 0.0,
         train_loss=0.7 / number,
         train_seconds=1.0 + 0.1 * index if arrived else math.nan,
-        accuracy=math.nan if is_liar else 0.95 - 0.45 / number - 0.02 * math.sin(5 * index + number),
-        loss=math.nan if is_liar else 0.7 / number,
+        accuracy=math.nan if is_byzantine else 0.95 - 0.45 / number - 0.02 * math.sin(5 * index + number),
+        loss=math.nan if is_byzantine else 0.7 / number,
     )
 
 
@@ -66,7 +68,7 @@ def run_folder(
     folder: Path,
     *,
     hospitals: int = 10,
-    liars: int = 3,
+    byzantine: int = 3,
     rounds: int = 8,
     classes: tuple[str, ...] = ("healthy", "tumour"),
     prefix: str = "hospital",
@@ -77,9 +79,9 @@ def run_folder(
         "data": "br35h",
         "model": "resnet18",
         "rule": "multi_krum",
-        "attack": "sign_flip" if liars else "none",
+        "attack": "sign_flip" if byzantine else "none",
         "hospitals": hospitals,
-        "liars": liars,
+        "byzantine": byzantine,
         "rounds": rounds,
         "seed": 0,
         "partition": {"kind": "dirichlet", "concentration": 0.5},
@@ -97,7 +99,7 @@ def run_folder(
             aggregate_seconds=0.5,
             evaluate_seconds=2.5,
             hospitals=tuple(
-                hospital_record(number, index, hospitals=hospitals, liars=liars, prefix=prefix)
+                hospital_record(number, index, hospitals=hospitals, byzantine=byzantine, prefix=prefix)
                 for index in range(hospitals)
             ),
             confusion=tuple(
@@ -129,12 +131,12 @@ def write_tables(folder: Path, reports: list[RoundReport]) -> None:
 
 
 def scored(reports: Iterable[RoundReport]) -> list[RoundReport]:
-    """The same rounds as a rule that scores trust would tell them; liars stand out in all."""
+    """The same rounds as a rule that scores trust would tell them; attackers stand out in all."""
 
     def judged(own: HospitalRecord) -> HospitalRecord:
         if math.isnan(own.norm):
             return own  # no update, nothing to judge
-        lies = own.is_liar
+        lies = own.is_byzantine
         wave = math.sin(own.round_number + 7 * int(own.hospital_id.rsplit("-", 1)[1]))
         return replace(
             own,
@@ -157,9 +159,9 @@ def scored(reports: Iterable[RoundReport]) -> list[RoundReport]:
 
 
 def scored_folder(
-    folder: Path, *, hospitals: int = 10, liars: int = 3, rounds: int = 8, prefix: str = "hospital"
+    folder: Path, *, hospitals: int = 10, byzantine: int = 3, rounds: int = 8, prefix: str = "hospital"
 ) -> Path:
-    run_folder(folder, hospitals=hospitals, liars=liars, rounds=rounds, prefix=prefix)
+    run_folder(folder, hospitals=hospitals, byzantine=byzantine, rounds=rounds, prefix=prefix)
     write_tables(folder, scored(read_run(folder).rounds))
     return folder
 
@@ -183,7 +185,7 @@ def comparison_rows(*, seeds: int = 3) -> pd.DataFrame:
             "rule": rule,
             "attack": attack,
             "hospitals": 10,
-            "liars": 0 if attack == "none" else 3,
+            "byzantine": 0 if attack == "none" else 3,
             "rounds": 15,
             "seed": seed,
             "accuracy": value + 0.01 * (seed - 1),
@@ -193,7 +195,14 @@ def comparison_rows(*, seeds: int = 3) -> pd.DataFrame:
         for (rule, attack), value in accuracy.items()
         for seed in range(seeds)
     ]
-    reference = {"dataset": "br35h", "split": "group_safe", "attack": "none", "hospitals": 1, "liars": 0, "rounds": 0}
+    reference = {
+        "dataset": "br35h",
+        "split": "group_safe",
+        "attack": "none",
+        "hospitals": 1,
+        "byzantine": 0,
+        "rounds": 0,
+    }
     rows.append({**reference, "rule": "nearest_neighbour", "seed": 0, "accuracy": 0.99, "macro_f1": 0.99, "auc": None})
     return pd.DataFrame(rows)
 
@@ -247,12 +256,12 @@ def test_a_browser_shows_the_whole_story_of_a_run_and_asks_nobody_for_anything(t
     assert headline == (
         "10 hospitals, 3 of them lying by sign_flip, trained resnet18 on br35h for 8 rounds under the rule multi_krum "
         "and ended with accuracy 88.8%, macro-F1 87.4% and AUC 93.0%; "
-        "the rule shut out hospital-7, hospital-8 and hospital-9, exactly the 3 liars."
+        "the rule shut out hospital-7, hospital-8 and hospital-9, exactly the 3 attackers."
     )
     hospitals = cells(browser, "#hospitals")
     assert len(hospitals) == 10
     assert hospitals[9][0] == "hospital-9"
-    assert "liar" in hospitals[9][1]
+    assert "attacker" in hospitals[9][1]
     assert hospitals[9][2] == "–"
     assert [row[1] for row in hospitals[:7]] == ["honest"] * 7
     events = cells(browser, "#events")
@@ -262,7 +271,7 @@ def test_a_browser_shows_the_whole_story_of_a_run_and_asks_nobody_for_anything(t
         "sent something that is not an update",
         "delta holds 12 values that are not finite",
     ] in events
-    assert ["2–8", "hospital-9 liar", "was shut out by the rule", "its update is far from its 6 nearest"] in events
+    assert ["2–8", "hospital-9 attacker", "was shut out by the rule", "its update is far from its 6 nearest"] in events
     assert cells(browser, "#confusion") == [["healthy", "90\n94.7%", "5\n5.3%"], ["tumour", "6\n6.2%", "90\n93.8%"]]
     assert len(cells(browser, "#phases")) == 3
     assert ["partition", "{concentration: 0.5, kind: dirichlet}"] in cells(browser, "#settings")
@@ -289,7 +298,7 @@ def test_every_cell_of_the_heat_map_is_drawn_and_says_why(tmp_path, browser):
     assert min(sizes) > 8
     titles = browser.execute_script("return arguments[0].map(cell => cell.textContent)", drawn)
     assert "hospital-1, round 3: crashed, weight 0 (its process died (signal 9))" in titles
-    assert [label.text for label in browser.find_elements(By.CSS_SELECTOR, ".heat .lie")] == ["liar"] * 3
+    assert [label.text for label in browser.find_elements(By.CSS_SELECTOR, ".heat .lie")] == ["attacker"] * 3
 
 
 def test_trust_and_reputation_are_drawn_with_a_line_for_every_hospital(tmp_path, browser):
@@ -300,13 +309,13 @@ def test_trust_and_reputation_are_drawn_with_a_line_for_every_hospital(tmp_path,
     assert [figure.find_element(By.TAG_NAME, "h3").text for figure in figures] == ["Trust", "Reputation"]
     for figure in figures:
         assert len(figure.find_elements(By.CSS_SELECTOR, ".chart path.thin")) == 7
-        assert len(figure.find_elements(By.CSS_SELECTOR, ".chart path.thin-liar")) == 3
+        assert len(figure.find_elements(By.CSS_SELECTOR, ".chart path.thin-attacker")) == 3
         ticks = figure.find_elements(By.CSS_SELECTOR, ".chart text[text-anchor=end]")
         assert [tick.text for tick in ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
     assert figures[1].find_element(By.TAG_NAME, "figcaption").text == (
-        "Mean after round 8: honest hospitals 0.9, liars 0.1."
+        "Mean after round 8: honest hospitals 0.9, attackers 0.1."
     )
-    assert all("One liar" in figure.find_element(By.CSS_SELECTOR, ".legend").text for figure in figures)
+    assert all("One attacker" in figure.find_element(By.CSS_SELECTOR, ".legend").text for figure in figures)
 
     script = (
         "return [...arguments[0].querySelectorAll('circle')].map(dot => [dot.textContent, +dot.getAttribute('cy')])"
@@ -339,7 +348,7 @@ def test_the_fingerprint_of_every_update_is_drawn_feature_by_feature(tmp_path, b
     ]
     for block in blocks:
         names = [label.text for label in block.find_elements(By.CSS_SELECTOR, ".name")]
-        assert names == [f"hospital-{index}{' liar' if index > 6 else ''}" for index in range(10)]
+        assert names == [f"hospital-{index}{' attacker' if index > 6 else ''}" for index in range(10)]
         drawn = block.find_elements(By.TAG_NAME, "use")
         places = browser.execute_script(
             "return arguments[0].map(cell => [cell.getBoundingClientRect().x, cell.getBoundingClientRect().y])", drawn
@@ -403,7 +412,7 @@ def test_only_what_the_rule_measured_is_drawn(tmp_path):
 
 
 def test_trust_is_always_drawn_from_nought_to_one(tmp_path):
-    honest = scored_folder(tmp_path / "honest", liars=0, rounds=2)
+    honest = scored_folder(tmp_path / "honest", byzantine=0, rounds=2)
     for chart in draw_trust(read_run(honest)):
         assert [text for _, text in chart.y_ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
 
@@ -413,7 +422,7 @@ def test_the_page_knows_every_feature_that_the_fingerprint_has():
 
 
 def test_a_remark_on_an_update_that_was_used_is_an_event_too(tmp_path, browser):
-    folder = run_folder(tmp_path / "demo", hospitals=4, liars=1, rounds=8)
+    folder = run_folder(tmp_path / "demo", hospitals=4, byzantine=1, rounds=8)
     said = {
         3: (HospitalState.HOSTILE, "excluded: norm 31 times the median"),
         4: (HospitalState.HOSTILE, "excluded: norm 2.5e+03 times the median"),
@@ -440,7 +449,7 @@ def test_a_remark_on_an_update_that_was_used_is_an_event_too(tmp_path, browser):
 
 
 def test_remarks_never_crowd_out_the_updates_that_were_not_used(tmp_path):
-    folder = run_folder(tmp_path / "demo", hospitals=20, liars=0, rounds=30)
+    folder = run_folder(tmp_path / "demo", hospitals=20, byzantine=0, rounds=30)
     rounds = [
         replace(
             report,
@@ -463,9 +472,13 @@ def test_remarks_never_crowd_out_the_updates_that_were_not_used(tmp_path):
 
 
 def test_no_page_is_wider_than_a_phone(tmp_path, browser):
-    long_names = run_folder(tmp_path / "long", hospitals=30, liars=9, rounds=40, prefix="department-of-radiology-" * 4)
+    long_names = run_folder(
+        tmp_path / "long", hospitals=30, byzantine=9, rounds=40, prefix="department-of-radiology-" * 4
+    )
     many_classes = run_folder(tmp_path / "many", classes=tuple(f"class {label}" for label in range(10)), hospitals=4)
-    crowd = scored_folder(tmp_path / "crowd", hospitals=30, liars=9, rounds=70, prefix="department-of-radiology-" * 4)
+    crowd = scored_folder(
+        tmp_path / "crowd", hospitals=30, byzantine=9, rounds=70, prefix="department-of-radiology-" * 4
+    )
     runs = [long_names, many_classes, crowd]
     pages = [*map(write_report, runs), write_comparison(tmp_path, comparison_rows())]
     for page in pages:
@@ -504,14 +517,14 @@ def test_names_from_outside_stay_text_in_the_page(tmp_path, browser):
 
 
 def test_a_hundred_hospitals_and_fifty_rounds_make_a_page_that_mail_can_carry(tmp_path):
-    path = write_report(run_folder(tmp_path / "large", hospitals=100, liars=30, rounds=50))
+    path = write_report(run_folder(tmp_path / "large", hospitals=100, byzantine=30, rounds=50))
     assert path.stat().st_size < 3_000_000
-    path = write_report(scored_folder(tmp_path / "scored", hospitals=100, liars=30, rounds=50))
+    path = write_report(scored_folder(tmp_path / "scored", hospitals=100, byzantine=30, rounds=50))
     assert path.stat().st_size < 6_000_000
 
 
 def test_two_hospitals_one_round_no_attack_and_no_samples_are_a_run_too(tmp_path, browser):
-    folder = run_folder(tmp_path / "small", hospitals=2, liars=0, rounds=1)
+    folder = run_folder(tmp_path / "small", hospitals=2, byzantine=0, rounds=1)
     (folder / "samples.npz").unlink()
     browser.get(write_report(folder).as_uri())
 
@@ -550,18 +563,18 @@ def with_states(run_rounds: tuple[RoundReport, ...], shut_out: set[str]) -> list
 
 
 @pytest.mark.parametrize(
-    ("liars", "shut_out", "verdict"),
+    ("byzantine", "shut_out", "verdict"),
     [
         (0, set(), "the rule shut nobody out."),
         (0, {"hospital-1"}, "the rule shut out hospital-1, though nobody lied."),
-        (2, set(), "the rule shut nobody out, so 2 liars took part."),
-        (1, {"hospital-3"}, "the rule shut out hospital-3, exactly the 1 liar."),
-        (2, {"hospital-0", "hospital-3"}, "hospital-0 and hospital-3: 1 of the 2 liars and 1 honest hospital."),
-        (2, {"hospital-3"}, "the rule shut out hospital-3: 1 of the 2 liars and nobody else."),
+        (2, set(), "the rule shut nobody out, so 2 attackers took part."),
+        (1, {"hospital-3"}, "the rule shut out hospital-3, exactly the 1 attacker."),
+        (2, {"hospital-0", "hospital-3"}, "hospital-0 and hospital-3: 1 of the 2 attackers and 1 honest hospital."),
+        (2, {"hospital-3"}, "the rule shut out hospital-3: 1 of the 2 attackers and nobody else."),
     ],
 )
-def test_the_headline_says_whether_those_shut_out_were_the_liars(tmp_path, liars, shut_out, verdict):
-    folder = run_folder(tmp_path / "demo", hospitals=4, liars=liars, rounds=3)
+def test_the_headline_says_whether_those_shut_out_were_the_attackers(tmp_path, byzantine, shut_out, verdict):
+    folder = run_folder(tmp_path / "demo", hospitals=4, byzantine=byzantine, rounds=3)
     write_tables(folder, with_states(read_run(folder).rounds, shut_out))
     assert verdict in write_report(folder).read_text(encoding="utf-8")
 
@@ -583,7 +596,7 @@ OPTIONAL = [field.name for field in fields(HospitalRecord) if field.default is n
 @given(st.lists(st.fixed_dictionaries(dict.fromkeys(OPTIONAL, FIGURE)), min_size=1, max_size=4))
 def test_what_a_rule_thinks_of_hospitals_survives_the_disk_bit_for_bit(judgements):
     with tempfile.TemporaryDirectory() as place:
-        folder = run_folder(Path(place) / "demo", hospitals=len(judgements), liars=1, rounds=1)
+        folder = run_folder(Path(place) / "demo", hospitals=len(judgements), byzantine=1, rounds=1)
         (report,) = read_run(folder).rounds
         records = zip(report.hospitals, judgements, strict=True)
         report = replace(report, hospitals=tuple(replace(own, **judgement) for own, judgement in records))
@@ -637,7 +650,7 @@ def test_the_comparison_marks_the_best_defence_and_no_reference(tmp_path, browse
     tables = browser.find_elements(By.TAG_NAME, "table")
     assert len(tables) == 2
     assert tables[0].find_element(By.TAG_NAME, "caption").text == (
-        "br35h, group_safe+dirichlet_0.5: 10 hospitals, 3 liars, 15 rounds"
+        "br35h, group_safe+dirichlet_0.5: 10 hospitals, 3 attackers, 15 rounds"
     )
     best = [cell.text for cell in tables[0].find_elements(By.CSS_SELECTOR, ".best")]
     assert best == ["95.0 ± 1.0 ★\nn = 3", "90.0 ± 1.0 ★\nn = 3", "80.0 ± 1.0 ★\nn = 3"]
@@ -653,7 +666,9 @@ def test_the_comparison_marks_the_best_defence_and_no_reference(tmp_path, browse
 
 def test_the_comparison_in_markdown_reads_like_the_page():
     lines = comparison_markdown(comparison_rows()).splitlines()
-    assert lines[0].startswith("br35h, group_safe+dirichlet_0.5: 10 hospitals, 3 liars, 15 rounds; accuracy in percent")
+    assert lines[0].startswith(
+        "br35h, group_safe+dirichlet_0.5: 10 hospitals, 3 attackers, 15 rounds; accuracy in percent"
+    )
     assert lines[2:] == [
         "| rule | none | sign_flip | alie | worst |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -667,15 +682,15 @@ def test_the_comparison_in_markdown_reads_like_the_page():
 
 def test_runs_of_different_settings_never_share_a_table():
     ten = comparison_rows()
-    more_liars = ten[ten["attack"] != "none"].assign(liars=4)
+    more_attackers = ten[ten["attack"] != "none"].assign(byzantine=4)
     longer = ten[ten["rule"] == "mean"].assign(rounds=30)
     other = ten[ten["rule"] == "nearest_neighbour"].assign(split="random")
-    text = comparison_markdown(pd.concat([ten, more_liars, longer, other], ignore_index=True))
+    text = comparison_markdown(pd.concat([ten, more_attackers, longer, other], ignore_index=True))
     titles = [line.split(";")[0] for line in text.splitlines() if line.startswith("br35h")]
     assert titles == [
-        "br35h, group_safe+dirichlet_0.5: 10 hospitals, 3 liars, 15 rounds",
-        "br35h, group_safe+dirichlet_0.5: 10 hospitals, 4 liars, 15 rounds",
-        "br35h, group_safe+dirichlet_0.5: 10 hospitals, 3 liars, 30 rounds",
+        "br35h, group_safe+dirichlet_0.5: 10 hospitals, 3 attackers, 15 rounds",
+        "br35h, group_safe+dirichlet_0.5: 10 hospitals, 4 attackers, 15 rounds",
+        "br35h, group_safe+dirichlet_0.5: 10 hospitals, 3 attackers, 30 rounds",
         "br35h, random: references only",
     ]
 

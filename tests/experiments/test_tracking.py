@@ -27,7 +27,7 @@ def round_report(number: int, *, hospitals: int = 3, accuracy: float = 0.9) -> R
             hospital_id=f"hospital-{index}",
             state=HospitalState.HOSTILE if index == 0 else HospitalState.REPORTED,
             reason="far from all others" if index == 0 else "",
-            is_liar=index == 0,
+            is_byzantine=index == 0,
             num_examples=100,
             norm=1.0 + index,
             cosine=0.5,
@@ -100,10 +100,10 @@ def test_the_database_beside_the_run_holds_every_figure_of_it(folder):
     assert parent.info.artifact_uri.startswith((folder / "mlflow-artifacts").as_uri())
 
     assert set(children) == {"hospital-0", "hospital-1", "hospital-2"}
-    liar, honest = children["hospital-0"], children["hospital-1"]
-    assert (liar.data.tags["is_liar"], liar.data.tags["last_state"]) == ("true", "hostile")
-    assert (honest.data.tags["is_liar"], honest.data.tags["last_state"]) == ("false", "reported")
-    assert "accuracy" not in liar.data.metrics
+    attacker, honest = children["hospital-0"], children["hospital-1"]
+    assert (attacker.data.tags["is_byzantine"], attacker.data.tags["last_state"]) == ("true", "hostile")
+    assert (honest.data.tags["is_byzantine"], honest.data.tags["last_state"]) == ("false", "reported")
+    assert "accuracy" not in attacker.data.metrics
     weights = client.get_metric_history(honest.info.run_id, "weight")
     assert [point.step for point in weights] == list(range(1, rounds + 1))
     assert honest.data.metrics == {
@@ -136,9 +136,9 @@ def test_trust_reputation_and_fingerprint_are_metrics_of_every_hospital_that_was
             tracker.log_round(replace(report, hospitals=(scored, *report.hospitals[1:])))
 
     client, _, children = runs_of(folder, "scored")
-    liar, honest = children["hospital-0"], children["hospital-1"]
-    assert {name: liar.data.metrics[name] for name in figures} == {**figures, "trust": 1 / rounds}
-    trust = client.get_metric_history(liar.info.run_id, "trust")
+    attacker, honest = children["hospital-0"], children["hospital-1"]
+    assert {name: attacker.data.metrics[name] for name in figures} == {**figures, "trust": 1 / rounds}
+    trust = client.get_metric_history(attacker.info.run_id, "trust")
     assert [(point.step, point.value) for point in trust] == [(n, 1 / n) for n in range(1, rounds + 1)]
     assert set(figures) & set(honest.data.metrics) == {"norm"}
 

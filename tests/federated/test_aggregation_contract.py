@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from aggregation_rounds import Round, a_round, with_liars
+from aggregation_rounds import Round, a_round, with_attackers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
@@ -41,7 +41,7 @@ class Contract:
     """What is promised of a rule; where a promise is missing, the reason stands beside it in ``FAMILY``."""
 
     make: Callable[[int], Aggregator]
-    survives_liars: bool = True
+    survives_attackers: bool = True
     judges: bool = False
     moves_along: bool = True
     ignores_order: bool = True
@@ -49,8 +49,8 @@ class Contract:
 
 FAMILY = {
     # A mean has no majority to hold on to.
-    "mean": Contract(lambda f: Mean(), survives_liars=False),
-    "weighted_mean": Contract(lambda f: WeightedMean(), survives_liars=False),
+    "mean": Contract(lambda f: Mean(), survives_attackers=False),
+    "weighted_mean": Contract(lambda f: WeightedMean(), survives_attackers=False),
     "median": Contract(lambda f: Median()),
     "trimmed_mean": Contract(TrimmedMean),
     "krum": Contract(Krum, judges=True),
@@ -117,7 +117,7 @@ def test_the_contract_covers_every_rule_and_every_mixer() -> None:
 @few
 @given(case=rounds())
 def test_weights_are_shares_and_nothing_is_written_to(name: str, case: Round) -> None:
-    case = with_liars(case)
+    case = with_attackers(case)
     given_deltas, given_evidence = case.deltas.clone(), replace(case.evidence, previous_delta=case.root.clone())
     given_evidence.previous_delta.copy_(case.evidence.previous_delta)
     aggregate = case.apply(FAMILY[name].make(case.f))
@@ -173,34 +173,34 @@ def test_hospitals_that_agree_are_taken_at_their_word(name: str, case: Round) ->
     near(agreed.apply(FAMILY[name].make(case.f)).delta, case.root)
 
 
-@those_that("survives_liars")
+@those_that("survives_attackers")
 @few
 @given(case=rounds())
-def test_a_minority_of_liars_cannot_carry_the_aggregate_away(name: str, case: Round) -> None:
+def test_a_minority_of_attackers_cannot_carry_the_aggregate_away(name: str, case: Round) -> None:
     honest = case.deltas[case.f :]
     centre = honest.mean(dim=0)
     farthest = torch.linalg.vector_norm(honest - centre, dim=1).max() + torch.linalg.vector_norm(centre)
-    aggregate = with_liars(case).apply(FAMILY[name].make(case.f))
+    aggregate = with_attackers(case).apply(FAMILY[name].make(case.f))
     assert torch.linalg.vector_norm(aggregate.delta - centre) <= 2 * farthest
     assert aggregate.weights[: case.f].sum() < 1e-4
 
 
-@pytest.mark.parametrize("name", [name for name, contract in FAMILY.items() if not contract.survives_liars])
-def test_the_mean_does_not_survive_one_liar(name: str) -> None:
-    case = with_liars(a_round(0, f=1))
+@pytest.mark.parametrize("name", [name for name, contract in FAMILY.items() if not contract.survives_attackers])
+def test_the_mean_does_not_survive_one_attacker(name: str) -> None:
+    case = with_attackers(a_round(0, f=1))
     assert torch.linalg.vector_norm(case.apply(FAMILY[name].make(1)).delta) > 1e4
 
 
 @those_that("judges")
 @few
 @given(case=rounds())
-def test_a_judging_rule_names_the_liars(name: str, case: Round) -> None:
-    assert bool(with_liars(case).apply(FAMILY[name].make(case.f)).hostile[: case.f].all())
+def test_a_judging_rule_names_the_attackers(name: str, case: Round) -> None:
+    assert bool(with_attackers(case).apply(FAMILY[name].make(case.f)).hostile[: case.f].all())
 
 
 @pytest.mark.parametrize("name", [name for name, contract in FAMILY.items() if not contract.judges])
 def test_a_rule_that_judges_nobody_calls_nobody_hostile(name: str) -> None:
-    assert not bool(with_liars(a_round(1)).apply(FAMILY[name].make(2)).hostile.any())
+    assert not bool(with_attackers(a_round(1)).apply(FAMILY[name].make(2)).hostile.any())
 
 
 @pytest.mark.parametrize(("rule", "n", "message"), INFEASIBLE)
@@ -245,8 +245,8 @@ def test_fltrust_stands_still_where_it_trusts_nobody() -> None:
     assert bool(aggregate.hostile.all())
 
 
-def test_bulyan_does_not_let_liars_who_agree_vouch_for_each_other() -> None:
-    case = with_liars(a_round(5, n=11, f=2))
+def test_bulyan_does_not_let_attackers_who_agree_vouch_for_each_other() -> None:
+    case = with_attackers(a_round(5, n=11, f=2))
     assert torch.equal(case.apply(Bulyan(f=2)).weights[:2], torch.zeros(2, dtype=torch.float64))
 
 

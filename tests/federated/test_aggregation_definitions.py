@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import slow_aggregation as slow
 import torch
-from aggregation_rounds import Round, a_round, with_liars
+from aggregation_rounds import Round, a_round, with_attackers
 
 from fedplatform.federated.aggregation import (
     FLAME,
@@ -68,7 +68,7 @@ def test_every_rule_has_a_slow_definition() -> None:
 @pytest.mark.parametrize(("n", "d"), [(11, 40), (12, 9001)])
 def test_a_rule_agrees_with_its_slow_definition(name: str, n: int, d: int) -> None:
     rule, definition = DEFINITIONS[name]
-    for case in (a_round(1, n=n, d=d), with_liars(a_round(2, n=n, d=d), scale=3.0)):
+    for case in (a_round(1, n=n, d=d), with_attackers(a_round(2, n=n, d=d), scale=3.0)):
         np.testing.assert_allclose(case.apply(rule).delta.numpy(), definition(case), rtol=1e-4, atol=2e-5)
 
 
@@ -86,7 +86,7 @@ def test_the_geometric_median_of_a_majority_at_one_point_is_that_point() -> None
 
 
 @pytest.mark.parametrize("scale", [1e12, 1e30])
-def test_the_geometric_median_keeps_its_digits_however_far_a_liar_goes(scale: float) -> None:
+def test_the_geometric_median_keeps_its_digits_however_far_an_attacker_goes(scale: float) -> None:
     near = a_round(5).rows
     near[:2] = near[2:].mean(axis=0) + 1e6 * (near[:2] - near[2:].mean(axis=0))
     far = a_round(5)
@@ -131,7 +131,7 @@ def test_nearest_neighbour_mixing_agrees_with_its_slow_definition(n: int, f: int
 
 
 def test_norm_clipping_agrees_with_its_slow_definition() -> None:
-    case = with_liars(a_round(9))
+    case = with_attackers(a_round(9))
     clipped, matrix = NormClipping()(case.deltas, case.evidence)
     np.testing.assert_allclose(clipped.numpy(), slow.norm_clipping(case.rows), rtol=1e-5)
     np.testing.assert_allclose(clipped.numpy(), matrix.numpy() @ case.rows, rtol=1e-4, atol=1e-5)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from aggregation_rounds import a_round, with_liars
+from aggregation_rounds import a_round, with_attackers
 
 from fedplatform.core.messages import Aggregate, Evidence
 from fedplatform.federated.aggregation import (
@@ -65,7 +65,7 @@ def test_a_bucket_claims_what_its_hospitals_claim_together() -> None:
 
 
 def test_the_mean_of_neighbourhoods_counts_a_hospital_by_the_neighbourhoods_it_is_in() -> None:
-    case = with_liars(a_round(3, n=11, f=2))
+    case = with_attackers(a_round(3, n=11, f=2))
     mixer = NearestNeighbourMixing(f=2)
     weights = case.apply(Mixed((mixer,), Mean())).weights
     torch.testing.assert_close(weights, mixer(case.deltas, case.evidence)[1].mean(dim=0))
@@ -80,12 +80,12 @@ def test_weights_are_those_with_which_the_hospitals_make_up_the_aggregate() -> N
 
 
 def test_clipping_alone_turns_the_mean_into_a_rule_that_scaling_cannot_break() -> None:
-    case = with_liars(a_round(5))
+    case = with_attackers(a_round(5))
     assert case.apply(Mixed((NormClipping(),), Mean())).delta.norm() < case.deltas[2:].norm(dim=1).max()
 
 
 def test_both_hospitals_of_a_bucket_that_is_shut_out_are_shut_out() -> None:
-    case = with_liars(a_round(6, n=14, f=1))
+    case = with_attackers(a_round(6, n=14, f=1))
     aggregate = case.apply(Mixed((Bucketing(size=2),), Krum(f=1)))
     assert aggregate.hostile[0]
     assert aggregate.hostile.sum() == 2

@@ -221,11 +221,11 @@ def test_every_algorithm_runs_under_every_kind_of_rule(
         assert np.isfinite(reports[-1].loss)
 
 
-def test_a_liar_grades_nothing(small: Experiment, shards: Path, tmp_path: Path) -> None:
+def test_an_attacker_grades_nothing(small: Experiment, shards: Path, tmp_path: Path) -> None:
     experiment = small.replace(attack="label_flip", rounds=1)
     (report,) = run(experiment, shards, tmp_path)
     graded = {record.hospital_id for record in report.hospitals if not np.isnan(record.accuracy)}
-    assert graded == set(experiment.hospital_ids()) - set(experiment.who_lies().hospital_ids)
+    assert graded == set(experiment.hospital_ids()) - set(experiment.adversary().hospital_ids)
 
 
 def test_the_mean_does_not_survive_scaling_and_a_robust_rule_does(
@@ -243,19 +243,19 @@ class SeesTheHonest:
     """A collusion that remembers nothing and returns what it saw, so that the test can see it too."""
 
     def collude(self, honest: torch.Tensor, situation: Situation) -> torch.Tensor:
-        assert situation.num_liars == 1
+        assert situation.num_byzantine == 1
         assert situation.num_hospitals == 5
         assert len(honest) == 4
         return honest[0]
 
 
-def test_colluding_liars_see_what_the_honest_sent(small: Experiment, shards: Path, tmp_path: Path) -> None:
+def test_colluding_attackers_see_what_the_honest_sent(small: Experiment, shards: Path, tmp_path: Path) -> None:
     experiment = small.replace(attack=SeesTheHonest(), rounds=1, rule="mean")
     (report,) = run(experiment, shards, tmp_path)
-    (liar,) = experiment.who_lies().hospital_ids
+    (attacker,) = experiment.adversary().hospital_ids
     norms = {record.hospital_id: record.norm for record in report.hospitals}
-    first = next(name for name in experiment.hospital_ids() if name != liar)
-    assert norms[liar] == norms[first]
+    first = next(name for name in experiment.hospital_ids() if name != attacker)
+    assert norms[attacker] == norms[first]
 
 
 def test_an_attack_that_hides_within_a_distance_hides_where_the_rule_looks(
@@ -266,9 +266,9 @@ def test_an_attack_that_hides_within_a_distance_hides_where_the_rule_looks(
     cohort = InProcessCohort(cohort_plan(experiment, shards, state_folder=tmp_path))
     trainer = Trainer(local_training(experiment, Manifest.load(shards)))
     replies = cohort.train(trainer.initial_weights, 1)
-    (liar,) = experiment.who_lies().hospital_ids
+    (attacker,) = experiment.adversary().hospital_ids
     shared = {r.hospital_id: torch.from_numpy(r.update.delta[: trainer.layout.num_shared]) for r in replies}
-    forged = shared.pop(liar)
+    forged = shared.pop(attacker)
     honest = torch.stack(list(shared.values()))
     reach = (honest - forged).norm(dim=1).max()
     assert float(reach) == pytest.approx(float(torch.cdist(honest, honest).max()), rel=1e-3)

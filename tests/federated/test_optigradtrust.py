@@ -83,7 +83,7 @@ def rounds(rule: OptiGradTrust, updates: Sequence[torch.Tensor], root: Valley) -
 
 
 @pytest.mark.parametrize("scorer", SCORERS)
-def test_every_scorer_names_liars_it_was_not_taught_and_nobody_else(scorer: str) -> None:
+def test_every_scorer_names_attackers_it_was_not_taught_and_nobody_else(scorer: str) -> None:
     root = valley()
     rule = parse_rule(f"{scorer}+trust", f=3)
     assert isinstance(rule, OptiGradTrust)
@@ -128,12 +128,12 @@ def test_with_everybody_distrusted_the_step_is_zero_and_finite() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 100), scale=st.sampled_from([0.0, 1e-30, 1.0, 1e6, 1e18]), liars=st.integers(0, 4))
-def test_the_step_is_finite_and_bounded_whatever_a_minority_sends(seed: int, scale: float, liars: int) -> None:
+@given(seed=st.integers(0, 100), scale=st.sampled_from([0.0, 1e-30, 1.0, 1e6, 1e18]), byzantine=st.integers(0, 4))
+def test_the_step_is_finite_and_bounded_whatever_a_minority_sends(seed: int, scale: float, byzantine: int) -> None:
     root = valley(seed)
     deltas = honest_updates(9, root, seed=seed)
     longest = float(deltas.norm(dim=1).max())
-    deltas[:liars] = scale * torch.randn(liars, D, generator=torch.Generator().manual_seed(seed))
+    deltas[:byzantine] = scale * torch.randn(byzantine, D, generator=torch.Generator().manual_seed(seed))
     aggregate = OptiGradTrust()(deltas, evidence(9, root))
     assert torch.isfinite(aggregate.delta).all()
     assert aggregate.delta.norm() <= 2.0 * longest * (1 + 1e-6)
@@ -273,9 +273,9 @@ def test_a_run_leaves_trust_reputation_and_fingerprints_behind(small: Experiment
     features = ["reconstruction_error", "root_cosine", "peer_cosine", "norm", "sign_agreement", "shapley"]
     for column in ["trust", "reputation", *features, *(f"z_{name}" for name in features)]:
         assert np.isfinite(table[column]).all(), column
-    liars = table[table["is_liar"]]
-    assert liars["trust"].mean() < table[~table["is_liar"]]["trust"].mean()
-    assert (liars["reason"] != "").all()
+    byzantine = table[table["is_byzantine"]]
+    assert byzantine["trust"].mean() < table[~table["is_byzantine"]]["trust"].mean()
+    assert (byzantine["reason"] != "").all()
     page = (folder.path / "report.html").read_text()
     assert "Trust over rounds" in page
     assert "Fingerprints of the updates" in page

@@ -169,7 +169,7 @@ def test_whom_the_rule_shut_out_is_grouped_with_nobody_else(grouped: Experiment,
 
 @dataclass(frozen=True)
 class SendsNonsense:
-    """A liar whose update is no number."""
+    """An attacker whose update is no number."""
 
     def corrupt(self, own: torch.Tensor, situation: Situation) -> torch.Tensor:
         return torch.full_like(own, float("nan"))
@@ -185,8 +185,8 @@ def test_an_update_that_the_sum_cannot_hold_is_recorded_and_stops_nothing(
     runner = InProcessEngine() if engine == "process" else RayEngine(num_hosts=2)
     with runner.launch(experiment, shards, state_folder=tmp_path) as federation:
         (report,) = list(federation.reports())
-    (liar,) = experiment.who_lies().hospital_ids
-    record = next(record for record in report.hospitals if record.hospital_id == liar)
+    (attacker,) = experiment.adversary().hospital_ids
+    record = next(record for record in report.hospitals if record.hospital_id == attacker)
     assert record.state is HospitalState.MALFORMED
     assert "takes entries below" in record.reason
     assert np.isfinite(report.loss)
@@ -259,5 +259,5 @@ def test_a_hospital_killed_in_mid_round_drops_out_and_no_host_gives_a_single_upd
     with pytest.raises(ray.exceptions.RayTaskError, match="gives no single update"):
         ray.get(actors.host_of["hospital-00"].train.remote("hospital-00", weights, 3))
     with pytest.raises(ray.exceptions.RayTaskError, match="gives no single update"):
-        ray.get(actors.host_of["hospital-00"].show_to_liars.remote("hospital-00"))
+        ray.get(actors.host_of["hospital-00"].show_to_attackers.remote("hospital-00"))
     actors.close()

@@ -54,14 +54,14 @@ def by_enumeration(testing: NoisyGroupTesting, tests: list[GroupTest], *, now: i
     names = sorted({name for test in tests for name in test.members})
     lying, total = dict.fromkeys(names, 0.0), 0.0
     for lies in itertools.product([False, True], repeat=len(names)):
-        liars = {name for name, is_one in zip(names, lies, strict=True) if is_one}
-        chance = testing.prior ** len(liars) * (1 - testing.prior) ** (len(names) - len(liars))
+        byzantine = {name for name, is_one in zip(names, lies, strict=True) if is_one}
+        chance = testing.prior ** len(byzantine) * (1 - testing.prior) ** (len(names) - len(byzantine))
         for test in tests:
-            fails = testing.power if liars & set(test.members) else testing.false_alarm
+            fails = testing.power if byzantine & set(test.members) else testing.false_alarm
             seen = test.soundness * (1 - fails) + (1 - test.soundness) * fails
             chance *= seen ** (testing.memory ** (now - test.round_number))
         total += chance
-        for name in liars:
+        for name in byzantine:
             lying[name] += chance
     return {name: share / total for name, share in lying.items()}
 
@@ -75,7 +75,7 @@ def test_where_groups_share_nobody_suspicion_is_the_exact_posterior(soundness: l
     assert found == pytest.approx(exact, abs=1e-5)
 
 
-def noisy_tests(rounds: int, *, liars: set[str], size: int, seed: int) -> list[GroupTest]:
+def noisy_tests(rounds: int, *, byzantine: set[str], size: int, seed: int) -> list[GroupTest]:
     """Rounds of groups whose tests are wrong once in ten times."""
     draw = np.random.default_rng(seed)
     tests = []
@@ -83,22 +83,22 @@ def noisy_tests(rounds: int, *, liars: set[str], size: int, seed: int) -> list[G
         for group in draw_groups(
             NAMES, size=size, apart=(), generator=torch.Generator().manual_seed(100 * seed + number)
         ):
-            looks_sound = bool(liars & set(group)) == (draw.random() < 0.1)
+            looks_sound = bool(byzantine & set(group)) == (draw.random() < 0.1)
             tests.append(GroupTest(number, group, 0.95 if looks_sound else 0.05))
     return tests
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_where_groups_overlap_suspicion_stays_near_the_exact_posterior(seed: int) -> None:
-    tests = noisy_tests(8, liars={"h2", "h7"}, size=3, seed=seed)
+    tests = noisy_tests(8, byzantine={"h2", "h7"}, size=3, seed=seed)
     exact = by_enumeration(NoisyGroupTesting(), tests, now=8)
     found = NoisyGroupTesting()(tests, now=8)
     assert found == pytest.approx(exact, abs=0.15)
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_liars_are_found_in_the_end_and_nobody_else(size: int) -> None:
-    found = NoisyGroupTesting()(noisy_tests(30, liars={"h2", "h7"}, size=size, seed=5), now=30)
+def test_attackers_are_found_in_the_end_and_nobody_else(size: int) -> None:
+    found = NoisyGroupTesting()(noisy_tests(30, byzantine={"h2", "h7"}, size=size, seed=5), now=30)
     assert {name for name, chance in found.items() if chance > 0.8} == {"h2", "h7"}
     assert max(chance for name, chance in found.items() if name not in ("h2", "h7")) < 0.2
 
@@ -157,7 +157,7 @@ def test_groups_of_unequal_size_weigh_by_their_members_under_the_weighted_mean()
     assert aggregate.weights.tolist() == pytest.approx([0.1] * 10)
 
 
-def test_a_group_that_a_liar_spoiled_does_not_count_and_its_members_are_told_why() -> None:
+def test_a_group_that_an_attacker_spoiled_does_not_count_and_its_members_are_told_why() -> None:
     updates = honest()
     updates["h0"] = updates["h0"] * 100
     aggregate = GroupTested(Mean())(*round_of(updates, GROUPS))
@@ -169,15 +169,15 @@ def test_a_group_that_a_liar_spoiled_does_not_count_and_its_members_are_told_why
 
 @pytest.mark.parametrize(("rule", "size"), [(Mean(), 2), (Mean(), 3), (Median(), 2)])
 @pytest.mark.parametrize("factor", [10.0, -4.0])
-def test_over_rounds_liars_are_shut_out_and_honest_hospitals_are_not(
+def test_over_rounds_attackers_are_shut_out_and_honest_hospitals_are_not(
     rule: Mean | Median, size: int, factor: float
 ) -> None:
     memory: GroupMemory = GroupMemory()
     apart: tuple[str, ...] = ()
     for number in range(1, 13):
         updates = honest(number)
-        for liar in ("h3", "h8"):
-            updates[liar] = factor * updates[liar]
+        for attacker in ("h3", "h8"):
+            updates[attacker] = factor * updates[attacker]
         groups = draw_groups(NAMES, size=size, apart=apart, generator=torch.Generator().manual_seed(number))
         aggregate = GroupTested(rule)(*round_of(updates, groups, number=number, memory=memory))
         assert isinstance(aggregate.memory, GroupMemory)

@@ -186,7 +186,7 @@ def test_half_has_one_power_of_two(exponent: list[int]) -> None:
 )
 def test_an_experiment_says_how_its_updates_can_travel(chosen: dict[str, object], complaint: str) -> None:
     with pytest.raises(ExperimentError, match=complaint) as caught:
-        Experiment.from_settings({"hospitals": 9, "liars": 0, "rule": "mean", **chosen})
+        Experiment.from_settings({"hospitals": 9, "byzantine": 0, "rule": "mean", **chosen})
     assert "\n" not in str(caught.value)
 
 

@@ -63,12 +63,12 @@ def test_bounds_that_make_no_sense_are_refused() -> None:
         Reputation(exclude=0.6, reinstate=0.5)
 
 
-def round_of(*, liar: torch.Tensor, n: int = 8, d: int = 2000) -> Fingerprints:
-    """Seven alike hospitals and one that sends ``liar``."""
+def round_of(*, attacker: torch.Tensor, n: int = 8, d: int = 2000) -> Fingerprints:
+    """Seven alike hospitals and one that sends ``attacker``."""
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(d, generator=generator)
     deltas = root + 1.5 * torch.randn(n, d, generator=generator)
-    deltas[-1] = liar if len(liar) else deltas[0]
+    deltas[-1] = attacker if len(attacker) else deltas[0]
     return take(
         measure(deltas, root), hospital_ids=tuple(map(str, range(n))), errors=np.ones(n), shapley=np.full(n, 0.1)
     )
@@ -81,21 +81,21 @@ def honest(d: int = 2000) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("liar", "said"),
+    ("attacker", "said"),
     [
         (31 * honest(), "norm 31 times the median"),
         (-honest(), "points away from the root update"),
         (torch.empty(0), "sends the same update as another hospital"),
     ],
 )
-def test_what_is_strange_about_an_update_is_said_in_words(liar: torch.Tensor, said: str) -> None:
-    anomalies = AnomalyDetection()(round_of(liar=liar))
+def test_what_is_strange_about_an_update_is_said_in_words(attacker: torch.Tensor, said: str) -> None:
+    anomalies = AnomalyDetection()(round_of(attacker=attacker))
     assert said in anomalies.words(7)
     assert all(not anomalies.words(row) for row in range(1, 7))
 
 
 def test_an_honest_hospital_is_normal() -> None:
-    np.testing.assert_array_equal(AnomalyDetection()(round_of(liar=honest())).normality, np.ones(8))
+    np.testing.assert_array_equal(AnomalyDetection()(round_of(attacker=honest())).normality, np.ones(8))
 
 
 @given(st.floats(-10, 10), st.floats(-5, 5), st.floats(0.1, 5))

@@ -1,4 +1,4 @@
-"""The learned trust scorers, taught and examined on made-up rounds whose liars are known."""
+"""The learned trust scorers, taught and examined on made-up rounds whose attackers are known."""
 
 from __future__ import annotations
 
@@ -103,10 +103,10 @@ class World:
     def lesson(self, attack: str, number: int, *, n: int = 10, f: int = 3) -> Lesson:
         name = f"{attack} {number} {n}"
         random, step, deltas = numpy_generator(self.seed, name), self.step(name), self.honest(name, n)
-        lies = np.zeros(n, dtype=bool)
+        byzantine = np.zeros(n, dtype=bool)
         if attack != "none":
-            lies[random.permutation(n)[:f]] = True
-            deltas[lies] = ATTACKS[attack](deltas, deltas[lies], random)
+            byzantine[random.permutation(n)[:f]] = True
+            deltas[byzantine] = ATTACKS[attack](deltas, deltas[byzantine], random)
         rows = torch.from_numpy(deltas.astype(np.float32))
         root = torch.from_numpy((0.01 * (step + 0.8 * random.normal(size=SIZE))).astype(np.float32))
         measured = measure(rows, root)
@@ -117,7 +117,7 @@ class World:
             errors=UpdateVae().errors(self.vae, relative_sketches(measured)),
             shapley=help_to_root + 0.2 * np.abs(help_to_root).mean() * random.normal(size=n),
         )
-        return Lesson(fingerprints, lies, attack)
+        return Lesson(fingerprints, byzantine, attack)
 
 
 @pytest.fixture(scope="module")
@@ -152,12 +152,12 @@ def half(fingerprints: Fingerprints) -> np.ndarray:
 def trust_in(scorer: TrustScorer, rounds: Sequence[Lesson], skill: object) -> tuple[np.ndarray, np.ndarray]:
     """All trust given in some rounds, and who lied."""
     given = [scorer.score(r.fingerprints, half(r.fingerprints), skill) for r in rounds]
-    return np.concatenate(given), np.concatenate([r.lies for r in rounds])
+    return np.concatenate(given), np.concatenate([r.byzantine for r in rounds])
 
 
 def auc(scorer: TrustScorer, rounds: Sequence[Lesson], skill: object) -> float:
-    trust, lies = trust_in(scorer, rounds, skill)
-    return float(roc_auc_score(lies, -trust))
+    trust, byzantine = trust_in(scorer, rounds, skill)
+    return float(roc_auc_score(byzantine, -trust))
 
 
 # --- the update VAE
@@ -248,8 +248,8 @@ def test_a_scorer_recognises_the_lies_it_was_taught(
 ) -> None:
     for attack in TAUGHT:
         rounds = [elsewhere.lesson(attack, number) for number in range(5)]
-        trust, lies = trust_in(scorer, rounds, skills[name_of(scorer)])
-        assert ((trust < 0.5) == lies).mean() > 0.9, attack
+        trust, byzantine = trust_in(scorer, rounds, skills[name_of(scorer)])
+        assert ((trust < 0.5) == byzantine).mean() > 0.9, attack
         assert auc(scorer, rounds, skills[name_of(scorer)]) > 0.95, attack
 
 
@@ -274,13 +274,13 @@ def test_a_scorer_takes_federations_of_other_sizes_than_it_was_taught_in(
     scorer: TrustScorer, skills: dict[str, object], elsewhere: World, n: int, f: int
 ) -> None:
     rounds = [elsewhere.lesson("sign_flipping" if f else "none", number, n=n, f=f) for number in range(3)]
-    trust, lies = trust_in(scorer, rounds, skills[name_of(scorer)])
+    trust, byzantine = trust_in(scorer, rounds, skills[name_of(scorer)])
     assert trust.shape == (3 * n,)
     assert trust.dtype == np.float64
     assert trust.min() >= 0
     assert trust.max() <= 1
     if f:
-        assert ((trust < 0.5) == lies).mean() > 0.9
+        assert ((trust < 0.5) == byzantine).mean() > 0.9
 
 
 @each_scorer
@@ -308,7 +308,9 @@ def test_a_stored_skill_scores_and_learns_as_before(
     after = []
     for state in (skill, stored):
         for _ in range(10):  # until the policy is refreshed too
-            state = scorer.learn(seen.fingerprints, np.where(seen.lies, 0.0, 1.0), state, generator=torch_generator(4))
+            state = scorer.learn(
+                seen.fingerprints, np.where(seen.byzantine, 0.0, 1.0), state, generator=torch_generator(4)
+            )
         after.append(scorer.score(seen.fingerprints, half(seen.fingerprints), state))
     np.testing.assert_array_equal(*after)
     np.testing.assert_array_equal(
@@ -345,7 +347,7 @@ def test_beliefs_turned_upside_down_do_not_talk_a_scorer_round(
     skill = skills[name_of(scorer)]
     for number in range(20):
         seen = elsewhere.lesson("sign_flipping", number)
-        beliefs = np.where(seen.lies, 1.0, 0.0)
+        beliefs = np.where(seen.byzantine, 1.0, 0.0)
         skill = scorer.learn(seen.fingerprints, beliefs, skill, generator=torch_generator(6, number))
     for attack in ("sign_flipping", "scaling"):
         assert auc(scorer, [elsewhere.lesson(attack, number) for number in range(20, 25)], skill) > 0.9, attack
@@ -374,7 +376,7 @@ def test_rounds_learned_side_by_side_do_not_see_each_other(skills: dict[str, obj
     skill = skills["DualAttention"]
     assert isinstance(skill, DualAttentionSkill)
     rounds = [elsewhere.lesson("scaling", 0, n=5, f=1), elsewhere.lesson("none", 0, n=8)]
-    examples = [dual_attention._example(r.fingerprints, ~r.lies, np.ones(len(r.lies))) for r in rounds]
+    examples = [dual_attention._example(r.fingerprints, ~r.byzantine, np.ones(len(r.byzantine))) for r in rounds]
     network = dual_attention._Network()
     network.load_state_dict(skill.weights)
     together, _ = network(examples)
@@ -420,8 +422,8 @@ def test_a_clear_verdict_is_learned_and_an_unclear_one_is_not(skills: dict[str, 
         for number in range(3):
             learned = scorer.learn(seen, beliefs, learned, generator=torch_generator(0, number))
         trust.append(scorer.score(seen, half(seen), learned)[4])
-    as_a_liar, as_honest = trust
-    assert as_a_liar < as_honest - 0.01
+    as_an_attacker, as_honest = trust
+    assert as_an_attacker < as_honest - 0.01
     doubts = (np.where(beliefs == 1.0, 1.0, doubt) for doubt in (0.3, 0.7))
     low, high = (weights_in(scorer.learn(seen, doubt, skill, generator=torch_generator(0))) for doubt in doubts)
     assert all(torch.equal(a, b) for a, b in zip(low, high, strict=True))
@@ -434,16 +436,16 @@ def test_a_clear_verdict_is_learned_and_an_unclear_one_is_not(skills: dict[str, 
 @settings(max_examples=50, deadline=None)
 def test_the_parts_of_a_reward_add_up_to_the_formula_of_the_paper(n: int, seed: int) -> None:
     random = np.random.default_rng(seed)
-    trust, lies, shapley = random.choice(LEVELS, n), random.random(n) < 0.4, random.normal(size=n)
-    honest = ~lies
+    trust, byzantine, shapley = random.choice(LEVELS, n), random.random(n) < 0.4, random.normal(size=n)
+    honest = ~byzantine
     accuracy = (trust * shapley).sum() / np.abs(shapley).sum()
     false_positives = (1 - trust[honest]).mean() if honest.any() else 0.0
-    false_negatives = trust[lies].mean() if lies.any() else 0.0
+    false_negatives = trust[byzantine].mean() if byzantine.any() else 0.0
     whole = accuracy - 2 * false_positives - 3 * false_negatives - 0.5 * trust.var()
-    assert rewards(trust, lies.astype(float), shapley, TrustPolicy()).sum() == pytest.approx(whole)
+    assert rewards(trust, byzantine.astype(float), shapley, TrustPolicy()).sum() == pytest.approx(whole)
 
 
-def test_a_faint_suspicion_against_everybody_is_no_liar() -> None:
+def test_a_faint_suspicion_against_everybody_is_no_attacker() -> None:
     full, none = np.ones(10), np.zeros(10)
     suspicion = np.full(10, 0.05)
     trusting, refusing = (rewards(w, suspicion, none, TrustPolicy()).sum() for w in (full, none))
@@ -500,19 +502,21 @@ def test_the_policy_is_refreshed_every_ten_rounds_and_not_between(skills: dict[s
     taught = weights_in(skill)
     for number in range(9):
         seen = elsewhere.lesson("scaling", number)
-        skill = scorer.learn(seen.fingerprints, 1.0 - seen.lies, skill, generator=torch_generator(number))
+        skill = scorer.learn(seen.fingerprints, 1.0 - seen.byzantine, skill, generator=torch_generator(number))
         assert all(torch.equal(a, b) for a, b in zip(taught, weights_in(skill), strict=True))
-    skill = scorer.learn(seen.fingerprints, 1.0 - seen.lies, skill, generator=torch_generator(9))
+    skill = scorer.learn(seen.fingerprints, 1.0 - seen.byzantine, skill, generator=torch_generator(9))
     assert isinstance(skill, PolicySkill)
     assert not any(torch.equal(a, b) for a, b in zip(taught, weights_in(skill), strict=True))
     assert skill.recent == ()
 
 
-def test_a_policy_that_is_punished_only_for_missed_liars_trusts_none(lessons: list[Lesson], elsewhere: World) -> None:
+def test_a_policy_that_is_punished_only_for_missed_attackers_trusts_none(
+    lessons: list[Lesson], elsewhere: World
+) -> None:
     strict = TrustPolicy(accuracy=0.0, false_alarm=0.0, miss=3.0, spread=0.0)
     skill = strict.prepare(lessons, generator=torch_generator(0))
-    trust, lies = trust_in(strict, [elsewhere.lesson("sign_flipping", number) for number in range(3)], skill)
-    assert trust[lies].max() == 0.0
+    trust, byzantine = trust_in(strict, [elsewhere.lesson("sign_flipping", number) for number in range(3)], skill)
+    assert trust[byzantine].max() == 0.0
 
 
 # --- the hybrid

@@ -72,7 +72,7 @@ def test_truncation_saves_most_coalitions_where_few_hospitals_decide_and_changes
 
 
 def test_a_round_that_stands_still_is_valued_all_the_same() -> None:
-    """Liars who bring training to a halt must not switch off what would find them."""
+    """Attackers who bring training to a halt must not switch off what would find them."""
 
     def worth(coalitions: np.ndarray) -> np.ndarray:
         return coalitions @ np.array([1.0, 1.0, -2.0])

@@ -1,4 +1,4 @@
-"""Rounds of made-up updates for the aggregation tests: honest but unlike hospitals, and liars among them."""
+"""Rounds of made-up updates for the aggregation tests: honest but unlike hospitals, and attackers among them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def a_round(seed: int, *, n: int = 11, f: int = 2, d: int = 60) -> Round:
     )
 
 
-def with_liars(honest: Round, *, scale: float = 1e6) -> Round:
+def with_attackers(honest: Round, *, scale: float = 1e6) -> Round:
     """The first f hospitals send the opposite of the root update, a million times as large."""
     deltas = honest.deltas.clone()
     deltas[: honest.f] = -scale * honest.root

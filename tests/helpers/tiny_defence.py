@@ -12,7 +12,7 @@ RUN = {
     "size": SIZE,
     "split": "random",
     "hospitals": 2,
-    "liars": 0,
+    "byzantine": 0,
     "rule": "mean",
     "model": "experts(k=2, width=4, hidden=8)",
     "rounds": 3,

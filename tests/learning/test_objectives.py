@@ -282,7 +282,7 @@ def test_a_federation_of_generative_networks_reports_its_loss_and_no_accuracy(
         outcome = federation.outcome()
     assert all(math.isnan(report.accuracy) for report in reports)
     assert 0 < reports[-1].loss < reports[0].loss
-    assert sum(math.isfinite(record.loss) for record in reports[-1].hospitals) == 4  # the liar grades nobody
+    assert sum(math.isfinite(record.loss) for record in reports[-1].hospitals) == 4  # the attacker grades nobody
     folder.write_settings(experiment.settings())
     folder.write_reports(reports)
     assert outcome.samples is not None

@@ -54,7 +54,15 @@ def test_an_epoch_shows_a_patient_of_one_slice_as_often_as_one_of_forty() -> Non
 
 
 def test_a_federation_draws_by_patients_where_it_is_told_to(tmp_path: Path) -> None:
-    settings = {"data": "lesions", "size": 16, "scans": 300, "hospitals": 3, "liars": 0, "attack": "none", "rounds": 1}
+    settings = {
+        "data": "lesions",
+        "size": 16,
+        "scans": 300,
+        "hospitals": 3,
+        "byzantine": 0,
+        "attack": "none",
+        "rounds": 1,
+    }
     experiment = Experiment.from_settings({**settings, "rule": "mean"})
     partition_data(experiment, tmp_path / "shards")
 

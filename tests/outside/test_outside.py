@@ -286,7 +286,7 @@ def whole() -> Experiment:
     return Experiment.from_settings(
         {
             "data": "fedplatform.data.lesions:Lesions(hospitals=5, patients_per_hospital=60)",
-            **{"size": 32, "hospitals": 5, "liars": 0, "rounds": 2, "model": "small_cnn(width=4)"},
+            **{"size": 32, "hospitals": 5, "byzantine": 0, "rounds": 2, "model": "small_cnn(width=4)"},
             **{"root_size": 20, "rule": "mean", "deadline_s": 300.0},
         }
     )
@@ -504,16 +504,19 @@ def test_what_leaves_the_house_is_said_field_by_field(
     ("settings", "complaint"),
     [
         ({"outside": "hospital-07"}, "outside names hospitals, got 'hospital-07'"),
-        ({"outside": "hospital-03,hospital-04", "liars": 3, "rule": "mean"}, "liars are simulated and live inside"),
+        (
+            {"outside": "hospital-03,hospital-04", "byzantine": 3, "rule": "mean"},
+            "attackers are simulated and live inside",
+        ),
     ],
 )
 def test_an_experiment_says_who_can_be_outside(settings: dict[str, object], complaint: str) -> None:
     with pytest.raises(ExperimentError, match=complaint):
-        Experiment.from_settings({"hospitals": 5, "liars": 0, "rule": "mean", **settings})
+        Experiment.from_settings({"hospitals": 5, "byzantine": 0, "rule": "mean", **settings})
 
 
-def test_liars_live_inside(joined: Experiment) -> None:
-    lied = [joined.replace(liars=2, f=0, seed=seed).who_lies().hospital_ids for seed in range(20)]
+def test_attackers_live_inside(joined: Experiment) -> None:
+    lied = [joined.replace(byzantine=2, f=0, seed=seed).adversary().hospital_ids for seed in range(20)]
     assert not {name for names in lied for name in names} & set(OUTSIDE)
 
 

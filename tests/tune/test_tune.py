@@ -43,7 +43,7 @@ SMALL = {
     "data": "fedplatform.data.lesions:Lesions(hospitals=5, patients_per_hospital=20)",
     "size": 16,
     "hospitals": 5,
-    "liars": 1,
+    "byzantine": 1,
     "partition": "iid",
     "rounds": 2,
     "model": "small_cnn(width=2)",
@@ -211,7 +211,7 @@ def test_the_most_harmful_attack_is_a_file_that_run_takes(base: str, tmp_path: P
     curves = pd.read_csv(folder / "curves.csv")
     assert set(curves["rule"]) == {"median", "mean"}
     assert set(curves["scans"]) == {"test"}
-    for word in ("Where rules break down", "Slices", "accuracy against strength", "accuracy against liars"):
+    for word in ("Where rules break down", "Slices", "accuracy against strength", "accuracy against attackers"):
         assert word in page
 
 

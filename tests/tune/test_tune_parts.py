@@ -106,10 +106,10 @@ def test_a_ledger_reads_back_what_it_wrote(tmp_path: Path) -> None:
 
 @given(st.sampled_from(list(STRENGTHS)), st.floats(0, 1), st.integers(1, 3))
 @settings(deadline=None, max_examples=60)
-def test_every_attack_of_every_strength_can_be_run(attack: str, strength: float, liars: int) -> None:
-    choice = {"attack": attack, "strength": strength, "liars": liars}
+def test_every_attack_of_every_strength_can_be_run(attack: str, strength: float, byzantine: int) -> None:
+    choice = {"attack": attack, "strength": strength, "byzantine": byzantine}
     experiment = attacked(setting_of("", seed=0), choice, rule="trimmed_mean")
-    assert experiment.liars == liars
+    assert experiment.byzantine == byzantine
     assert experiment.f == 3  # the server does not know how many lie
     assert experiment.attack_slug == attack.partition("(")[0]
 
@@ -191,31 +191,36 @@ def test_the_front_is_what_nothing_beats_in_everything(places: list[tuple[int, i
 
 
 def test_a_rule_breaks_down_where_half_of_what_it_had_is_gone() -> None:
-    assert Curve("mean", "a", "liars", (0, 1, 2, 3), (0.9, 0.8, 0.69, 0.5)).breaks_at == 2
-    assert math.isnan(Curve("mean", "a", "liars", (0, 1), (0.9, 0.71)).breaks_at)
+    assert Curve("mean", "a", "byzantine", (0, 1, 2, 3), (0.9, 0.8, 0.69, 0.5)).breaks_at == 2
+    assert math.isnan(Curve("mean", "a", "byzantine", (0, 1), (0.9, 0.71)).breaks_at)
 
 
 def test_curves_are_means_over_seeds_of_cells_by_rule_and_attack() -> None:
     cells = [
-        Trial("curve", n, {"rule": "mean", "liars": liars, "attack": "none" if not liars else "ipm", "strength": 0.5},
-              Role.TEST, f"mean, ipm by {liars}, seed {seed}", State.FINISHED, ({"accuracy": accuracy},))
-        for n, (liars, seed, accuracy) in enumerate([(0, 0, 0.8), (0, 1, 0.9), (1, 0, 0.6), (1, 1, 0.5)])
+        Trial("curve", n,
+              {"rule": "mean", "byzantine": byzantine, "attack": "ipm" if byzantine else "none", "strength": 0.5},
+              Role.TEST, f"mean, ipm by {byzantine}, seed {seed}", State.FINISHED, ({"accuracy": accuracy},))
+        for n, (byzantine, seed, accuracy) in enumerate([(0, 0, 0.8), (0, 1, 0.9), (1, 0, 0.6), (1, 1, 0.5)])
     ]  # fmt: skip
-    assert curves_of(cells) == [Curve("mean", "ipm", "liars", (0.0, 1.0), (pytest.approx(0.85), pytest.approx(0.55)))]
+    assert curves_of(cells) == [
+        Curve("mean", "ipm", "byzantine", (0.0, 1.0), (pytest.approx(0.85), pytest.approx(0.55)))
+    ]
 
 
-def test_strength_and_liars_each_say_where_a_rule_breaks_down() -> None:
-    def cell(label: str, strength: float, liars: int, accuracy: float) -> Trial:
-        choice = {"rule": "mean", "attack": "ipm", "strength": strength, "liars": liars}
+def test_strength_and_attackers_each_say_where_a_rule_breaks_down() -> None:
+    def cell(label: str, strength: float, byzantine: int, accuracy: float) -> Trial:
+        choice = {"rule": "mean", "attack": "ipm", "strength": strength, "byzantine": byzantine}
         return Trial("curve", 0, choice, Role.TEST, label, State.FINISHED, ({"accuracy": accuracy},))
 
     by_strength = [
         cell(f"mean, ipm at {strength:g}", strength, 3, accuracy) for strength, accuracy in [(0, 0.9), (1, 0.6)]
     ]
-    by_liars = [cell(f"mean, ipm by {liars}", 1, liars, accuracy) for liars, accuracy in [(0, 0.9), (1, 0.8)]]
-    assert breakdowns([*by_strength, *by_liars]) == {
+    by_attackers = [
+        cell(f"mean, ipm by {byzantine}", 1, byzantine, accuracy) for byzantine, accuracy in [(0, 0.9), (1, 0.8)]
+    ]
+    assert breakdowns([*by_strength, *by_attackers]) == {
         "mean under ipm, against strength": "breaks down at 1",
-        "mean under ipm, against liars": "holds up to 1",
+        "mean under ipm, against attackers": "holds up to 1",
     }
 
 

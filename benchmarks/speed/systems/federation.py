@@ -57,7 +57,7 @@ def prepared(scans: str) -> Iterator[tuple[Experiment, Path, Path]]:
     experiment = Experiment(
         size=SIDE,
         hospitals=hospitals,
-        liars=0,
+        byzantine=0,
         rule="mean",
         model=Small(),
         algorithm="fedavg",

@@ -16,7 +16,7 @@ from actors.cohort import RayCohort
 from actors.hospital import HospitalHost
 from benchmarks.speed.contestant import MEGABYTE, Job
 from fedplatform.core.messages import Update
-from fedplatform.federated.byzantine import Liars
+from fedplatform.federated.byzantine import Adversary
 from fedplatform.federated.cohort import CohortPlan
 from fedplatform.federated.transport import TRANSPORTS, TransportName
 
@@ -50,7 +50,7 @@ def as_messages(
         plan = CohortPlan(
             dict.fromkeys(names),  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
-            Liars((), None, hospitals),
+            Adversary((), None, hospitals),
             None,  # type: ignore[arg-type]
             transport=TRANSPORTS[transport],
         )

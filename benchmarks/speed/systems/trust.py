@@ -90,7 +90,7 @@ def coalitions(hospitals: int) -> Iterator[Callable[[], np.ndarray]]:
         data=Lesions(hospitals=hospitals, patients_per_hospital=20),
         size=32,
         hospitals=hospitals,
-        liars=hospitals // 3,
+        byzantine=hospitals // 3,
         attack="sign_flip",
         rule="mean",
         algorithm="fedavg",

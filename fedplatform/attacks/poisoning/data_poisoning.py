@@ -1,4 +1,4 @@
-"""Attacks on the liar's own scans: wrong labels, and a backdoor that only a trigger opens."""
+"""Attacks on the attacker's own scans: wrong labels, and a backdoor that only a trigger opens."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 class LabelFlip:
     """Label flipping, y -> C - 1 - y (Tolpegin et al., ESORICS 2020, in the form of Fang et al., USENIX Security 2020).
 
-    ``fraction`` in (0, 1] of the liar's scans, drawn at random, gets the wrong label; the scans are left as they are.
-    With an odd number of classes the middle class keeps its label.
+    ``fraction`` in (0, 1] of the attacker's scans, drawn at random, gets the wrong label; the scans are left as they
+    are. With an odd number of classes the middle class keeps its label.
     """
 
     fraction: float = 1.0
@@ -35,9 +35,9 @@ class LabelFlip:
 class Backdoor:
     """A backdoor by poisoned scans (BadNets, Gu et al., 2017): a scan with the trigger is to be read as ``target``.
 
-    ``fraction`` in (0, 1] of the liar's scans of other classes, drawn at random, is stamped and relabelled. The rest
-    stays clean, so that the model keeps its accuracy and nobody notices. Success is measured on scans of other classes
-    stamped by :func:`stamp_trigger`. Raises ValueError where there is no class ``target``.
+    ``fraction`` in (0, 1] of the attacker's scans of other classes, drawn at random, is stamped and relabelled. The
+    rest stays clean, so that the model keeps its accuracy and nobody notices. Success is measured on scans of other
+    classes stamped by :func:`stamp_trigger`. Raises ValueError where there is no class ``target``.
     """
 
     target: int = 0

@@ -33,7 +33,7 @@ class MinMax:
         _check(self.direction)
 
     def collude(self, honest: torch.Tensor, situation: Situation) -> torch.Tensor:
-        """Map the honest updates (h, d), h >= 2, to what every liar sends (d,)."""
+        """Map the honest updates (h, d), h >= 2, to what every attacker sends (d,)."""
         mean, p = _mean_and_perturbation(honest, self.direction)
         length = dot(p, p)
         if length == 0:
@@ -63,7 +63,7 @@ class MinSum:
         _check(self.direction)
 
     def collude(self, honest: torch.Tensor, situation: Situation) -> torch.Tensor:
-        """Map the honest updates (h, d), h >= 2, to what every liar sends (d,)."""
+        """Map the honest updates (h, d), h >= 2, to what every attacker sends (d,)."""
         mean, p = _mean_and_perturbation(honest, self.direction)
         length = dot(p, p)
         if length == 0:

@@ -22,15 +22,15 @@ CORRECTIONS = 12  # of the signs and the shape in turn; one or two are usually e
 class FingerprintAware:
     """The attacker who knows OptiGradTrust's fingerprint; of this project, adaptive as Tramèr et al. (2020) ask for.
 
-    Every liar sends an update of its own whose six features lie within ``width`` MADs of the honest median, as far as
-    the liars can tell (:class:`~fedplatform.attacks.poisoning.honest_statistics.Crowd` says what stands in for the root
-    set they do not see), and no two liars are more alike or less alike than two honest hospitals. Under these bounds
-    the updates have the lowest inner product with the honest mean, and share as much as they can of the direction
-    -sign(mean).
+    Every attacker sends an update of its own whose six features lie within ``width`` MADs of the honest median, as far
+    as the attackers can tell (:class:`~fedplatform.attacks.poisoning.honest_statistics.Crowd` says what stands in for
+    the root set they do not see), and no two attackers are more alike or less alike than two honest hospitals. Under
+    these bounds the updates have the lowest inner product with the honest mean, and share as much as they can of the
+    direction -sign(mean).
 
     The bounds leave room only as far as honest updates differ, so it harms less than attacks that do not hide from the
-    fingerprint (docs/results.md has the figures). Where the liars find no updates that keep all bounds
-    (few coordinates, fewer than six honest hospitals, or less than two more of them than liars), they send what breaks
+    fingerprint (docs/results.md has the figures). Where the attackers find no updates that keep all bounds (few
+    coordinates, fewer than six honest hospitals, or less than two more of them than attackers), they send what breaks
     them least.
     """
 
@@ -41,7 +41,7 @@ class FingerprintAware:
             raise ValueError(f"FingerprintAware needs width > 0, got {self.width}")
 
     def collude(self, honest: torch.Tensor, situation: Situation) -> torch.Tensor:
-        """Map the honest updates (h, d), h >= 3, to what each liar sends (num_liars, d).
+        """Map the honest updates (h, d), h >= 3, to what each attacker sends (num_byzantine, d).
 
         A mean of zero has no direction back, and one that is not finite none at all; either is sent as it is.
         """
@@ -50,9 +50,9 @@ class FingerprintAware:
         with one_blas_thread():
             mean = mean_of(honest)
             if not 0 < dot(mean, mean) < math.inf:
-                return mean.to(honest.dtype).repeat(situation.num_liars, 1)
+                return mean.to(honest.dtype).repeat(situation.num_byzantine, 1)
             crowd = Crowd.of(honest, width=self.width)
-            shape = most_harmful_shape(crowd, situation.num_liars)
+            shape = most_harmful_shape(crowd, situation.num_byzantine)
             forged = drafts(crowd, situation)
             least, kept = math.inf, forged
             for _ in range(CORRECTIONS):
@@ -82,7 +82,7 @@ class Shape:
     together: float
 
 
-def most_harmful_shape(crowd: Crowd, num_liars: int) -> Shape:
+def most_harmful_shape(crowd: Crowd, num_byzantine: int) -> Shape:
     """Of all shapes on a lattice that keep the bounds, the one with the lowest inner product with the honest mean.
 
     Of several such, one whose updates have most in common. The signs are left out: they can be settled afterwards.
@@ -100,10 +100,10 @@ def most_harmful_shape(crowd: Crowd, num_liars: int) -> Shape:
     )
     rest = (1 - cosine**2 - tilt**2).clip(0)
     to_honest = len(crowd.honest) * np.tensordot(crowd.common_cosines.mean(axis=1), [cosine, tilt], axes=1)
-    others, together = num_liars - 1, np.zeros_like(rest)
-    if others:  # the liars' cosine to each other makes up for what theirs to the honest lacks
+    others, together = num_byzantine - 1, np.zeros_like(rest)
+    if others:  # the attackers' cosine to each other makes up for what theirs to the honest lacks
         pairs = (peers * (len(crowd.honest) + others) - to_honest) / others
-        together = np.divide(pairs - 1 + rest, rest, out=together, where=rest > 0).clip(-1 / num_liars, 1)
+        together = np.divide(pairs - 1 + rest, rest, out=together, where=rest > 0).clip(-1 / num_byzantine, 1)
     pairs = 1 - rest + together * rest
     peers = (to_honest + others * pairs) / (len(crowd.honest) + others)
     harm = norm * cosine * crowd.length
@@ -123,12 +123,12 @@ def most_harmful_shape(crowd: Crowd, num_liars: int) -> Shape:
 
 
 def drafts(crowd: Crowd, situation: Situation) -> torch.Tensor:
-    """Made-up updates (num_liars, d): every coordinate from an honest hospital drawn anew, then back by sign(mean).
+    """Made-up updates (num_byzantine, d): every coordinate from an honest hospital drawn anew, then back by sign(mean).
 
     So a coordinate that is large, or that stays as it is, in honest updates is so in these.
     """
     h, d = crowd.honest.shape
-    forged = torch.empty(situation.num_liars, d)
+    forged = torch.empty(situation.num_byzantine, d)
     back = crowd.middle[NORM] / d**0.5 * crowd.mean.sign()
     for row in forged:
         chosen = torch.randint(h, (1, d), generator=situation.generator)

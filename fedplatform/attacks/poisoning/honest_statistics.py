@@ -1,4 +1,4 @@
-"""The honest updates as a crowd to hide in: OptiGradTrust's six features, as liars without a root set reckon them."""
+"""Honest updates as a crowd to hide in: OptiGradTrust's six features, as attackers without a root set estimate them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RIDGE = 1e-12  # added to the inner products, relative, so that updates of which
 class Crowd:
     """The honest updates (h, d) of a round, and how far from their middle an update still passes for one of them.
 
-    Liars know neither the server's root set nor its networks, so each of the six features has a stand-in:
+    Attackers know neither the server's root set nor its networks, so each of the six features has a stand-in:
 
     * reconstruction error: length of the part outside the span of the others,
     * cosine to the root update: cosine to the mean of the others,

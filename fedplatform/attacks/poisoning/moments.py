@@ -1,4 +1,4 @@
-"""Mean, spread and inner products of the honest updates: what every colluding liar computes before it forges one.
+"""Mean, spread and inner products of the honest updates: what every colluding attacker computes before it forges one.
 
 Everything is summed row by row or in column chunks, in float64 and in one fixed order: the answer does not depend on
 the number of threads, and no second (h, d) array is ever made.

@@ -1,4 +1,4 @@
-"""Attacks of a lone liar on its own update: bent, drowned in noise, or never computed."""
+"""Attacks of a lone attacker on its own update: bent, drowned in noise, or never computed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fedplatform.attacks.poisoning.attack import Situation
 
 @dataclass(frozen=True)
 class SignFlip:
-    """Sign flipping, -scale * g: the liar pulls back along what its scans have taught it.
+    """Sign flipping, -scale * g: the attacker pulls back along what its scans have taught it.
 
-    OptiGradTrust flips with ``scale=1``, which only slows a mean of 30 % liars; the mean turns round where
-    scale > (n - f) / f, so the default 4 does it from 20 % liars on.
+    OptiGradTrust flips with ``scale=1``, which only slows a mean of 30 % attackers; the mean turns round where
+    scale > (n - f) / f, so the default 4 does it from 20 % attackers on.
     """
 
     scale: float = 4.0
@@ -49,7 +49,7 @@ class Sleeper:
 class Scaling:
     """Scaling, scale * g, x10 in OptiGradTrust (Karami et al., 2025); the boost of model replacement.
 
-    A plain mean then overshoots, and the liar's own scans outvote those of all others.
+    A plain mean then overshoots, and the attacker's own scans outvote those of all others.
     """
 
     scale: float = 10.0
@@ -64,7 +64,8 @@ class PartialScaling:
     """Partial scaling, half of the coordinates x5 (OptiGradTrust, Karami et al., 2025).
 
     ``fraction`` in (0, 1] of the coordinates is scaled, the largest by magnitude. The paper does not say which half; a
-    random one, drawn apart by each liar, makes the step of a mean of 30 % liars 1.6 times as long, which rather helps.
+    random one, drawn apart by each attacker, makes the step of a mean of 30 % attackers 1.6 times as long, which rather
+    helps.
     """
 
     scale: float = 5.0

@@ -60,12 +60,12 @@ class DefendedRun:
 
         Raises :class:`ExperimentError` where there is none.
         """
-        liars = self.experiment.who_lies().hospital_ids if self.experiment.attack is not None else ()
+        byzantine = self.experiment.adversary().hospital_ids if self.experiment.attack is not None else ()
         counts = (shard.counts for shard in self.manifest.hospitals)
         tested = tuple(
             name
             for name, count in zip(self.experiment.inside, counts, strict=True)
-            if name not in liars and any(count[Role.VALIDATION]) and any(count[Role.TEST])
+            if name not in byzantine and any(count[Role.VALIDATION]) and any(count[Role.TEST])
         )
         if not tested:
             raise ExperimentError(f"{self.path}: no honest hospital has both validation and test scans")

@@ -57,7 +57,7 @@ def defend(
     shards: Path | None = None,
     observer: Observer = nobody,
 ) -> DefendedRun:
-    """Train the defence of the run in ``path`` by the hospitals that trained its classifier, liars and rule included.
+    """Train the defence of the run in ``path`` by the hospitals that trained its classifier, Byzantine ones included.
 
     In order: the masked autoencoder and the purifier on clean scans; the classifier, tuned on what the purifier makes
     of them; the sensor, on scans attacked through the tuned classifier. A stage that is done is not done again, so a

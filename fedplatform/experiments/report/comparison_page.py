@@ -14,10 +14,10 @@ from fedplatform.experiments.report.template import load_template
 def write_comparison(folder: Path, table: pd.DataFrame) -> Path:
     """Write ``comparison.html``: rules against attacks, one row of ``table`` a run; returns its path.
 
-    ``table`` has the columns dataset, split, rule, attack, hospitals, liars, rounds, seed, accuracy, macro_f1 and auc;
-    the rules ``nearest_neighbour`` and ``central`` are references and never count as a defence. Only runs of one
-    setting share a table. Raises :class:`ReportError` where a column is missing, an accuracy is no share in [0, 1] or
-    a run is there twice.
+    ``table`` has the columns dataset, split, rule, attack, hospitals, attackers, rounds, seed, accuracy, macro_f1 and
+    auc; the rules ``nearest_neighbour`` and ``central`` are references and never count as a defence. Only runs of one
+    setting share a table. Raises :class:`ReportError` where a column is missing, an accuracy is no share in [0, 1] or a
+    run is there twice.
     """
     csv = base64.b64encode(table.to_csv(index=False).encode()).decode()
     page = load_template("comparison.html").render(

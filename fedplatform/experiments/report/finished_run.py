@@ -39,9 +39,9 @@ class HospitalHistory:
     records: tuple[HospitalRecord, ...]
 
     @property
-    def is_liar(self) -> bool:
+    def is_byzantine(self) -> bool:
         """Whether it lied in any round."""
-        return any(record.is_liar for record in self.records)
+        return any(record.is_byzantine for record in self.records)
 
     @property
     def states(self) -> Counter[HospitalState]:
@@ -80,13 +80,13 @@ class FinishedRun:
 
     @property
     def hospitals(self) -> tuple[HospitalHistory, ...]:
-        """Honest hospitals first, then liars, each in the order in which the run lists them."""
+        """Honest hospitals first, then attackers, each in the order in which the run lists them."""
         records: dict[str, list[HospitalRecord]] = {}
         for report in self.rounds:
             for record in report.hospitals:
                 records.setdefault(record.hospital_id, []).append(record)
         histories = [HospitalHistory(hospital_id, tuple(own)) for hospital_id, own in records.items()]
-        return tuple(sorted(histories, key=lambda history: history.is_liar))
+        return tuple(sorted(histories, key=lambda history: history.is_byzantine))
 
 
 def read_run(folder: Path) -> FinishedRun:

@@ -35,11 +35,11 @@ def lay_out(run: FinishedRun, *, room: int, narrowest: int, widest: int, row: in
     width, height = min(widest, max(narrowest, room // len(numbers))), row if len(hospitals) <= CROWD else crowded_row
     columns = {number: index * width for index, number in enumerate(numbers)}
     spread = max(1, math.ceil(28 / width))
-    labels = tuple((wording.shorten(history.hospital_id), history.is_liar) for history in hospitals)
+    labels = tuple((wording.shorten(history.hospital_id), history.is_byzantine) for history in hospitals)
     return Frame(
         labels=labels,
         # 7.2 is wider than almost every letter at 12 px.
-        label_width=16 + max(7.2 * len(name) + (30 if is_liar else 0) for name, is_liar in labels),
+        label_width=16 + max(7.2 * len(name) + (30 if is_byzantine else 0) for name, is_byzantine in labels),
         columns=columns,
         x_ticks=tuple((columns[number] + width / 2, str(number)) for number in numbers[::spread]),
         cell_width=width,

@@ -15,7 +15,7 @@ Metric = Literal["accuracy", "macro_f1"]
 
 REFERENCES = ("nearest_neighbour", "central", "honest_only")
 COLUMNS = (
-    ("dataset", "split", "rule", "attack", "hospitals", "liars", "rounds", "seed"),
+    ("dataset", "split", "rule", "attack", "hospitals", "byzantine", "rounds", "seed"),
     ("accuracy", "macro_f1", "auc"),
 )
 
@@ -96,9 +96,9 @@ def _check(table: pd.DataFrame) -> None:
 
 
 def _by_setting(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Runs that may stand in one table: same data, split, hospitals, rounds and, where attacked, liars.
+    """Runs that may stand in one table: same data, split, hospitals, rounds and, where attacked, attackers.
 
-    Runs without an attack stand beside every number of liars, a reference beside every split that extends its own.
+    Runs without an attack stand beside every number of attackers, a reference beside every split that extends its own.
     """
     is_reference = table["rule"].isin(REFERENCES)
     references, federated = table[is_reference], table[~is_reference]
@@ -112,10 +112,10 @@ def _by_setting(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         beside = exact if len(exact) else same[[set(other.split("+")) <= parts for other in same["split"]]]
         unplaced = unplaced.drop(beside.index, errors="ignore")
         is_attacked = group["attack"] != "none"
-        for liars in group.loc[is_attacked, "liars"].drop_duplicates().astype(int).tolist() or [0]:
+        for byzantine in group.loc[is_attacked, "byzantine"].drop_duplicates().astype(int).tolist() or [0]:
             rounds = count(int(group["rounds"].iloc[0]), "round")
-            crowd = f"{group['hospitals'].iloc[0]} hospitals, {count(liars, 'liar')}, {rounds}"
-            runs = group[~is_attacked | (group["liars"] == liars)]
+            crowd = f"{group['hospitals'].iloc[0]} hospitals, {count(byzantine, 'attacker')}, {rounds}"
+            runs = group[~is_attacked | (group["byzantine"] == byzantine)]
             settings.append((f"{dataset}, {split}: {crowd}", pd.concat([runs, beside])))
     for _, group in unplaced.groupby(["dataset", "split"], sort=False):
         settings.append((f"{group['dataset'].iloc[0]}, {group['split'].iloc[0]}: references only", group))

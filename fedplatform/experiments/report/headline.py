@@ -11,9 +11,11 @@ from fedplatform.experiments.report.wording import count, listing, percent
 def headline(run: FinishedRun) -> str:
     """Who trained what, under which attack and rule, how well it ended, and who was shut out."""
     hospitals, final, settings = run.hospitals, run.rounds[-1], run.settings
-    liars = sum(history.is_liar for history in hospitals)
+    byzantine = sum(history.is_byzantine for history in hospitals)
     attack = settings.get("attack", "an unnamed attack")
-    crowd = f"{len(hospitals)} hospitals, {f'{liars} of them lying by {attack},' if liars else 'all of them honest,'}"
+    crowd = (
+        f"{len(hospitals)} hospitals, {f'{byzantine} of them Byzantine ({attack}),' if byzantine else 'all honest,'}"
+    )
     trained = f"trained {settings.get('model', 'a model')} on {settings.get('data', 'their scans')}"
     span = f"for {count(len(run.rounds), 'round')} under the rule {settings.get('rule', 'of the server')}"
     score = f"accuracy {percent(final.accuracy)}, macro-F1 {percent(final.macro_f1)} and AUC {percent(final.auc)}"
@@ -21,15 +23,15 @@ def headline(run: FinishedRun) -> str:
 
 
 def _verdict(hospitals: Sequence[HospitalHistory]) -> str:
-    """Who was shut out, and whether they were the liars."""
-    liars = [history.hospital_id for history in hospitals if history.is_liar]
+    """Who was shut out, and whether they were the attackers."""
+    byzantine = [history.hospital_id for history in hospitals if history.is_byzantine]
     out = [history.hospital_id for history in hospitals if history.shut_out]
-    caught = [hospital_id for hospital_id in out if hospital_id in liars]
-    if not liars:
+    caught = [hospital_id for hospital_id in out if hospital_id in byzantine]
+    if not byzantine:
         return f"the rule shut out {listing(out)}, though nobody lied" if out else "the rule shut nobody out"
     if not out:
-        return f"the rule shut nobody out, so {count(len(liars), 'liar')} took part"
-    if out == liars:
-        return f"the rule shut out {listing(out)}, exactly the {count(len(liars), 'liar')}"
+        return f"the rule shut nobody out, so {count(len(byzantine), 'attacker')} took part"
+    if out == byzantine:
+        return f"the rule shut out {listing(out)}, exactly the {count(len(byzantine), 'attacker')}"
     honest = count(len(out) - len(caught), "honest hospital") if len(out) > len(caught) else "nobody else"
-    return f"the rule shut out {listing(out)}: {len(caught)} of the {count(len(liars), 'liar')} and {honest}"
+    return f"the rule shut out {listing(out)}: {len(caught)} of the {count(len(byzantine), 'attacker')} and {honest}"

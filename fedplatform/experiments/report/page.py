@@ -48,8 +48,8 @@ def write_report(folder: Path) -> Path:
         final=run.rounds[-1],
         headline=headline(run),
         hospitals=hospitals,
-        num_liars=sum(history.is_liar for history in hospitals),
-        liar_share=_liar_share(run.rounds),
+        num_byzantine=sum(history.is_byzantine for history in hospitals),
+        byzantine_share=_byzantine_share(run.rounds),
         charts=draw_charts(run),
         trust=draw_trust(run),
         heat=draw_heat_map(run),
@@ -70,10 +70,10 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def _liar_share(rounds: Sequence[RoundReport]) -> float:
-    """The liars' part of all weight given over the run, 0 to 1; NaN where no weight was given."""
+def _byzantine_share(rounds: Sequence[RoundReport]) -> float:
+    """The attackers' part of all weight given over the run, 0 to 1; NaN where no weight was given."""
     given = sum(record.weight for report in rounds for record in report.hospitals)
-    lied = sum(record.weight for report in rounds for record in report.hospitals if record.is_liar)
+    lied = sum(record.weight for report in rounds for record in report.hospitals if record.is_byzantine)
     return lied / given if given else math.nan
 
 
@@ -84,7 +84,7 @@ class _Event:
     first: int
     last: int
     hospital_id: str
-    is_liar: bool
+    is_byzantine: bool
     state: HospitalState
     reason: str
     figures_differ: bool  # whether later rounds gave the same reason with other figures
@@ -99,7 +99,7 @@ def _events(hospitals: Sequence[HospitalHistory]) -> list[_Event]:
             first, last, reason = records[0].round_number, records[-1].round_number, records[0].reason
             if state != HospitalState.REPORTED or reason:
                 differ = any(record.reason != reason for record in records)
-                events.append(_Event(first, last, history.hospital_id, history.is_liar, state, reason, differ))
+                events.append(_Event(first, last, history.hospital_id, history.is_byzantine, state, reason, differ))
     return sorted(events, key=lambda event: event.first)
 
 

@@ -19,7 +19,7 @@ def select_by_krum(distances: np.ndarray, *, f: int) -> np.ndarray:
     """The n - 2f updates that repeated Krum picks from squared distances (n, n), in ascending order of hospital.
 
     Each pick leaves the pool, so the pool ends below Krum's own 2f + 3. There a score keeps the f + 1 neighbours it has
-    at 2f + 3, because over fewer, f liars who send the same update would vouch for each other and win.
+    at 2f + 3, because over fewer, f attackers who send the same update would vouch for each other and win.
     """
     n = len(distances)
     pool = np.arange(n)

@@ -16,9 +16,10 @@ from fedplatform.federated.aggregation.feasibility import require_updates
 class CenteredClipping:
     """Centered clipping (Karimireddy et al., ICML 2021), from the previous aggregate and never from the mean.
 
-    The mean would be a starting point of the liars' choice. ``radius`` is in units of the updates' L2 norm; ``None``
-    takes, in each of the ``steps``, the median of the distances to the point reached so far (first: to the previous
-    aggregate), which a minority cannot move beyond the honest. Weights are the clipping factors, rescaled to sum to 1.
+    The mean would be a starting point of the attackers' choice. ``radius`` is in units of the updates' L2 norm;
+    ``None`` takes, in each of the ``steps``, the median of the distances to the point reached so far (first: to the
+    previous aggregate), which a minority cannot move beyond the honest. Weights are the clipping factors, rescaled to
+    sum to 1.
     """
 
     radius: float | None = None

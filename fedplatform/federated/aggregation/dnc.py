@@ -1,4 +1,4 @@
-"""Divide and conquer: liars who agree stand out along the direction of largest spread."""
+"""Divide and conquer: attackers who agree stand out along the direction of largest spread."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ class FLTrust:
 
     Trust is the positive part of the cosine to the root update, whose norm all updates are brought to. Hostile is whom
     it does not trust at all; where that is everybody, the step and the weights are zero. Weights are shares of trust.
-    Survives any number of liars, if the root data look like the hospitals'. Raises ValueError without a root update.
+    Survives any number of attackers, if the root data look like the hospitals'. Raises ValueError without a root
+    update.
     """
 
     needs_root: ClassVar[bool] = True

@@ -21,7 +21,7 @@ def geometric_median_weights(gram: np.ndarray) -> np.ndarray:
 
     Weiszfeld's iteration never leaves the span of the vectors, so a step costs n^2 and no pass over d. Origin is the
     medoid, and the unknown of a vector is its weight times its distance from there: both stay on the scale of the
-    honest majority however far a liar goes, so the digits of the honest are not lost to him.
+    honest majority however far an attacker goes, so the digits of the honest are not lost to him.
     """
     medoid = int(np.argmin(np.sqrt(distances_from(gram)).sum(axis=1)))
     inner = gram - gram[medoid] - gram[:, [medoid]] + gram[medoid, medoid]
@@ -51,7 +51,8 @@ def geometric_median_weights(gram: np.ndarray) -> np.ndarray:
 class GeometricMedian:
     """Geometric median by Weiszfeld's iteration, as in RFA (Pillutla et al., IEEE TSP 2022), run until it stands.
 
-    Survives any minority of liars. A hospital's weight is its weight in the median, the smaller the further it lies.
+    Survives any minority of attackers. A hospital's weight is its weight in the median, the smaller the further it
+    lies.
     """
 
     def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:

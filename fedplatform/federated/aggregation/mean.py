@@ -1,4 +1,4 @@
-"""The two means: what every hospital federation runs today, and what one liar can move anywhere."""
+"""The two means: what every hospital federation runs today, and what one attacker can move anywhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedplatform.federated.aggregation.feasibility import require_updates
 
 @dataclass(frozen=True)
 class Mean:
-    """The plain mean: every hospital counts the same. Breaks under one liar."""
+    """The plain mean: every hospital counts the same. Breaks under one attacker."""
 
     def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
         n = len(deltas)
@@ -25,7 +25,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class WeightedMean:
-    """FedAvg (McMahan et al., AISTATS 2017): hospitals count by the examples they claim. Breaks under one liar.
+    """FedAvg (McMahan et al., AISTATS 2017): hospitals count by the examples they claim. Breaks under one attacker.
 
     Nobody can check a claim, so a count enters as at most ``cap`` times the round's median count; ``cap=math.inf`` is
     FedAvg as published. Raises ValueError where a claim is negative or all of the capped claims are zero.

@@ -48,7 +48,7 @@ class NearestNeighbourMixing:
 class Bucketing:
     """Bucketing (Karimireddy et al., ICLR 2022): means of random buckets of ``size`` updates; the last may hold fewer.
 
-    The rule behind it sees ceil(n / size) updates, of which f liars may still spoil f: its f stays, its n shrinks.
+    The rule behind it sees ceil(n / size) updates, of which f attackers may still spoil f: its f stays, its n shrinks.
     """
 
     size: int = 2

@@ -19,7 +19,7 @@ from fedplatform.federated.trust.optigradtrust import TrustMemory
 LONG = (1.6, 2.4)  # times the reference length: where a group begins to be too long, and where it is beyond doubt
 BACKWARDS = (0.0, 0.1)  # the same for minus the cosine to the root update
 REFERENCE_ROUNDS = 10
-FEARED = 0.2  # the share of liars under which the reference length is still that of a clean group
+FEARED = 0.2  # the share of attackers under which the reference length is still that of a clean group
 CEILING = 3.0  # times the root update: no group moves the model further, whatever the reference is
 KEPT_ROUNDS = 100  # by then a test has faded to an eighth
 REFUSED = 0.2  # below this soundness a group does not reach the rule
@@ -192,8 +192,8 @@ def _without_reputation(rule: Aggregator) -> Aggregator:
 def _reference(lengths: Sequence[Sequence[float]], *, size: float) -> float:
     """The length of a clean group, from those of this round and the last ones.
 
-    It is no median: where every fifth hospital lies, two groups of five in three hold a liar. It is the median of as
-    many as are clean then, as if those were the shortest.
+    It is no median: where every fifth hospital lies, two groups of five in three hold an attacker. It is the median of
+    as many as are clean then, as if those were the shortest.
     """
     known = [length for of_round in lengths for length in of_round]
     return (float(np.quantile(known, (1 - FEARED) ** size / 2)) if known else 0.0) or 1.0

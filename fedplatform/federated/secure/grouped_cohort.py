@@ -46,7 +46,7 @@ class GroupedCohort:
 
     Every member of a group whose sum opened replies with the same update: the mean over the members that arrived, who
     are its ``group``. Each member counts the same, whatever number of scans it has: a claim could not be checked or
-    capped behind a mask, and a liar's would rule its group. Claims and training losses stay in the hospitals.
+    capped behind a mask, and an attacker's would rule its group. Claims and training losses stay in the hospitals.
     """
 
     def __init__(self, hospitals: MaskedHospitals, privacy: Grouped, *, seed: int, apart: tuple[str, ...] = ()) -> None:

@@ -24,8 +24,8 @@ FIXED_POINT = FixedPoint()
 class MaskedHospital:
     """A participant behind secure aggregation: no answer of it holds its update in the clear.
 
-    Requests of a round come in order: ``advertise``, ``share``, then training, ``mask``, ``reveal``. A liar is one as
-    before: it lies in its update, before that is masked. Noise of differential privacy comes from the operating
+    Requests of a round come in order: ``advertise``, ``share``, then training, ``mask``, ``reveal``. An attacker is one
+    as before: it lies in its update, before that is masked. Noise of differential privacy comes from the operating
     system's entropy: drawn from the experiment's seed, the server could take it off again.
     """
 
@@ -74,7 +74,7 @@ class MaskedHospital:
         return self._update
 
     def adopt(self, forged: Update) -> None:
-        """Send, as a liar, what the liars have agreed on. Raises ProtocolError in an honest hospital."""
+        """Send, as an attacker, what the attackers have agreed on. Raises ProtocolError in an honest hospital."""
         if not isinstance(self.participant, ByzantineHospital):
             raise ProtocolError(f"{self.hospital_id} is honest and takes nobody's update")
         self._update = forged

@@ -1,4 +1,4 @@
-"""Group testing: who is probably a liar, given which groups looked spoiled and who was in them."""
+"""Group testing: who is probably an attacker, given which groups looked spoiled and who was in them."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class DualAttention:
 
     Local attention over the chunks of a hospital's sketch and global attention over the round's hospitals give g; the
     features f are gated, alpha = softmax(W_f f + b), f_att = alpha * f; h = tanh(W_g g + W_f f_att + b); the trust is
-    sigmoid(u.h + b). Trained by cross-entropy on lessons, liars and honest hospitals counting the same in sum.
+    sigmoid(u.h + b). Trained by cross-entropy on lessons, attackers and honest hospitals counting the same in sum.
     During the run it takes a few steps after every round on the hospitals whose verdict was clear, each time among
     lessons, so that nobody can talk it round. The order of the hospitals does not matter.
     """
@@ -78,14 +78,15 @@ class DualAttention:
         """Learn the lessons. Raises ValueError where there are none."""
         if not lessons:
             raise ValueError("DualAttention learns from lessons, got none")
-        lies = np.concatenate([lesson.lies for lesson in lessons])
-        liar_weight = float((~lies).sum() / max(lies.sum(), 1))
+        byzantine = np.concatenate([lesson.byzantine for lesson in lessons])
+        byzantine_weight = float((~byzantine).sum() / max(byzantine.sum(), 1))
         examples = tuple(
-            _example(lesson.fingerprints, ~lesson.lies, np.where(lesson.lies, liar_weight, 1.0)) for lesson in lessons
+            _example(lesson.fingerprints, ~lesson.byzantine, np.where(lesson.byzantine, byzantine_weight, 1.0))
+            for lesson in lessons
         )
         network = with_weights(_Network, born(_Network, generator))
         optimizer = adam(network, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        count = max(1, round(HOSPITALS_A_STEP * len(lessons) / len(lies)))
+        count = max(1, round(HOSPITALS_A_STEP * len(lessons) / len(byzantine)))
         for _ in range(STEPS):
             _step(network, optimizer, _drawn(examples, count, generator), generator)
         return DualAttentionSkill(dict(network.state_dict()), examples)

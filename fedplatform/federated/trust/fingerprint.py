@@ -157,7 +157,7 @@ def first_of_copies(cosines: np.ndarray) -> npt.NDArray[np.bool_]:
 def robust_z(values: np.ndarray, *, votes: np.ndarray) -> np.ndarray:
     """Distance of every value (n, 6) to its column's median, in units of the MAD scaled to a standard deviation.
 
-    Median and MAD are of those with a vote (n,) bool, so that liars who all send the same move them only once. The
+    Median and MAD are of those with a vote (n,) bool, so that attackers who all send the same move them only once. The
     spread is at least ``LEAST_SPREAD``, so that hospitals which hardly differ are not told apart by noise.
     """
     median = np.median(values[votes], axis=0)

@@ -40,7 +40,7 @@ class Scene:
 
     hospital_ids: tuple[str, ...]
     sight: np.ndarray
-    lies: np.ndarray
+    byzantine: np.ndarray
     shapley: np.ndarray
 
 
@@ -104,7 +104,7 @@ class TrustPolicy:
         if not lessons:
             raise ValueError("TrustPolicy learns from lessons, got none")
         scenes = [
-            (lesson.attack, _scene(lesson.fingerprints, sight, lesson.lies.astype(np.float64)))
+            (lesson.attack, _scene(lesson.fingerprints, sight, lesson.byzantine.astype(np.float64)))
             for lesson, sight in zip(lessons, sights, strict=True)
         ]
         episodes = tuple(tuple(s for _, s in group) for _, group in groupby(scenes, key=lambda pair: pair[0]))
@@ -203,7 +203,7 @@ class TrustPolicy:
             curious = torch.rand(n, generator=generator) < epsilon
             actions = torch.where(curious, torch.randint(len(LEVELS), (n,), generator=generator), greedy)
             levels = LEVELS[actions.numpy()]
-            earned = n * rewards(levels, scene.lies, scene.shapley, self)  # times n: one size for every federation
+            earned = n * rewards(levels, scene.byzantine, scene.shapley, self)  # times n: one size for every federation
             played.append((states, actions, earned))
             for hospital, level in zip(scene.hospital_ids, levels.tolist(), strict=True):
                 standings[hospital] = REPUTATION.after(standings[hospital], level)
@@ -216,19 +216,19 @@ class TrustPolicy:
         )
 
 
-def rewards(levels: np.ndarray, lies: np.ndarray, shapley: np.ndarray, policy: TrustPolicy) -> np.ndarray:
+def rewards(levels: np.ndarray, byzantine: np.ndarray, shapley: np.ndarray, policy: TrustPolicy) -> np.ndarray:
     """Each hospital's part (n,) float64 of a round's reward; their sum is the reward itself.
 
     ``levels`` (n,) are the trust given, ``lies`` (n,) the chance of a lie. dACC is the change of the root loss by the
     additivity of Shapley values, sum w phi / sum |phi|, so hospital k's part is its own term. FPR is the trust that the
-    honest were refused over their number, FNR the trust that liars were given over theirs; each is a sum over
+    honest were refused over their number, FNR the trust that attackers were given over theirs; each is a sum over
     hospitals, and where beliefs stand in for the truth their numbers are expected ones, at least 1, so that a faint
-    suspicion against everybody is no liar. Var(w) is a mean over hospitals.
+    suspicion against everybody is no attacker. Var(w) is a mean over hospitals.
     """
-    honest = 1.0 - lies
+    honest = 1.0 - byzantine
     helped = levels * shapley / max(float(np.abs(shapley).sum()), 1e-12)
     refused = honest * (1.0 - levels) / max(float(honest.sum()), 1.0)
-    missed = lies * levels / max(float(lies.sum()), 1.0)
+    missed = byzantine * levels / max(float(byzantine.sum()), 1.0)
     varied = (levels - levels.mean()) ** 2 / len(levels)
     parts: np.ndarray = (
         policy.accuracy * helped - policy.false_alarm * refused - policy.miss * missed - policy.spread * varied
@@ -254,9 +254,9 @@ def double_dqn_targets(
         return batch.rewards + discount * later * batch.goes_on
 
 
-def _scene(fingerprints: Fingerprints, sight: np.ndarray, lies: np.ndarray) -> Scene:
+def _scene(fingerprints: Fingerprints, sight: np.ndarray, byzantine: np.ndarray) -> Scene:
     shapley = fingerprints.values[:, FEATURES.index("shapley")]
-    return Scene(fingerprints.hospital_ids, sight, lies, shapley)
+    return Scene(fingerprints.hospital_ids, sight, byzantine, shapley)
 
 
 def _states(sight: np.ndarray, reputation: np.ndarray) -> torch.Tensor:

@@ -21,7 +21,7 @@ HOSPITALS = 10
 ROUNDS = 4
 SHAPLEY = GuidedShapley(permutations=3)
 NOT_PLAYED = ("backdoor", "free_rider", "fingerprint_aware", "sleeper")  # no harm to see on root scans, or too slow
-MOST_LIARS = 4
+MOST_BYZANTINE = 4
 
 
 def honest_sketches(rounds: Sequence[Rehearsal]) -> np.ndarray:
@@ -63,16 +63,16 @@ def _all_lessons(
     lessons = []
     for name in ("none", *(name for name in ATTACKS if name not in NOT_PLAYED)):
         n = len(rounds[0].honest)
-        most = min(MOST_LIARS, (n - 1) // 2)
+        most = min(MOST_BYZANTINE, (n - 1) // 2)
         count = 0 if name == "none" else int(torch.randint(1, most + 1, (1,), generator=generator))
-        liars = torch.randperm(n, generator=generator)[:count]
-        lies = np.zeros(n, dtype=bool)
-        lies[liars.numpy()] = True
+        attackers = torch.randperm(n, generator=generator)[:count]
+        byzantine = np.zeros(n, dtype=bool)
+        byzantine[attackers.numpy()] = True
         attack = ATTACKS[name]() if count else None
         for number, played in enumerate(rounds, start=1):
             sent = played.honest.clone()
-            for liar, forged in _forged(attack, played, liars, number, generator):
-                sent[liar] = forged
+            for attacker, forged in _forged(attack, played, attackers, number, generator):
+                sent[attacker] = forged
             measured = measure(sent, played.root_delta)
             worth = worth_of(sent, measured.norms, played.root)
             fingerprints = take(
@@ -81,28 +81,28 @@ def _all_lessons(
                 errors=vae.errors(state, relative_sketches(measured)),
                 shapley=SHAPLEY(worth, n, generator=generator).values,
             )
-            lessons.append(Lesson(fingerprints, lies, name))
+            lessons.append(Lesson(fingerprints, byzantine, name))
     return lessons
 
 
 def _forged(
     attack: PoisoningAttack | None,
     played: Rehearsal,
-    liars: torch.Tensor,
+    attackers: torch.Tensor,
     number: int,
     generator: torch.Generator,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(liar, what it sends) for every liar of a played round."""
+    """(attacker, what it sends) for every attacker of a played round."""
     if attack is None:
         return
     n = len(played.honest)
-    situation = Situation(n, len(liars), number, played.previous_delta, generator)
+    situation = Situation(n, len(attackers), number, played.previous_delta, generator)
     if isinstance(attack, Collusion):
-        honest = played.honest[[row for row in range(n) if row not in liars]]
+        honest = played.honest[[row for row in range(n) if row not in attackers]]
         together = attack.collude(honest, situation)
-        yield from zip(liars.tolist(), together.expand(len(liars), -1), strict=True)
-    for liar in liars.tolist():
+        yield from zip(attackers.tolist(), together.expand(len(attackers), -1), strict=True)
+    for attacker in attackers.tolist():
         if isinstance(attack, UpdatePoisoning):
-            yield liar, attack.corrupt(played.honest[liar], situation)
+            yield attacker, attack.corrupt(played.honest[attacker], situation)
         elif isinstance(attack, DataPoisoning):
-            yield liar, played.label_flipped[liar]
+            yield attacker, played.label_flipped[attacker]

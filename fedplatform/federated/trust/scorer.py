@@ -20,7 +20,7 @@ class Lesson:
     """
 
     fingerprints: Fingerprints
-    lies: np.ndarray
+    byzantine: np.ndarray
     attack: str
 
 

@@ -28,8 +28,8 @@ class GuidedShapley:
     in lock-step, so that their coalitions are valued together, and no coalition is valued twice. It costs at most
     ``permutations`` * n coalitions, each one pass over the root scans.
 
-    The paper also skips a round in which all together are worth what nobody is. Here that is left out: liars who bring
-    the training to a halt would switch their own detection off.
+    The paper also skips a round in which all together are worth what nobody is. Here that is left out: attackers who
+    bring the training to a halt would switch their own detection off.
     """
 
     permutations: int = 10
@@ -57,7 +57,7 @@ class GuidedShapley:
             after = valued(joined[going])
             gains[going, joining] = after - before[going]
             before[going] = after
-            # The scale is of everything valued so far: with liars about, all together may be worth next to nothing.
+            # The scale is of everything valued so far: with attackers about, all together may be worth next to nothing.
             scale = max(known.values()) - min(known.values())
             going = going[np.abs(everybody - after) > self.tolerance * scale]
             if not len(going):
