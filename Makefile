@@ -19,7 +19,7 @@ demo: $(VENV)/.ready
 		--augmentation anatomy --byzantine 0 --rule mean --rounds 8 --batch-size 16
 	$(BIN)/fedplatform defend runs/demo-scan --autoencoder-rounds 3 --purifier-rounds 6 --tuning-rounds 2 --sensor-rounds 8
 	$(BIN)/fedplatform evaluate runs/demo-scan --tiers T0,T2 --epsilons 4/255 --scans 60 \
-		--defences nearest_neighbour,no_defence,purify_all_tuned,whole
+		--defences nearest_neighbour,no_defence,purify_all_tuned,full
 
 # The endpoint of the demo's run under load, on this machine alone; docs/results/load.csv holds the figures.
 load: $(VENV)/.ready

@@ -1,6 +1,6 @@
 """The load test of the endpoint: ``python -m benchmarks.load RUN`` (``make load``). Loopback only, some four minutes.
 
-It serves the run on this machine and sends, by Locust: clean scans to the bare classifier and to the whole defence on
+It serves the run on this machine and sends, by Locust: clean scans to the bare classifier and to the full defence on
 the same server, in turns; scans of which one in ten is attacked; bursts beyond what the server holds; and the same
 while replicas are killed. Every answer is compared with the library's. ``docs/results/load.csv`` has a row a scenario.
 """
@@ -57,14 +57,14 @@ class Scenario:
 STEADY = ((SECONDS, USERS),)
 SCENARIOS = (
     Scenario("clean, bare classifier", "no_defence", 0.0, STEADY),
-    Scenario("clean, whole defence", "whole", 0.0, STEADY),
-    Scenario("clean, whole defence (again)", "whole", 0.0, STEADY),
+    Scenario("clean, full defence", "full", 0.0, STEADY),
+    Scenario("clean, full defence (again)", "full", 0.0, STEADY),
     Scenario("clean, bare classifier (again)", "no_defence", 0.0, STEADY),
-    Scenario("10 % attacked", "whole", 0.1, STEADY),
-    Scenario("10 % attacked, bursts", "whole", 0.1, ((5, 2), (5, 160), (5, 2), (5, 160), (5, 2))),
+    Scenario("10 % attacked", "full", 0.1, STEADY),
+    Scenario("10 % attacked, bursts", "full", 0.1, ((5, 2), (5, 160), (5, 2), (5, 160), (5, 2))),
     Scenario(
         "10 % attacked, replicas killed",
-        "whole",
+        "full",
         0.1,
         ((80, USERS),),
         ((5, "Diagnostician"), (20, "Purifying"), (35, "Ingress"), (50, "Auditor")),
@@ -79,7 +79,7 @@ def main() -> None:
     chosen = parser.parse_args()
     versions = RunVersions(chosen.run)
     numbers = {}
-    for defence in ("whole", "no_defence"):
+    for defence in ("full", "no_defence"):
         known = [number for number in versions.numbers() if _defence(versions.folder(number)) == defence]
         numbers[defence] = known[-1] if known else publish_run(DefendedRun(chosen.run), defence=defence)
     from actors.endpoint.arguments import EndpointArguments
@@ -100,13 +100,12 @@ def main() -> None:
                 _wait_for(url, numbers[scenario.defence])
                 rows.append(_measured(scenario, url, scans[scenario.defence], Path(folder)))
                 print(json.dumps(rows[-1]), flush=True)
-        versions.crown(numbers["whole"])
+        versions.crown(numbers["full"])
     table = pd.DataFrame(rows)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(chosen.out, index=False)
     whole, bare = (
-        table.loc[table["scenario"].str.contains(f"clean, {name}"), "answers_per_s"].mean()
-        for name in ("whole", "bare")
+        table.loc[table["scenario"].str.contains(f"clean, {name}"), "answers_per_s"].mean() for name in ("full", "bare")
     )
     print(f"clean scans: {whole:.1f} of {bare:.1f} answers a second, {100 * whole / bare:.0f} % of the bare classifier")
 
@@ -127,7 +126,7 @@ def _scans(run_folder: Path, version: str, folder: Path) -> list[dict[str, objec
         defended = bundle.defended(KeyedNoise(open_secret(secret_path(run_folder, hospital_id))))
         images, labels = parts.test[0][:SCANS], parts.test[1][:SCANS]
         attacker = Attacker(EPSILON, Budget(), torch_generator(0, "load", hospital_id))
-        attacked = TIERS["T2"](attacker, Victim(parts.defended("whole"), parts.tuned), images, labels)
+        attacked = TIERS["T2"](attacker, Victim(parts.defended("full"), parts.tuned), images, labels)
         for name, some in (("clean", images), ("attacked", attacked)):
             stored = (some * 255).round() / 255
             for number, (image, said) in enumerate(zip(stored, defended.diagnose(stored), strict=True)):

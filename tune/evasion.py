@@ -1,4 +1,4 @@
-"""The study ``evasion``: the strongest attack on a scan, against the whole defence of a run, at one epsilon."""
+"""The study ``evasion``: the strongest attack on a scan, against the full defence of a run, at one epsilon."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Evasion(DefendedStudy):
         del place
         right = flagged = scans = 0
         for ward in self.wards(role):
-            defended = ward.parts.defended("whole")
+            defended = ward.parts.defended("full")
             generator = torch_generator(self.seed, "tune", "evasion", ward.parts.hospital_id)
             if "tier" in choice:
                 budget = Budget(steps=max(1, self.gradients // 4), eot=4)

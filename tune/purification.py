@@ -63,7 +63,7 @@ class Purification(DefendedStudy):
         seconds, flagged = 0.0, 0
         for ward in self.wards(role):
             changed = with_settings(ward, **self._settings(choice))
-            defence = str(choice.get("defence", "whole"))
+            defence = str(choice.get("defence", "full"))
             defended = changed.parts.defended(defence)
             known = (self.run, ward.parts.hospital_id, role, self.scans, defence, self.tier, self.epsilon)
             attacked = (

@@ -75,13 +75,13 @@ def defence(
 
     For each seed two federations are trained on the same split, one plainly and one adversarially, each with its own
     defence, and then attacked as 'fedplatform evaluate' does. runs/NAME/ holds a run folder of each, resumable,
-    defence.csv, one row a cell, and pairs.csv, the whole defence beside every other row. The same command goes on where
+    defence.csv, one row a cell, and pairs.csv, the full defence beside every other row. The same command goes on where
     it stopped; more tiers, rows, epsilons and seeds may be asked for in the same NAME.
 
     \b
     Examples:
       fedplatform bench defence --dataset br35h
-      fedplatform bench defence --dataset br35h --seeds 0 --tiers T0,T2 --defences no_defence,whole
+      fedplatform bench defence --dataset br35h --seeds 0 --tiers T0,T2 --defences no_defence,full
     """
     with one_line_errors():
         from fedplatform.experiments.defence.benchmark import DefenceBenchmark

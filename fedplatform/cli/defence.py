@@ -81,7 +81,7 @@ def evaluate(
 
     Every row (defence) meets attackers who know more and more: T0 nobody attacks; T1 another hospital attacks through
     its own model; T2 the gradient of the classifier is known (T2_paper: with the budget of MedFedPure's paper); T3 the
-    whole defence is known and its purifier taken for the identity; T4 the exact gradient of the whole (T4_unnoticed:
+    full defence is known and its purifier taken for the identity; T4 the exact gradient of the whole (T4_unnoticed:
     staying below the detector's threshold; T4_strong: with 2.5 times the steps and gradients; T4_flood: wants scans
     flagged, whatever the answer); T5 only answers are seen. The headline of a row is its lowest figure from T1 to T5.
     nearest_neighbour and no_defence stand beside the others.
@@ -92,7 +92,7 @@ def evaluate(
     \b
     Examples:
       fedplatform evaluate runs/br35h --tiers T0,T2 --epsilons 2/255,4/255
-      fedplatform evaluate runs/br35h --defences whole --tiers T4,T4_strong
+      fedplatform evaluate runs/br35h --defences full --tiers T4,T4_strong
     """
     with one_line_errors():
         from rich.markdown import Markdown
@@ -105,8 +105,8 @@ def evaluate(
         with attack_bar() as progress:
             cells = attack(run_folder, plan, jobs=jobs or os.cpu_count() or 1, observer=progress)
         shown = "T2" if "T2" in plan.tiers else plan.tiers[-1]
-        if "whole" in plan.defences and shown != "T0":
-            write_exhibits(run_folder, defence="whole", tier=shown, epsilon=max(epsilons), budget=plan.budget)
+        if "full" in plan.defences and shown != "T0":
+            write_exhibits(run_folder, defence="full", tier=shown, epsilon=max(epsilons), budget=plan.budget)
         console.print(Markdown(defence_markdown(cells)))
         page = write_report(run_folder).with_name("evaluation.html")
         console.print(f"report: {page}", soft_wrap=True)

@@ -16,11 +16,12 @@ RUN_OR_REGISTRY = "RUN|models:/NAME"
 @click.command()
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option(
-    "--defence",
-    default="whole",
+    "--preset",
+    "defence",
+    default="full",
     show_default=True,
     metavar="NAME",
-    help="which of the defences of 'fedplatform evaluate' to publish; one without a purifier's network cannot be",
+    help="full, fast, or another row of 'fedplatform evaluate' that has a purifier network",
 )
 @click.option("--registry", metavar="NAME", help="register the version in MLflow under this name, too")
 @click.option("--champion", metavar="N", help="publish nothing: make version N the one that is served")
@@ -34,7 +35,7 @@ def publish(run_folder: Path, *, defence: str, registry: str | None, champion: s
     \b
     Examples:
       fedplatform publish runs/scan
-      fedplatform publish runs/scan --defence light
+      fedplatform publish runs/scan --preset fast
       fedplatform publish runs/scan --registry scan
       fedplatform publish runs/scan --champion 1
     """

@@ -59,7 +59,7 @@ class Passage:
 
 @dataclass(frozen=True, eq=False)
 class DefendedClassifier:
-    """One hospital's whole defence (after MedFedPure, Karami et al. 2025, arXiv 2511.11625).
+    """One hospital's full defence (after MedFedPure, Karami et al. 2025, arXiv 2511.11625).
 
     A scan is classified as it is, and the detector says how suspicious it looks; one that compares answers is told
     what the classifier says after a first purification of ``probe_depth``, too. The gate turns that into a depth; a
@@ -137,7 +137,7 @@ class DefendedClassifier:
         )
 
     def passage(self, images: torch.Tensor, *, noise: Noise | None = None) -> Passage:
-        """Send images (n, c, h, w) through the whole defence."""
+        """Send images (n, c, h, w) through the full defence."""
         noise = noise or self.noise
         return self._treat(images, self._examine(images, noise), noise)
 

@@ -175,7 +175,7 @@ class HospitalParts:
         )
 
 
-def _whole(
+def _full(
     parts: HospitalParts, scores: tuple[str, ...] = PARTS, symmetries: tuple[int, ...] = SYMMETRIES
 ) -> DefendedClassifier:
     setting = parts.settings
@@ -189,8 +189,8 @@ def _whole(
     )
 
 
-def _light(parts: HospitalParts) -> DefendedClassifier:
-    return _whole(parts, scores=("reconstruction", "tampering"), symmetries=(0,))
+def _fast(parts: HospitalParts) -> DefendedClassifier:
+    return _full(parts, scores=("reconstruction", "tampering"), symmetries=(0,))
 
 
 def _as_in_the_paper(parts: HospitalParts) -> DefendedClassifier:
@@ -214,18 +214,18 @@ def _turned(copies: int) -> tuple[int, ...]:
     return tuple(SYMMETRIES[copy % len(SYMMETRIES)] for copy in range(copies))
 
 
-GATED = ("mae_gate", "light", "whole")  # the defences with a detector, which an attacker may want to go unnoticed by
+GATED = ("mae_gate", "fast", "full")  # the defences with a detector, which an attacker may want to go unnoticed by
 # The autoencoder draws the anomaly map; beside the sensor its score would add noise alone (decision 6).
-SILENT: Mapping[str, tuple[str, ...]] = MappingProxyType(dict.fromkeys(("light", "whole"), ("reconstruction",)))
+SILENT: Mapping[str, tuple[str, ...]] = MappingProxyType(dict.fromkeys(("fast", "full"), ("reconstruction",)))
 DEFENCES: Mapping[str, Callable[[HospitalParts], DefendedClassifier]] = MappingProxyType(
     {
         "no_defence": lambda parts: parts.through(
             DiffusionPurifier(parts.network, OneShot()), depth=0, classifier=parts.classifier
         ),
-        "all_sides": lambda parts: parts.through(
+        "tta": lambda parts: parts.through(
             DiffusionPurifier(parts.network, OneShot()), depth=0, classifier=parts.classifier, symmetries=SYMMETRIES
         ),
-        "all_sides_tuned": lambda parts: parts.through(
+        "tta_tuned": lambda parts: parts.through(
             DiffusionPurifier(parts.network, OneShot()), depth=0, classifier=parts.tuned, symmetries=SYMMETRIES
         ),
         "blur": lambda parts: parts.through(GaussianBlur(), depth=1, classifier=parts.classifier),
@@ -234,8 +234,8 @@ DEFENCES: Mapping[str, Callable[[HospitalParts], DefendedClassifier]] = MappingP
         "purify_all": _everything,
         "mae_gate": _as_in_the_paper,
         "purify_all_tuned": _tuned_everything,
-        "light": _light,
-        "whole": _whole,
+        "fast": _fast,
+        "full": _full,
     }
 )
 """Puts a row together of a hospital's parts, not yet fitted: it flags and refers nobody."""

@@ -33,7 +33,7 @@ class Budget:
 
 @dataclass(frozen=True, eq=False)
 class Victim:
-    """A hospital under attack: its whole defence, and the bare classifier of another hospital of its federation."""
+    """A hospital under attack: its full defence, and the bare classifier of another hospital of its federation."""
 
     defended: DefendedClassifier
     neighbour: nn.Module
@@ -172,7 +172,7 @@ class StraightThrough:
 
 
 class _Seen:
-    """The whole defence as an attacker's gradient sees it: one copy a call, under noise of the attacker's own.
+    """The full defence as an attacker's gradient sees it: one copy a call, under noise of the attacker's own.
 
     The attacker does not know the key of the served noise, and averaging over calls takes the place of copies, each
     call seeing its copy from another side.

@@ -1,4 +1,4 @@
-"""One hospital's whole defence as files: networks as safetensors, all that was fitted as JSON, and no scan.
+"""One hospital's full defence as files: networks as safetensors, all that was fitted as JSON, and no scan.
 
 Beside the weights lie the same networks as ONNX, for a CPU: to export them takes seconds, so it is done once.
 """

@@ -46,7 +46,7 @@ def write_examples(run: DefendedRun, folder: Path) -> None:
     for hospital_id in run.tested:
         parts = run.hospital(hospital_id)
         generator = torch_generator(run.experiment.seed, "examples", hospital_id)
-        victim = Victim(parts.defended("whole"), parts.tuned)
+        victim = Victim(parts.defended("full"), parts.tuned)
         attacked = TIERS["T2"](Attacker(EPSILON, Budget(), generator), victim, images, truths)
         _write(folder / hospital_id, (images, attacked), [run.manifest.classes[truth] for truth in truths.tolist()])
 

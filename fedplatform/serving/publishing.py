@@ -13,7 +13,7 @@ def published(path: Path, *, progress: Progress = lambda *_: None) -> RunVersion
     """The versions of the run in ``path``; where there is none yet, the first one is published."""
     versions = RunVersions(path)
     if not versions.numbers():
-        publish_run(DefendedRun(path), defence="whole", progress=progress)
+        publish_run(DefendedRun(path), defence="full", progress=progress)
     return versions
 
 

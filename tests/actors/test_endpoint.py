@@ -38,8 +38,8 @@ NOISE = picture_bytes(np.random.default_rng(0).integers(0, 256, (16, 16), np.uin
 
 
 def library(endpoint: Endpoint, hospital_id: str) -> DefendedClassifier:
-    """The whole defence as the library has it, under the noise that the server uses."""
-    defended = DefendedRun(endpoint.run).hospital(hospital_id).defended("whole")
+    """The full defence as the library has it, under the noise that the server uses."""
+    defended = DefendedRun(endpoint.run).hospital(hospital_id).defended("full")
     return replace(defended, noise=KeyedNoise(read_secret(secret_path(endpoint.run, hospital_id))))
 
 

@@ -65,7 +65,7 @@ def scans(endpoint: Endpoint) -> dict[str, bytes]:
     """A scan of the hospital that is not flagged, and one that somebody altered and that is, as PNG files."""
     parts = DefendedRun(endpoint.run).hospital(HOSPITAL)
     noise = KeyedNoise(read_secret(secret_path(endpoint.run, HOSPITAL)))
-    defended = replace(parts.defended("whole"), noise=noise)
+    defended = replace(parts.defended("full"), noise=noise)
     images, labels = parts.test
     attacker = Attacker(8 / 255, Budget(), torch.Generator().manual_seed(0))
     attacked = TIERS["T2"](attacker, Victim(defended, parts.classifier), images, labels)

@@ -159,7 +159,7 @@ def same_answers(some: tuple[Diagnosis | None, ...], others: tuple[Diagnosis | N
 
 def test_a_model_on_another_device_answers_as_on_the_cpu(defended: Path, tmp_path: Path) -> None:
     run = DefendedRun(defended)
-    write_bundles(run, tmp_path, defence="whole")
+    write_bundles(run, tmp_path, defence="full")
     bundle = bundle_of(tmp_path, "hospital-00")
     scans = (run.hospital("hospital-00").test[0][:24] * 255).round().byte().numpy()
 
@@ -196,7 +196,7 @@ def test_a_model_on_another_device_answers_as_on_the_cpu(defended: Path, tmp_pat
 def test_a_defence_of_which_a_part_stayed_behind_is_found_out(defended: Path) -> None:
     parts = DefendedRun(defended).hospital("hospital-00")
     with OtherDevice(), torch.no_grad(), pytest.raises(RuntimeError, match="all tensors on one device"):
-        parts.defended("whole").logits(parts.test[0][:2].to(ELSEWHERE))
+        parts.defended("full").logits(parts.test[0][:2].to(ELSEWHERE))
 
 
 def said_by(*words: str) -> tuple[int, str]:

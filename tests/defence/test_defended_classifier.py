@@ -1,4 +1,4 @@
-"""The whole defence as one object: what is served is what is attacked."""
+"""The full defence as one object: what is served is what is attacked."""
 
 from __future__ import annotations
 

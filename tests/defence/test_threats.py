@@ -1,4 +1,4 @@
-"""The threat tiers against a whole defence that was really trained, and against weak defences planted beside it."""
+"""The threat tiers against a full defence that was really trained, and against weak defences planted beside it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def parts(defended: Path) -> tuple[HospitalParts, HospitalParts]:
 
 @pytest.fixture(scope="module")
 def whole(parts: tuple[HospitalParts, HospitalParts]) -> Victim:
-    """A whole defence that flags a quarter of clean scans, or so small a detector would hardly flag an attack."""
+    """A full defence that flags a quarter of clean scans, or so small a detector would hardly flag an attack."""
     watchful = parts[0].settings.model_copy(update={"false_positive_rate": 0.25})
-    return Victim(replace(parts[0], settings=watchful).defended("whole"), parts[1].tuned)
+    return Victim(replace(parts[0], settings=watchful).defended("full"), parts[1].tuned)
 
 
 @pytest.fixture(scope="module")

@@ -47,10 +47,10 @@ DEFENCES = {
     "purify_all": (36, 0.6),
     "purify_all_tuned": (37, 0.5),
     "mae_gate": (38, 0.9),
-    "whole": (38, 0.3),
+    "full": (38, 0.3),
 }
-DETECTORS = ("mae_gate", "whole")
-GATED_DEPTH = {"purify_all": (30, 30), "purify_all_tuned": (30, 30), "mae_gate": (0, 60), "whole": (20, 60)}
+DETECTORS = ("mae_gate", "full")
+GATED_DEPTH = {"purify_all": (30, 30), "purify_all_tuned": (30, 30), "mae_gate": (0, 60), "full": (20, 60)}
 
 
 @cache
@@ -90,7 +90,7 @@ def attacked_scans(*, n: int = 40, seed: int = 0, hardened: bool = False) -> pd.
                             "score": score,
                             "threshold": 1.645 if defence in DETECTORS else math.inf,
                             "flagged": flagged,
-                            "referred": defence == "whole" and row >= n - 2,
+                            "referred": defence == "full" and row >= n - 2,
                             "depth": deep if flagged else usual,
                             "evaluations": 4.0 if (deep if flagged else usual) else 0.0,
                             "milliseconds": 90.0 if (deep if flagged else usual) else 3.0,
@@ -187,12 +187,12 @@ def test_a_browser_shows_what_is_left_under_attack_and_asks_nobody_for_anything(
     browser.get(path.as_uri())
 
     assert browser.find_element(By.TAG_NAME, "h1").text == (
-        "Accuracy under the strongest attacker of T1 to T5: whole defence keeps 87.5% at epsilon 0.015 and 77.5% at "
+        "Accuracy under the strongest attacker of T1 to T5: full defence keeps 87.5% at epsilon 0.015 and 77.5% at "
         "epsilon 8/255; no defence keeps 52.5% at epsilon 0.015 and 10.0% at epsilon 8/255."
     )
     low, high = wilson(31 / 40, 39)  # groups of one scan each, one of them spent on the mean
     assert rows_of(browser, "#minima")[1] == [
-        "whole defence",
+        "full defence",
         "8/255",
         "77.5%",
         f"{100 * low:.1f}% to {100 * high:.1f}%",
@@ -207,12 +207,12 @@ def test_a_browser_shows_what_is_left_under_attack_and_asks_nobody_for_anything(
     by_name = {row[0]: row[1:] for row in rows_of(browser, ".grid-table")[len(DEFENCES) :]}
     assert by_name["nearest neighbour"][0] == "–"
     assert by_name["nearest neighbour"][5:] == ["not run"] * 4
-    assert by_name["whole defence"][0].startswith("77.5 ★")
-    assert "5.0% referred" in by_name["whole defence"][1]
+    assert by_name["full defence"][0].startswith("77.5 ★")
+    assert "5.0% referred" in by_name["full defence"][1]
     assert by_name["no defence"][0].startswith("10.0T4")
 
     costs = {(row[0], row[1]): row[2:] for row in rows_of(browser, "#costs")}
-    assert costs["whole defence", "clean"][1] == "100.0%"
+    assert costs["full defence", "clean"][1] == "100.0%"
     assert costs["no defence", "8/255"] == [
         "0.0%",
         "0.0%",
@@ -255,7 +255,7 @@ def test_the_page_of_the_run_tells_of_the_attack_and_links_to_it(tmp_path, brows
     assert "Under attack" not in write_report(folder).read_text(encoding="utf-8")
     browser.get(write_report(evaluated(folder)).as_uri())
     section = browser.find_element(By.ID, "under-attack")
-    assert "whole defence keeps 87.5% at epsilon 0.015" in section.text
+    assert "full defence keeps 87.5% at epsilon 0.015" in section.text
     assert len(section.find_elements(By.CSS_SELECTOR, ".story")) == 2
     section.find_element(By.TAG_NAME, "a").click()
     assert browser.current_url == (folder / "evaluation.html").as_uri()
@@ -267,11 +267,11 @@ def test_the_drawn_curves_stand_where_the_figures_say(tmp_path):
     assert list(plots) == [tier for tier in USUAL_TIERS if tier != "T0"]
     curves = {curve.label: curve for curve in plots["T4"].curves}
     assert "nearest neighbour" not in curves  # it never met T4
-    xs, ys = zip(*[(x, y) for x, y, _ in curves["whole defence"].dots], strict=True)
+    xs, ys = zip(*[(x, y) for x, y, _ in curves["full defence"].dots], strict=True)
     span = plots["T4"].right - plots["T4"].left
     assert xs == pytest.approx([44, 44 + span * PAPER / STRONG, 320], abs=0.1)
     assert ys == pytest.approx([198 - share * (198 - 12) for share in (38 / 40, 35 / 40, 31 / 40)], abs=0.1)
-    assert curves["whole defence"].dots[2][2].startswith("whole defence, epsilon 8/255: 77.5% (62.3% to 87.8%, n = 40)")
+    assert curves["full defence"].dots[2][2].startswith("full defence, epsilon 8/255: 77.5% (62.3% to 87.8%, n = 40)")
 
 
 def test_the_detector_is_judged_by_its_own_clean_scans_of_the_same_defence():
@@ -280,10 +280,10 @@ def test_the_detector_is_judged_by_its_own_clean_scans_of_the_same_defence():
     assert [curve.label.split(":")[0] for curve in plot.curves if curve.label] == [
         "MAE gate, fixed depth, 8/255",
         "MAE gate, fixed depth, 0.015",
-        "whole defence, 8/255",
-        "whole defence, 0.015",
+        "full defence, 8/255",
+        "full defence, 0.015",
     ]
-    own = scans[scans["defence"] == "whole"]
+    own = scans[scans["defence"] == "full"]
     clean = own.loc[own["tier"] == "T0", "score"]
     attacked = own[(own["tier"] == "T4_unnoticed") & (own["epsilon"] == STRONG)]
     slow = np.mean([[one > other for one in attacked["score"]] for other in clean])
@@ -298,15 +298,15 @@ def test_without_a_detector_or_an_attack_there_is_no_curve(tmp_path):
     assert draw_detector(scans[scans["tier"] == "T0"]) == []
     page = write_defence_report(evaluated(tmp_path / "demo", scans[scans["tier"] == "T0"]))
     text = page.read_text(encoding="utf-8")
-    assert "Neither the whole defence nor an undefended model was attacked." in text
+    assert "Neither the full defence nor an undefended model was attacked." in text
     assert "Accuracy against epsilon" not in text
 
 
 def test_an_attacker_that_was_not_tried_is_named_and_the_minimum_does_not_win():
     frame = cells()
-    left_out = frame[~((frame["defence"] == "whole") & frame["tier"].isin(["T3", "T4", "T4_unnoticed"]))]
+    left_out = frame[~((frame["defence"] == "full") & frame["tier"].isin(["T3", "T4", "T4_unnoticed"]))]
     strong = defence_grids(left_out)[1]
-    whole = next(row for row in strong.rows if row.defence == "whole")
+    whole = next(row for row in strong.rows if row.defence == "full")
     assert whole.missing == ("T3", "T4", "T4_unnoticed")
     assert whole.worst is not None
     assert whole.worst.tier == "T5"
@@ -317,14 +317,14 @@ def test_an_attacker_that_was_not_tried_is_named_and_the_minimum_does_not_win():
 
 def test_more_patience_with_one_row_counts_for_it_and_leaves_no_gap_in_the_others():
     frame = cells()
-    patient = frame[(frame["defence"] == "whole") & (frame["tier"] == "T4")].assign(tier="T4_strong", accuracy=0.1)
+    patient = frame[(frame["defence"] == "full") & (frame["tier"] == "T4")].assign(tier="T4_strong", accuracy=0.1)
     grid = defence_grids(pd.concat([frame, patient]))[1]
     rows = {row.defence: row for row in grid.rows}
-    worst = rows["whole"].worst
+    worst = rows["full"].worst
     assert worst is not None
     assert (worst.tier, worst.accuracy) == ("T4_strong", 0.1)
-    assert not grid.is_best(rows["whole"], worst), "nobody else met this attacker"
-    assert [row.defence for row in grid.rows if grid.is_best_worst(row)] == ["whole"], "whom he spared do not compete"
+    assert not grid.is_best(rows["full"], worst), "nobody else met this attacker"
+    assert [row.defence for row in grid.rows if grid.is_best_worst(row)] == ["full"], "whom he spared do not compete"
     assert rows["purify_all_tuned"].missing == ()
 
 
@@ -349,9 +349,9 @@ def test_the_table_in_markdown_reads_like_the_page():
     )
     last = next(line for line in lines if line.startswith("| n |"))
     assert last == "| n |  | 120 | 120 | 120 | 120 | 120 | 120 | 120 | 120 |  |"
-    rows = frame[(frame["defence"] == "whole") & ~frame["adversarial_training"] & (frame["tier"] == "T4")]
+    rows = frame[(frame["defence"] == "full") & ~frame["adversarial_training"] & (frame["tier"] == "T4")]
     strong = rows.loc[rows["epsilon"] == STRONG, "accuracy"]
-    whole = [line for line in lines if line.startswith("| whole defence | no")][1]
+    whole = [line for line in lines if line.startswith("| full defence | no")][1]
     assert f"| {100 * strong.mean():.1f} ± {100 * strong.std():.1f} (T4) |" in whole
 
 
@@ -494,7 +494,7 @@ def test_a_pair_of_defences_is_compared_on_the_scans_that_both_were_tried_on() -
     rows = [
         {**keys, "seed": seed, "row": row, "group": row, "defence": defence, "answer": answer}
         for (seed, row), pair in answers.items()
-        for defence, answer in zip(("whole", "no_defence"), pair, strict=True)
+        for defence, answer in zip(("full", "no_defence"), pair, strict=True)
     ]
     rows.append(
         {**keys, "seed": 2, "row": 9, "group": 9, "defence": "no_defence", "answer": 1}
@@ -506,7 +506,7 @@ def test_a_pair_of_defences_is_compared_on_the_scans_that_both_were_tried_on() -
     assert found["p"] == 0.75, "gains less losses of the groups are -1, 1 and 2: of 8 choices of signs 6 go as far as 2"
     (line,) = paired_markdown(pd.DataFrame(rows)).splitlines()[4:]
     assert line == "| no defence | yes | 8/255 | T4 | +33.3 | 6 | 3 | 1 of 2 | 0.750 |"
-    assert paired_markdown(pd.DataFrame(rows)[lambda frame: frame["defence"] == "whole"]) == ""
+    assert paired_markdown(pd.DataFrame(rows)[lambda frame: frame["defence"] == "full"]) == ""
 
 
 @given(st.lists(st.booleans(), min_size=2, max_size=40), st.integers(1, 8))

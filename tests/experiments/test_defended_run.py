@@ -258,7 +258,7 @@ def fitted(run: DefendedRun, defence: str, name: str = NAMES[0]) -> tuple[object
     return defended.gate, defended.temperature, defended.least_confidence, fusion
 
 
-@pytest.mark.parametrize("defence", ["whole", "mae_gate", "blur"])
+@pytest.mark.parametrize("defence", ["full", "mae_gate", "blur"])
 def test_thresholds_depend_on_the_validation_scans_alone(
     defended: Path, run: DefendedRun, tmp_path: Path, defence: str
 ) -> None:
@@ -275,13 +275,13 @@ def test_thresholds_depend_on_the_validation_scans_alone(
 def test_no_more_validation_scans_are_flagged_than_was_asked_for(run: DefendedRun, name: str, rate: float) -> None:
     parts = run.hospital(name)
     asked = replace(parts, settings=parts.settings.model_copy(update={"false_positive_rate": rate}))
-    passage = asked.defended("whole").passage(parts.validation[0])
+    passage = asked.defended("full").passage(parts.validation[0])
     share = float(passage.flagged.float().mean())
     assert share <= rate
     assert share > rate - 2 / len(passage.flagged), "a threshold that flags too few catches too few"
 
 
-@pytest.mark.parametrize("defence", ["whole", "mae_gate"])
+@pytest.mark.parametrize("defence", ["full", "mae_gate"])
 def test_the_threshold_is_a_score_that_the_served_defence_gives_a_validation_scan(
     run: DefendedRun, defence: str
 ) -> None:
@@ -311,7 +311,7 @@ def test_hospitals_of_few_patients_flag_as_many_as_was_asked_for_together(few: D
     for name in NAMES:
         parts = few.hospital(name)
         asked = replace(parts, settings=parts.settings.model_copy(update={"false_positive_rate": rate}))
-        served = asked.defended("whole")
+        served = asked.defended("full")
         diagnoses = served.diagnose(parts.validation[0])
         flagged += [diagnosis.flagged for diagnosis in diagnoses]
         referred += [diagnosis.referred for diagnosis in diagnoses]
@@ -319,7 +319,7 @@ def test_hospitals_of_few_patients_flag_as_many_as_was_asked_for_together(few: D
         assert wanted - 2 / len(flagged) < share <= wanted
 
 
-@pytest.mark.parametrize("defence", ["whole", "mae_gate", "purify_all"])
+@pytest.mark.parametrize("defence", ["full", "mae_gate", "purify_all"])
 def test_hospitals_of_few_patients_share_their_limits_and_no_temperature(few: DefendedRun, defence: str) -> None:
     (gate, warm, least, fusion), (other_gate, other_warm, other_least, other_fusion) = (
         fitted(few, defence, name) for name in NAMES
@@ -336,8 +336,8 @@ def test_the_limits_of_a_hospital_with_patients_enough_are_its_own(
         shutil.copy(shards / f"{NAMES[0]}.parquet", folder)  # only the other hospital's scans are black
         return DefendedRun(defended, shards=folder)
 
-    assert fitted(blackened(run.shards, "many"), "whole") == fitted(run, "whole")
-    assert fitted(blackened(few.shards, "few"), "whole") != fitted(few, "whole")
+    assert fitted(blackened(run.shards, "many"), "full") == fitted(run, "full")
+    assert fitted(blackened(few.shards, "few"), "full") != fitted(few, "full")
 
 
 def test_groups_enough_are_those_of_which_one_is_the_rate_asked_for(run: DefendedRun) -> None:
@@ -401,7 +401,7 @@ def test_a_lender_that_calls_noise_clean_does_not_switch_the_detector_of_the_oth
         run = DefendedRun(folder, shards=shards)
         noise = run.hospital(attacker).validation[0]
         return float(
-            np.mean([diagnosis.flagged for diagnosis in run.hospital(NAMES[0]).defended("whole").diagnose(noise)])
+            np.mean([diagnosis.flagged for diagnosis in run.hospital(NAMES[0]).defended("full").diagnose(noise)])
         )
 
     assert noise_flagged(f=0) < 0.2

@@ -41,7 +41,7 @@ from fedplatform.experiments.experiment import ExperimentError
 from fedplatform.experiments.run_folder import alone_in
 
 PLAN = Plan(
-    defences=(NEAREST_NEIGHBOUR, "no_defence", "purify_all", "light", "whole"),
+    defences=(NEAREST_NEIGHBOUR, "no_defence", "purify_all", "fast", "full"),
     epsilons=(8 / 255,),
     scans=12,
     hard_scans=4,
@@ -98,7 +98,7 @@ def test_what_nobody_attacks_is_answered_as_in_daily_use(evaluated: Path, scans:
     for name in run.tested:
         parts = run.hospital(name)
         places = spread_evenly(len(parts.test[1]), 6)
-        for defence in ("no_defence", "purify_all", "whole"):
+        for defence in ("no_defence", "purify_all", "full"):
             rows = scans[(scans["tier"] == "T0") & (scans["hospital_id"] == name) & (scans["defence"] == defence)]
             assert rows["row"].tolist() == parts.test_rows[places].tolist()
             served = parts.defended(defence).diagnose(parts.test[0][places])
@@ -109,7 +109,7 @@ def test_what_nobody_attacks_is_answered_as_in_daily_use(evaluated: Path, scans:
                     diagnosis.depth,
                 )
                 assert found.referred == diagnosis.referred
-                if defence == "whole":
+                if defence == "full":
                     assert found.score == pytest.approx(diagnosis.anomaly_score, abs=1e-4)
 
 
@@ -120,10 +120,10 @@ def test_a_cell_is_the_mean_of_its_scans(cells: pd.DataFrame, scans: pd.DataFram
         assert cell["wrong"] == pytest.approx((~right & ~group["referred"]).mean())
         assert cell["flagged"] == pytest.approx(group["flagged"].mean())
         assert cell["accuracy_worst"] <= cell["accuracy_mean"] + 1e-9
-    whole = scans[scans["defence"] == "whole"]
+    whole = scans[scans["defence"] == "full"]
     clean, attacked = (whole.loc[whole["tier"] == tier, "score"] for tier in ("T0", "T2"))
     found = roc_auc_score([0] * len(clean) + [1] * len(attacked), [*clean, *attacked])
-    assert cells.loc[("whole", "T2"), "auc"] == pytest.approx(found)
+    assert cells.loc[("full", "T2"), "auc"] == pytest.approx(found)
 
 
 def test_who_has_no_detector_has_no_figure_of_detection(cells: pd.DataFrame, scans: pd.DataFrame) -> None:
@@ -142,8 +142,8 @@ def test_purification_is_counted(cells: pd.DataFrame) -> None:
     assert cells.loc[("no_defence", "T2"), "evaluations"] == 0
     assert cells.loc[("purify_all", "T2"), "evaluations"] == DEFENCE["copies"]
     for (defence, _), cell in cells.iterrows():
-        if defence in GATED:  # the whole defence looks at every scan twice
-            assert cell["evaluations"] == pytest.approx((defence == "whole") + cell["flagged"] * DEFENCE["copies"])
+        if defence in GATED:  # the full defence looks at every scan twice
+            assert cell["evaluations"] == pytest.approx((defence == "full") + cell["flagged"] * DEFENCE["copies"])
 
 
 def test_the_look_up_answers_with_the_nearest_training_scan(
@@ -213,8 +213,8 @@ def test_an_epsilon_is_a_distance_in_pixels(epsilons: tuple[float, ...]) -> None
 
 
 def test_what_is_named_twice_is_attacked_once() -> None:
-    once = Plan(defences=("whole",), tiers=("T0", "T2"), epsilons=(0.01,))
-    twice = Plan(defences=("whole", "whole"), tiers=("T0", "T2", "T0"), epsilons=(0.01, 0.01))
+    once = Plan(defences=("full",), tiers=("T0", "T2"), epsilons=(0.01,))
+    twice = Plan(defences=("full", "full"), tiers=("T0", "T2", "T0"), epsilons=(0.01, 0.01))
     assert tasks_of(twice, ["a", "b"]) == tasks_of(once, ["a", "b"])
     assert len(tasks_of(once, ["a", "b"])) == 4
 
@@ -271,7 +271,7 @@ def test_certificates_are_written_and_an_abstention_has_no_radius(defended: Path
 def test_pictures_show_the_tier_that_is_named(defended: Path, tmp_path: Path) -> None:
     folder = tmp_path / "spots"
     shutil.copytree(defended, folder)
-    file = write_exhibits(folder, defence="whole", tier="T2", epsilon=16 / 255, budget=PLAN.budget)
+    file = write_exhibits(folder, defence="full", tier="T2", epsilon=16 / 255, budget=PLAN.budget)
     with np.load(file) as found:
         shown = dict(found)
     shape = shown["clean"].shape
@@ -318,7 +318,7 @@ def test_the_benchmark_trains_both_kinds_once_and_attacks_them(spots: Path, tmp_
         seeds=(0,),
         changes={**RUN, "data": str(spots), "rounds": 1, "local_epochs": 1, "augmentation": "none"},
         defence={**DEFENCE, "autoencoder_rounds": 1, "purifier_rounds": 1, "sensor_rounds": 1, "tuning_rounds": 1},
-        plan=Plan(("no_defence", "whole"), ("T0", "T2"), (8 / 255,), 4, 2, PLAN.budget),
+        plan=Plan(("no_defence", "full"), ("T0", "T2"), (8 / 255,), 4, 2, PLAN.budget),
     )
     told: list[str] = []
     table, scans = fill(benchmark, folder=tmp_path, jobs=1, announce=told.append)

@@ -114,7 +114,7 @@ def published_copy(defended: Path, folder: Path) -> Path:
     run = folder / "spots"
     shutil.copytree(defended, run)
     versions = RunVersions(run)
-    publish_run(DefendedRun(run), defence="whole")
+    publish_run(DefendedRun(run), defence="full")
     first = versions.folder("1")
     versions.add(lambda place: shutil.copytree(first, place, dirs_exist_ok=True))
     return run

@@ -30,7 +30,7 @@ def run(defended: Path) -> DefendedRun:
 @pytest.fixture(scope="module")
 def version(run: DefendedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("version")
-    write_bundles(run, folder, defence="whole")
+    write_bundles(run, folder, defence="full")
     return folder
 
 
@@ -39,7 +39,7 @@ def test_a_bundle_answers_as_the_original_does_bit_for_bit(run: DefendedRun, ver
     parts = run.hospital(hospital_id)
     images = torch.cat([parts.test[0][:8], torch.rand(8, 1, 16, 16)])  # noise, so that the purifier is asked, too
     with torch.no_grad():
-        expected = parts.defended("whole").passage(images)
+        expected = parts.defended("full").passage(images)
         passage = bundle_of(version, hospital_id).defended(KeyedNoise(KEY)).passage(images)
     assert expected.flagged.any()
     assert not expected.flagged.all()

@@ -41,7 +41,7 @@ def hospital(run: DefendedRun) -> str:
 
 @pytest.fixture(scope="module")
 def whole(run: DefendedRun, hospital: str) -> DefendedClassifier:
-    return replace(run.hospital(hospital).defended("whole"), noise=KeyedNoise(SECRET))
+    return replace(run.hospital(hospital).defended("full"), noise=KeyedNoise(SECRET))
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ def scans(parts: HospitalParts) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def whole(parts: HospitalParts, scans: torch.Tensor) -> DefendedClassifier:
-    """The whole defence with a threshold that stops half of the scans, so that both sides of the gate are compared."""
-    fitted = parts.defended("whole")
+    """The full defence with a threshold that stops half of the scans, so that both sides of the gate are compared."""
+    fitted = parts.defended("full")
     with torch.no_grad():
         lower, upper = fitted.examine(scans).scores.sort().values[len(scans) // 2 - 1 : len(scans) // 2 + 1]
     middle = float(lower + upper) / 2

@@ -20,7 +20,7 @@ class DetectorAware:
 
     Climbs margin(target(x), y) - penalty * relu(score(x) - threshold) as APGD does, from the scan itself. What penalty
     works depends on the score's units, so each of the ``searches`` multiplies it by ten; of all images met, each scan
-    keeps the widest margin among those below the threshold. The target may be the whole defence, or the bare
+    keeps the widest margin among those below the threshold. The target may be the full defence, or the bare
     classifier to which an unflagged scan goes.
     """
 

@@ -87,7 +87,7 @@ def fill(
     """Train what is not trained yet, a seed a process, then attack; a second call goes on where the first stopped.
 
     Leaves ``plain-seed0/``, ``adversarial-seed0/``... as run folders, ``defence.csv``, one row a cell, and
-    ``pairs.csv``, the whole defence beside every other row. Returns one row a cell, and one row a scan.
+    ``pairs.csv``, the full defence beside every other row. Returns one row a cell, and one row a scan.
     """
     claim(
         folder,

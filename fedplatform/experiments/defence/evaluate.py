@@ -272,7 +272,7 @@ def _certify(
     path: Path, shards: Path, hospital_id: str, sigma: float, scans: int, samples: int
 ) -> list[dict[str, object]]:
     run, parts = _opened(path, shards), _parts(path, shards, hospital_id)
-    defended = parts.defended("whole")
+    defended = parts.defended("full")
     rows: list[dict[str, object]] = []
     for place in spread_evenly(len(parts.test[1]), scans):
         row = int(parts.test_rows[place])

@@ -18,7 +18,7 @@ from fedplatform.experiments.report.threat_wording import (
     epsilon_words,
 )
 
-WHOLE, NO_DEFENCE = "whole", "no_defence"
+FULL, NO_DEFENCE = "full", "no_defence"
 UNNOTICED = "T4_unnoticed"
 STRONG = "T4_strong"
 OPTIONAL = (STRONG, "T4_flood")  # tried on some rows for what they say of those: another lacks nothing without

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedplatform.experiments.report.defence_grid import NO_DEFENCE, WHOLE, DefenceCell, DefenceGrid, DefenceRow
+from fedplatform.experiments.report.defence_grid import FULL, NO_DEFENCE, DefenceCell, DefenceGrid, DefenceRow
 from fedplatform.experiments.report.wording import listing, percent
 
 
@@ -19,10 +19,10 @@ class Minimum:
 
 
 def minima(grids: Sequence[DefenceGrid]) -> list[Minimum]:
-    """Of the whole defence and of none, for each epsilon; those that were attacked at all."""
+    """Of the full defence and of none, for each epsilon; those that were attacked at all."""
     return [
         Minimum(grid.strength, row, row.worst)
-        for defence in (WHOLE, NO_DEFENCE)
+        for defence in (FULL, NO_DEFENCE)
         for grid in grids
         for row in grid.rows
         if row.defence == defence and row.worst
@@ -30,11 +30,11 @@ def minima(grids: Sequence[DefenceGrid]) -> list[Minimum]:
 
 
 def defence_headline(grids: Sequence[DefenceGrid]) -> str:
-    """What the whole defence keeps under the strongest attacker at each epsilon, beside no defence."""
+    """What the full defence keeps under the strongest attacker at each epsilon, beside no defence."""
     found = minima(grids)
     names = list(dict.fromkeys(one.row.name for one in found))
     if not found:
-        return "Neither the whole defence nor an undefended model was attacked."
+        return "Neither the full defence nor an undefended model was attacked."
     says = []
     for name in names:
         own = [one for one in found if one.row.name == name]

@@ -1,17 +1,17 @@
-"""The whole defence beside every other row, scan by scan: what the difference is, and whether it is chance."""
+"""The full defence beside every other row, scan by scan: what the difference is, and whether it is chance."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from fedplatform.core.statistics import sign_flips
-from fedplatform.experiments.report.defence_grid import WHOLE
+from fedplatform.experiments.report.defence_grid import FULL
 from fedplatform.experiments.report.threat_wording import DEFENCES, epsilon_words
 
 SCAN = ["adversarial_training", "tier", "epsilon", "seed", "row"]
 
 
-def defence_pairs(scans: pd.DataFrame, *, ours: str = WHOLE) -> pd.DataFrame:
+def defence_pairs(scans: pd.DataFrame, *, ours: str = FULL) -> pd.DataFrame:
     """How many scans ``ours`` answers rightly that another defence does not, and the other way round.
 
     ``scans`` has the columns of scans.parquet, of one run or of many. A row for each other defence, tier and epsilon:
@@ -44,12 +44,12 @@ def defence_pairs(scans: pd.DataFrame, *, ours: str = WHOLE) -> pd.DataFrame:
 
 
 def paired_markdown(scans: pd.DataFrame) -> str:
-    """The same as a Markdown table, percentage points of the whole defence over each other row; "" without pairs."""
+    """The same as a Markdown table, percentage points of the full defence over each other row; "" without pairs."""
     pairs = defence_pairs(scans)
     if pairs.empty:
         return ""
     lines = [
-        "whole defence minus the other on the same scans, percentage points; p of the sign-flip test over groups",
+        "full defence minus the other on the same scans, percentage points; p of the sign-flip test over groups",
         "",
         "| against | adversarial training | epsilon | tier | better by | n | groups | seeds better | p |",
         "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",

@@ -29,13 +29,13 @@ DEFENCES: Mapping[str, str] = MappingProxyType(  # a later one's curve is drawn 
         "jpeg": "JPEG",
         "bit_depth": "bit depth",
         "no_defence": "no defence",
-        "all_sides": "seen from all sides, not purified",
-        "all_sides_tuned": "tuned classifier, seen from all sides, not purified",
+        "tta": "test-time augmentation, no purification",
+        "tta_tuned": "tuned classifier, test-time augmentation, no purification",
         "purify_all": "purify everything",
         "purify_all_tuned": "purify everything, tuned classifier",
         "mae_gate": "MAE gate, fixed depth",
-        "light": "light gate: the sensor alone, one side",
-        "whole": "whole defence",
+        "fast": "fast preset: the sensor alone, one view",
+        "full": "full defence",
     }
 )
 REFERENCES = ("nearest_neighbour",)  # shown beside, never best: it has no gradient that T3 to T5 could follow
@@ -47,7 +47,7 @@ def tier_words(tier: str) -> str:
 
 
 def defence_words(defence: str, *, adversarial_training: bool) -> str:
-    """``whole defence, adversarially trained``; a name unknown here is shown as it is."""
+    """``full defence, adversarially trained``; a name unknown here is shown as it is."""
     return DEFENCES.get(defence, defence) + (", adversarially trained" if adversarial_training else "")
 
 
