@@ -34,7 +34,7 @@ from fedplatform.defence import (
 )
 from fedplatform.defence.presets import HospitalParts
 from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
-from fedplatform.experiments.comparison import look_up
+from fedplatform.experiments.baselines import look_up
 from fedplatform.experiments.defence.evaluate import check_within, spread_evenly
 from fedplatform.experiments.defence.load import DefendedRun
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from fedplatform.core.files import write_whole
 from fedplatform.data.splits import Role
 from fedplatform.experiments.experiment import ExperimentError
 from fedplatform.experiments.report.wording import number
@@ -28,17 +29,17 @@ def conclude(study: Study, ledger: Ledger, folder: Path) -> Path:
     if not any(trial.figures for trial in trials):
         errors = [trial.error for trial in trials if trial.error]
         raise ExperimentError(f"no trial came to an end{'; the last failed: ' + errors[-1] if errors else ''}")
-    _whole(folder / "trials.csv", table_of(trials).to_csv(index=False))
+    _write(folder / "trials.csv", table_of(trials).to_csv(index=False))
     curves = [trial for trial in trials if trial.phase == "curve"]
     if curves:
-        _whole(folder / "curves.csv", table_of(curves).to_csv(index=False))
+        _write(folder / "curves.csv", table_of(curves).to_csv(index=False))
     winner = winner_of(study, trials)
     if winner is not None:
         experiment = study.experiment(winner)
         own = {} if experiment is None else {"winner.yaml": experiment.settings()}
         for name, more in {"choice.yaml": winner, **own, **study.files(winner)}.items():
-            _whole(folder / name, yaml.safe_dump(dict(more), sort_keys=False, allow_unicode=True))
-    _whole(folder / "summary.txt", "\n".join(summary(study, trials, winner)) + "\n")
+            _write(folder / name, yaml.safe_dump(dict(more), sort_keys=False, allow_unicode=True))
+    _write(folder / "summary.txt", "\n".join(summary(study, trials, winner)) + "\n")
     return write_page(study, trials, winner, folder)
 
 
@@ -84,7 +85,5 @@ def _short(value: object) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def _whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def _write(path: Path, text: str) -> None:
+    write_whole(path, lambda place: place.write_text(text, encoding="utf-8"))

@@ -24,10 +24,9 @@ from ray.tune.search import Searcher
 
 from actors.cluster.joining import join
 from actors.own_code import by_value
+from fedplatform.core.files import alone_in, claim
 from fedplatform.data.splits import Role
-from fedplatform.experiments.comparison import claim
 from fedplatform.experiments.experiment import ExperimentError
-from fedplatform.experiments.run_folder import alone_in
 from tune.phase import Budget, Phase, Search
 from tune.study import SCORE, Study, Workplace, turned
 from tune.trial import Figures, Ledger, State, Trial

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from fedplatform.core.files import write_whole
 from fedplatform.data.splits import Role
 from fedplatform.experiments.experiment import ExperimentError
 
@@ -86,9 +87,7 @@ class Ledger:
     def keep(self, trial: Trial) -> Trial:
         """Write a trial down."""
         text = json.dumps(asdict(trial), indent=1)
-        partial = self._folder / f".{trial.name}.partial"
-        partial.write_text(text)
-        partial.replace(self._folder / f"{trial.name}.json")
+        write_whole(self._folder / f"{trial.name}.json", lambda path: path.write_text(text))
         self._trials[trial.name] = trial
         return trial
 

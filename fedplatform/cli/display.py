@@ -14,11 +14,13 @@ from rich.table import Table
 
 from fedplatform.core.messages import HospitalState, RoundReport
 from fedplatform.data.leakage import AuditReport
+from fedplatform.experiments.callbacks import Callback
+from fedplatform.experiments.experiment import Experiment
 
 SHOWN_ROUNDS = 30
 
 
-class RoundTable:
+class RoundTable(Callback):
     """A live table of rounds on a terminal; on anything else, one plain line a round."""
 
     def __init__(self, title: str, *, rounds: int, console: Console) -> None:
@@ -44,24 +46,27 @@ class RoundTable:
         if self._live:
             self._live.stop()
 
-    def partitioning(self, done: int, total: int) -> None:
+    def dealing(self, done: int, total: int) -> None:
         """Show how many scans are dealt to hospitals."""
         self._doing = f"dealing scans to hospitals, {done} of {total}" if done < total else "starting hospitals"
         if self._live:
             self._live.update(self._table())
 
-    def resumed(self, reports: Sequence[RoundReport]) -> None:
-        """Show the rounds that were finished before."""
-        self._reports += reports
-        self._before = len(reports)
+    def started(self, experiment: Experiment, earlier: Sequence[RoundReport]) -> None:  # noqa: ARG002
+        """Show the rounds that were finished before, where there are some."""
+        if not earlier:
+            return
+        self._reports += earlier
+        self._before = len(earlier)
         self._started = time.monotonic()
         if self._live:
             self._live.update(self._table())
         else:
             self._console.print(f"going on after round {self._before}/{self._rounds}", highlight=False)
 
-    def __call__(self, report: RoundReport) -> None:
+    def round_finished(self, reports: Sequence[RoundReport]) -> None:
         """Show one more round."""
+        report = reports[-1]
         self._reports.append(report)
         if self._live:
             self._live.update(self._table())

@@ -100,7 +100,7 @@ def run(
             raise ExperimentError("hospitals open their own shards: --shards FOLDER with the server's manifest.json")
         outside = gateway_of(experiment, gateway, roster, tls_cert, tls_key)
         title = (
-            f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.byzantine} attackers, "
+            f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.byzantine} Byzantine, "
             f"attack {experiment.attack_slug}, rule {experiment.rule_slug}"
         )
         if experiment.privacy is not None:
@@ -115,9 +115,7 @@ def run(
                     engine=runner,
                     data_folder=data_folder,
                     shards=shards,
-                    partitioning=table.partitioning,
-                    observer=table,
-                    resumed=table.resumed,
+                    callbacks=[table],
                 )
             else:
                 folder, reports = run_experiment(
@@ -127,8 +125,7 @@ def run(
                     name=name,
                     data_folder=data_folder,
                     shards=shards,
-                    partitioning=table.partitioning,
-                    observer=table,
+                    callbacks=[table],
                 )
         last = reports[-1]
         console.print(f"accuracy {last.accuracy:.3f}, macro-F1 {last.macro_f1:.3f}, AUC {last.auc:.3f}")

@@ -1,12 +1,34 @@
-"""Files and folders that are on the disk whole or not at all, whatever dies while they are written."""
+"""Files and folders that are on the disk whole or not at all, and folders that one process works in at a time."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+
+import yaml
+from filelock import FileLock, Timeout
+
+from fedplatform.core.settings import ExperimentError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` fill a file, then put it in place, replacing one that is there. Raises OSError.
+
+    A reader never sees half of it. It may be lost in a power cut: :func:`write_durably` waits for the disk.
+    """
+    partial = _partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -48,9 +70,52 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@contextmanager
+def alone_in(folder: Path, *, what: str) -> Iterator[None]:
+    """No other process works in a folder meanwhile, on ``what``. Raises :class:`ExperimentError` where one does."""
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ExperimentError(f"{what} is going on in another process") from None
+    except OSError as error:
+        raise ExperimentError(f"cannot write to {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def claim(
+    folder: Path, settings: Mapping[str, object], *, what: str, before: Mapping[str, object] = MappingProxyType({})
+) -> None:
+    """Make the folder this table's own, so that it never mixes settings; ``what`` is ``comparison`` or the like.
+
+    ``before`` says what a setting that the folder's file lacks was worth when it did not exist: its default. So a table
+    that was begun before an update goes on after it. Raises :class:`ExperimentError` where the folder holds one with
+    other settings, or cannot be written.
+    """
+    file = folder / f"{what}.yaml"
+    if file.exists():
+        found = yaml.safe_load(file.read_text())
+        found = {**{key: before[key] for key in settings if key in before}, **found}
+        other = next((key for key in {**settings, **found} if found.get(key) != settings.get(key)), None)
+        if other:
+            raise ExperimentError(
+                f"{file} was begun with {other}={found.get(other)!r}, got {settings.get(other)!r}; "
+                "go on with the same settings, or in another folder"
+            )
+        return
+    try:
+        text = yaml.safe_dump(dict(settings), sort_keys=False)
+        write_whole(file, lambda path: path.write_text(text))
+    except OSError as error:
+        raise ExperimentError(f"cannot write in {folder}: {error.strerror}") from error
+
+
 def _partial(path: Path) -> Path:
-    """Another name in the same folder, which no other process uses: one that was taken for dead may still write."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    """Another name in the same folder, with the same suffix, which no other process uses."""
+    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
 
 
 def _write(path: Path, data: bytes) -> None:

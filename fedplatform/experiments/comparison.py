@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
-import numpy as np
 import pandas as pd
-import yaml
-from sklearn.neighbors import KNeighborsClassifier
 
-from fedplatform.core.messages import Predictions
-from fedplatform.data.shards import Manifest, Shard
-from fedplatform.data.splits import Role
+from fedplatform.core.files import claim, write_whole
+from fedplatform.experiments.baselines import CENTRAL, NEAREST_NEIGHBOUR, nearest_neighbour
+from fedplatform.experiments.callbacks import Callback
 from fedplatform.experiments.engine import Engine
-from fedplatform.experiments.experiment import Experiment, ExperimentError
+from fedplatform.experiments.experiment import Experiment
 from fedplatform.experiments.report import write_comparison
-from fedplatform.experiments.run import Observer, nobody, partition_data, run
-from fedplatform.learning.metrics import Figures, judge
+from fedplatform.experiments.run import partition_data, run
 
 CELL = ("dataset", "split", "rule", "attack", "hospitals", "byzantine", "rounds", "seed")
 FIGURES = ("accuracy", "macro_f1", "auc")
-NEAREST_NEIGHBOUR = "nearest_neighbour"
-CENTRAL = "central"
 
-Announce = Callable[[str, int, int], AbstractContextManager[Observer]]
+Announce = Callable[[str, int, int], AbstractContextManager[Callback]]
 
 
-def unannounced(cell: str, number: int, total: int) -> AbstractContextManager[Observer]:  # noqa: ARG001
-    """Tell nobody which cell comes next."""
-    return nullcontext(nobody)
+def unannounced(cell: str, number: int, total: int) -> AbstractContextManager[Callback]:  # noqa: ARG001
+    """Announce no cell."""
+    return nullcontext(Callback())
 
 
 @dataclass(frozen=True)
@@ -79,9 +72,7 @@ class Results:
         """Fill a cell."""
         row = {**self._key(cell, rule), **dict(zip(FIGURES, figures, strict=True))}
         self.frame = pd.DataFrame([*self.frame.to_dict("records"), row], columns=[*CELL, *FIGURES])
-        partial = self._path.with_suffix(".partial")
-        self.frame.to_csv(partial, index=False, float_format="%.4f")
-        partial.replace(self._path)
+        write_whole(self._path, lambda path: self.frame.to_csv(path, index=False, float_format="%.4f"))
 
     @staticmethod
     def _key(cell: Experiment, rule: str) -> dict[str, object]:
@@ -104,11 +95,13 @@ def compare(
     folder: Path,
     data_folder: Path | None = None,
     announce: Announce = unannounced,
+    tracked: bool = True,
 ) -> pd.DataFrame:
     """Fill the grid cell by cell into ``folder/results.csv``; a second call goes on where the first stopped.
 
-    ``announce(cell, number, total)`` hears which cell comes next and answers who observes its rounds. Raises
-    :class:`ExperimentError` where the folder holds another comparison.
+    ``announce(cell, number, total)`` hears which cell comes next and answers with a callback for its run; ``tracked``
+    is of :func:`~fedplatform.experiments.run.run`. Raises :class:`ExperimentError` where the folder holds another
+    comparison.
     """
     settings = {key: value for key, value in grid.base.settings().items() if key not in ("seed", "rule", "attack")}
     claim(folder, settings, what="comparison", before=Experiment.defaults())
@@ -120,7 +113,7 @@ def compare(
         shards = folder / "shards" / f"seed-{cell.seed}"
         if not shards.exists():
             partition_data(cell, shards, data_folder=data_folder)
-        with announce(f"{rule} against {cell.attack_slug}, seed {cell.seed}", number, len(rows)) as observer:
+        with announce(f"{rule} against {cell.attack_slug}, seed {cell.seed}", number, len(rows)) as listener:
             if rule == NEAREST_NEIGHBOUR:
                 figures = nearest_neighbour(shards)
                 results.add(cell, rule, (figures.accuracy, figures.macro_f1, figures.auc))
@@ -136,58 +129,10 @@ def compare(
                 name=name,
                 data_folder=data_folder,
                 shards=None if central else shards,
-                observer=observer,
+                callbacks=[listener],
                 resumable=False,
+                tracked=tracked,
             )
             results.add(cell, rule, (reports[-1].accuracy, reports[-1].macro_f1, reports[-1].auc))
     write_comparison(folder, results.frame)
     return results.frame
-
-
-def look_up(shards: Path) -> KNeighborsClassifier:
-    """Answers with the label of the nearest training picture of all hospitals, by pixels (n, c * h * w) of [0, 1]."""
-    return KNeighborsClassifier(n_neighbors=1, algorithm="brute").fit(*_pooled(shards, Role.TRAIN))
-
-
-def _pooled(shards: Path, role: Role) -> tuple[np.ndarray, np.ndarray]:
-    opened = [Shard.open(shards / shard.file) for shard in Manifest.load(shards).hospitals]
-    pictures = np.concatenate([shard.images(role) for shard in opened])
-    return (
-        pictures.reshape(len(pictures), -1).astype(np.float32) / 255,
-        np.concatenate([shard.labels(role) for shard in opened]),
-    )
-
-
-def nearest_neighbour(shards: Path) -> Figures:
-    """Judge the :func:`look_up` on the test scans."""
-    manifest = Manifest.load(shards)
-    pictures, labels = _pooled(shards, Role.TEST)
-    answers = np.eye(len(manifest.classes), dtype=np.float32)[look_up(shards).predict(pictures)]
-    return judge([Predictions("all", Role.TEST, answers, labels, float("nan"))], num_classes=len(manifest.classes))
-
-
-def claim(
-    folder: Path, settings: Mapping[str, object], *, what: str, before: Mapping[str, object] = MappingProxyType({})
-) -> None:
-    """Make the folder this table's own, so that it never mixes settings; ``what`` is ``comparison`` or the like.
-
-    ``before`` says what a setting that the folder's file lacks was worth when it did not exist: its default. So a table
-    that was begun before an update goes on after it. Raises :class:`ExperimentError` where the folder holds one with
-    other settings, or cannot be written.
-    """
-    file = folder / f"{what}.yaml"
-    if file.exists():
-        found = yaml.safe_load(file.read_text())
-        found = {**{key: before[key] for key in settings if key in before}, **found}
-        other = next((key for key in {**settings, **found} if found.get(key) != settings.get(key)), None)
-        if other:
-            raise ExperimentError(
-                f"{file} was begun with {other}={found.get(other)!r}, got {settings.get(other)!r}; "
-                "go on with the same settings, or in another folder"
-            )
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(dict(settings), sort_keys=False))
-    except OSError as error:
-        raise ExperimentError(f"cannot write in {folder}: {error.strerror}") from error

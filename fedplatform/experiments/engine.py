@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from fedplatform.core.compute import one_thread
 from fedplatform.core.messages import Predictions, RoundReport
 from fedplatform.data.shards import ROOT, Manifest, Shard
 from fedplatform.data.splits import Role
@@ -179,6 +180,7 @@ class ServerRole:
 class InProcessEngine:
     """Everything in this process, one hospital after another: the reference, and the quickest for small networks."""
 
+    @contextmanager
     def launch(
         self,
         experiment: Experiment,
@@ -187,12 +189,13 @@ class InProcessEngine:
         state_folder: Path,
         start: np.ndarray | None = None,
         checkpoints: Path | None = None,
-    ) -> AbstractContextManager[RunningFederation]:
+    ) -> Iterator[RunningFederation]:
         """Bring up hospitals and server here. Raises :class:`ExperimentError` where some are outside."""
         if experiment.outside:
             raise ExperimentError("hospitals outside come through a gateway, and that takes --engine ray")
         folder = CheckpointFolder.of(checkpoints, experiment) if checkpoints else None
         opened = Checkpoints.open(folder, experiment.server_rule) if folder else None
         launch = opened.launch if opened else None
-        cohort = in_process_cohort(experiment, shards, state_folder=state_folder, launch=launch)
-        return nullcontext(ServerRole(experiment, shards, cohort, start=start, checkpoints=opened))
+        with one_thread():  # as in a Ray actor
+            cohort = in_process_cohort(experiment, shards, state_folder=state_folder, launch=launch)
+            yield ServerRole(experiment, shards, cohort, start=start, checkpoints=opened)

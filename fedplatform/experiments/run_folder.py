@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import yaml
-from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
+from fedplatform.core.files import alone_in, write_whole
 from fedplatform.core.messages import Predictions, RoundReport
 from fedplatform.core.rounds import tables_of
 from fedplatform.core.specification import nearest
@@ -24,22 +24,6 @@ from fedplatform.federated.hospital_state import EARLIER
 from fedplatform.learning.parameters import ParameterLayout
 
 SETTINGS, MODEL, TRACKED = "experiment.yaml", "global.safetensors", "mlflow-run"
-
-
-@contextmanager
-def alone_in(folder: Path, *, what: str) -> Iterator[None]:
-    """No other process works in a folder meanwhile, on ``what``. Raises :class:`ExperimentError` where one does."""
-    lock = FileLock(folder / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ExperimentError(f"{what} is going on in another process") from None
-    except OSError as error:
-        raise ExperimentError(f"cannot write to {folder}: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class RunFolder:
@@ -95,6 +79,11 @@ class RunFolder:
     def has_rounds(self) -> bool:
         """Whether there is a round to go on after."""
         return any(self.checkpoints.glob("round-*"))
+
+    @property
+    def has_any_round(self) -> bool:
+        """Whether a round of this run was finished, with or without a checkpoint."""
+        return self.has_rounds or (self.path / "rounds.parquet").exists()
 
     @property
     def how_to_resume(self) -> str:
@@ -158,12 +147,9 @@ class RunFolder:
         self._whole("samples.npz", write)
 
     def _whole(self, name: str, write: Callable[[Path], object]) -> None:
-        partial = self.path / f".{name}.partial"
         try:
-            write(partial)
-            partial.replace(self.path / name)
+            write_whole(self.path / name, write)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise ExperimentError(f"cannot write {self.path / name}: {error.strerror or error}") from error
 
 

@@ -20,6 +20,8 @@ import pandas as pd
 import torch
 from scipy import stats
 
+from fedplatform.core.compute import one_thread
+from fedplatform.core.files import claim, write_whole
 from fedplatform.core.messages import NAN, Aggregate, Evidence, HospitalRecord, HospitalState, RoundReport
 from fedplatform.core.specification import nearest
 from fedplatform.core.vectors import combine
@@ -28,7 +30,7 @@ from fedplatform.data.error import DataError
 from fedplatform.data.partition import PARTITIONS, Partition
 from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
-from fedplatform.experiments.comparison import CENTRAL, NEAREST_NEIGHBOUR, claim, nearest_neighbour
+from fedplatform.experiments.baselines import CENTRAL, NEAREST_NEIGHBOUR, nearest_neighbour
 from fedplatform.experiments.engine import ServerRole, in_process_cohort
 from fedplatform.experiments.experiment import Experiment, ExperimentError, parse_rule
 from fedplatform.experiments.report import comparison_markdown
@@ -275,7 +277,7 @@ def fill_cell(cell: Cell, shards: Path, scratch: Path) -> Filled:
 
 
 def _play(experiment: Experiment, shards: Path, scratch: Path) -> list[RoundReport]:
-    with tempfile.TemporaryDirectory(dir=scratch) as state:
+    with one_thread(), tempfile.TemporaryDirectory(dir=scratch) as state:
         cohort = in_process_cohort(experiment, shards, state_folder=Path(state))
         return list(ServerRole(experiment, shards, cohort).reports())
 
@@ -376,11 +378,11 @@ class Results:
             records = pd.DataFrame([{**filled.cell.key(), **asdict(record)} for record in filled.hospitals])
             records["state"] = records["state"].astype(str)
             place = self._folder / "hospitals" / f"{quote(filled.cell.name, safe=' ,+()=')}.parquet"
-            self._whole(place, lambda path: records.to_parquet(path, index=False))
+            write_whole(place, lambda path: records.to_parquet(path, index=False))
         self._rows[self._place(filled.cell.key())] = filled.row()
         frame = self.frame
-        self._whole(self._folder / "trust.parquet", lambda path: frame.to_parquet(path, index=False))
-        self._whole(self._folder / "trust.csv", lambda path: frame[PUBLISHED].round(4).to_csv(path, index=False))
+        write_whole(self._folder / "trust.parquet", lambda path: frame.to_parquet(path, index=False))
+        write_whole(self._folder / "trust.csv", lambda path: frame[PUBLISHED].round(4).to_csv(path, index=False))
 
     def median_seconds(self) -> float:
         """What a finished cell took; NaN before the first."""
@@ -389,13 +391,6 @@ class Results:
     @staticmethod
     def _place(row: Mapping[Any, object]) -> tuple[object, ...]:
         return tuple(row[name] for name in CELL)
-
-    @staticmethod
-    def _whole(path: Path, write: Callable[[Path], object]) -> None:
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        write(partial)
-        partial.replace(path)
 
 
 def fill(

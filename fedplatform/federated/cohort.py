@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from fedplatform.core.messages import HospitalState, Predictions, Reply, Update
 from fedplatform.data.error import DataError
@@ -104,8 +103,6 @@ class InProcessCohort:
     """
 
     def __init__(self, plan: CohortPlan) -> None:
-        # One thread, as in a Ray actor: the order of a parallel sum depends on the number of threads.
-        torch.set_num_threads(1)
         trainer = Trainer(plan.training)
         self._plan = plan
         self._participants = {name: plan.admit(name, trainer) for name in plan.shard_files}
@@ -150,7 +147,6 @@ class InProcessMaskedHospitals:
     """
 
     def __init__(self, plan: CohortPlan) -> None:
-        torch.set_num_threads(1)
         trainer = Trainer(plan.training)
         assert plan.privacy is not None
         self._plan = plan

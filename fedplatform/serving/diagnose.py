@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fedplatform.core.files import write_whole
 from fedplatform.data.error import DataError
 from fedplatform.defence import DefendedClassifier, Diagnosis
 from fedplatform.learning.training import to_images
@@ -190,14 +191,11 @@ def _table(path: Path, columns: list[str]) -> pd.DataFrame:
 
 
 def _write_whole(table: pd.DataFrame, out: Path) -> None:
-    unfinished = out.with_name(f".{out.name}.writing")
     typed = table.astype({"referred": "boolean", "flagged": "boolean", "depth": "Int64", "scan": "int64"})
     try:
         if out.suffix == ".csv":
-            typed.to_csv(unfinished, index=False)
+            write_whole(out, lambda path: typed.to_csv(path, index=False))
         else:
-            pq.write_table(pa.Table.from_pandas(typed, preserve_index=False), unfinished)
-        unfinished.replace(out)
+            write_whole(out, lambda path: pq.write_table(pa.Table.from_pandas(typed, preserve_index=False), path))
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise DataError(f"{out} cannot be written: {error.strerror or error}") from error

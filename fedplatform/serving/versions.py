@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from fedplatform.core.files import write_whole
 from fedplatform.core.settings import ExperimentError
 from fedplatform.core.specification import nearest
 from fedplatform.experiments.defence.load import DefendedRun
@@ -76,9 +77,8 @@ class RunVersions:
         """See :class:`Versions`."""
         self.folder(number)
         file = self.path / SERVING / ALIASES
-        partial = file.with_name(f".{file.name}.partial")
-        partial.write_text(json.dumps({CHAMPION: number}) + "\n")
-        partial.replace(file)
+        text = json.dumps({CHAMPION: number}) + "\n"
+        write_whole(file, lambda path: path.write_text(text))
 
     def folder(self, number: str) -> Path:
         """See :class:`Versions`."""

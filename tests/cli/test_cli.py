@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def test_a_run_leaves_all_that_it_promises(
     assert len(list((folder / "hospitals").glob("*.safetensors"))) == 5
     assert "<html" in (folder / "report.html").read_text()
     assert (tmp_path / "mlflow.db").exists()
-    assert not list(folder.glob("**/*.partial"))
+    assert not list(folder.glob("**/*.partial*"))
 
 
 def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(
@@ -83,7 +84,7 @@ def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(
 ) -> None:
     command = ["run", "lesions", *QUICK, "--data", scans, "--runs", tmp_path, "--name", "mine"]
     with monkeypatch.context() as patch:
-        patch.setattr(RoundTable, "__call__", stop_by_hand)
+        patch.setattr(RoundTable, "round_finished", stop_by_hand)
         assert call(patch, *command) == 130
     said = capsys.readouterr().err
     assert f"finished rounds are kept; go on with: fedplatform run --resume mine --runs {tmp_path}" in said
@@ -102,7 +103,7 @@ def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(
     assert "give a RECIPE or --resume NAME" in capsys.readouterr().err
 
 
-def stop_by_hand(table: RoundTable, report: RoundReport) -> None:
+def stop_by_hand(table: RoundTable, reports: Sequence[RoundReport]) -> None:
     raise KeyboardInterrupt
 
 

@@ -219,7 +219,7 @@ def test_the_files_hold_the_table_and_every_hospital_in_every_round(
         for seed in (0, 1)
     }
     assert hospitals[hospitals["attack"] == "sign_flip"].groupby("round_number")["is_byzantine"].mean().eq(0.2).all()
-    assert not list(folder.rglob("*.partial"))
+    assert not list(folder.rglob("*.partial*"))
 
 
 def test_the_observer_hears_of_every_cell_and_of_the_time_left(

@@ -22,6 +22,7 @@ from mlflow.tracking import MlflowClient
 
 from fedplatform.core.messages import RoundReport
 from fedplatform.core.storable import NotStorableError, put_together, take_apart
+from fedplatform.experiments.callbacks import EachRound
 from fedplatform.experiments.checkpoint import Checkpoint, CheckpointFolder, Checkpoints, require_storable
 from fedplatform.experiments.engine import InProcessEngine
 from fedplatform.experiments.experiment import Experiment, ExperimentError, parse_rule
@@ -39,12 +40,12 @@ class PulledPlugError(Exception):
     """The end of a process that nobody asked for."""
 
 
-def pull_the_plug(after: int):
+def pull_the_plug(after: int) -> EachRound:
     def observe(report: RoundReport) -> None:
         if report.round_number == after:
             raise PulledPlugError
 
-    return observe
+    return EachRound(observe)
 
 
 def bits(folder: Path) -> dict[str, bytes]:
@@ -84,15 +85,24 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     engine = InProcessEngine()
     run(experiment, engine=engine, runs=tmp_path, name="unbroken", shards=shards)
     with pytest.raises(PulledPlugError):
-        run(experiment, engine=engine, runs=tmp_path, name="broken", shards=shards, observer=pull_the_plug(1))
+        run(
+            experiment,
+            engine=engine,
+            runs=tmp_path,
+            name="broken",
+            shards=shards,
+            callbacks=[pull_the_plug(1)],
+        )
     seen: list[int] = []
     for after in (2, 4):
         folder = RunFolder.reopen(tmp_path, "broken")
         if after < experiment.rounds:
             with pytest.raises(PulledPlugError):
-                resume(folder, engine=engine, shards=shards, observer=pull_the_plug(after))
+                resume(folder, engine=engine, shards=shards, callbacks=[pull_the_plug(after)])
             continue
-        resume(folder, engine=engine, shards=shards, observer=lambda report: seen.append(report.round_number))
+        resume(
+            folder, engine=engine, shards=shards, callbacks=[EachRound(lambda report: seen.append(report.round_number))]
+        )
     assert seen == [3, 4], "no finished round is done twice"
     assert without_label(tmp_path / "broken") == without_label(tmp_path / "unbroken")
     pd.testing.assert_frame_equal(figures(tmp_path / "broken"), figures(tmp_path / "unbroken"))
@@ -106,7 +116,14 @@ def stopped(small: Experiment, shards: Path, tmp_path_factory: pytest.TempPathFa
     runs = tmp_path_factory.mktemp("runs")
     experiment = small.replace(rounds=6, rule="mean", attack="none", byzantine=0)
     with pytest.raises(PulledPlugError) as stop:
-        run(experiment, engine=InProcessEngine(), runs=runs, name="stopped", shards=shards, observer=pull_the_plug(5))
+        run(
+            experiment,
+            engine=InProcessEngine(),
+            runs=runs,
+            name="stopped",
+            shards=shards,
+            callbacks=[pull_the_plug(5)],
+        )
     assert f"fedplatform run --resume stopped --runs {runs}" in stop.value.__notes__[0]
     run(experiment, engine=InProcessEngine(), runs=runs, name="unbroken", shards=shards)
     return runs
@@ -231,7 +248,14 @@ def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_is_intact(
 
     folder = tiny_disk / "full"
     with pytest.raises((ExperimentError, OSError)) as refused:
-        run(experiment, engine=InProcessEngine(), runs=tiny_disk, name="full", shards=shards, observer=fill_the_disk)
+        run(
+            experiment,
+            engine=InProcessEngine(),
+            runs=tiny_disk,
+            name="full",
+            shards=shards,
+            callbacks=[EachRound(fill_the_disk)],
+        )
     assert "No space left on device" in str(refused.value)
     assert [path.name for path in sorted((folder / "checkpoints").glob("round-*"))] == ["round-000001"]
     assert not list(folder.glob("checkpoints/.round*")), "nothing half written is left to fill the disk"
@@ -243,7 +267,14 @@ def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_is_intact(
 def test_a_resumed_run_is_the_same_run_in_mlflow(small: Experiment, shards: Path, tmp_path: Path) -> None:
     experiment = small.replace(rounds=3, rule="mean", attack="none", byzantine=0)
     with pytest.raises(PulledPlugError):
-        run(experiment, engine=InProcessEngine(), runs=tmp_path, name="mine", shards=shards, observer=pull_the_plug(2))
+        run(
+            experiment,
+            engine=InProcessEngine(),
+            runs=tmp_path,
+            name="mine",
+            shards=shards,
+            callbacks=[pull_the_plug(2)],
+        )
     resume(RunFolder.reopen(tmp_path, "mine"), engine=InProcessEngine(), shards=shards)
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     (kept,) = client.search_experiments(filter_string=f"name = '{experiment.data_slug}'")
@@ -341,7 +372,14 @@ def test_a_memory_that_cannot_be_stored_is_refused_before_anybody_trains(
 def test_a_declared_memory_is_stored(small: Experiment, shards: Path, tmp_path: Path) -> None:
     experiment = small.replace(rule=SaysWhatItRemembers(), attack="none", byzantine=0)
     with pytest.raises(PulledPlugError):
-        run(experiment, engine=InProcessEngine(), runs=tmp_path, name="m", shards=shards, observer=pull_the_plug(1))
+        run(
+            experiment,
+            engine=InProcessEngine(),
+            runs=tmp_path,
+            name="m",
+            shards=shards,
+            callbacks=[pull_the_plug(1)],
+        )
     found = Checkpoints.open(CheckpointFolder.of(tmp_path / "m" / "checkpoints", experiment), experiment.rule).found
     assert found is not None
     assert found.state.memory == Diary(1)

@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from tiny_defence import DEFENCE, RUN
 
 from fedplatform.cli import fedplatform
+from fedplatform.core.files import alone_in
 from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.defence.presets import GATED
@@ -38,7 +39,6 @@ from fedplatform.experiments.defence.evaluate import (
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.experiments.defence.pictures import write_exhibits
 from fedplatform.experiments.experiment import ExperimentError
-from fedplatform.experiments.run_folder import alone_in
 
 PLAN = Plan(
     defences=(NEAREST_NEIGHBOUR, "no_defence", "purify_all", "fast", "full"),

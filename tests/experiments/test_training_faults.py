@@ -26,8 +26,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from actors.cluster import security
-from fedplatform import specification
 from fedplatform.cli import main
+from fedplatform.core import specification
 from fedplatform.core.messages import HospitalRecord, HospitalState, RoundReport
 from fedplatform.data.arrays import ArraySource
 from fedplatform.data.error import DataError
@@ -37,7 +37,9 @@ from fedplatform.data.parquet import ParquetSource
 from fedplatform.data.pictures import decode
 from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role, assign_roles
-from fedplatform.experiments.comparison import CENTRAL, NEAREST_NEIGHBOUR, Grid, compare
+from fedplatform.experiments.baselines import CENTRAL, NEAREST_NEIGHBOUR
+from fedplatform.experiments.callbacks import Callback
+from fedplatform.experiments.comparison import Grid, compare
 from fedplatform.experiments.engine import InProcessEngine, cohort_plan
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.report import comparison_markdown
@@ -75,6 +77,16 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     return 0
+
+
+class Dealt(Callback):
+    """Keeps how many scans were dealt."""
+
+    def __init__(self, counts: list[int]) -> None:
+        self._counts = counts
+
+    def dealing(self, done: int, total: int) -> None:
+        self._counts.append(done)
 
 
 def tiny(data: Path, **changes: object) -> Experiment:
@@ -373,7 +385,7 @@ def test_a_network_is_trained_or_refused_in_one_line_before_scans_are_dealt(
             tiny(scans, model=network(name), rounds=1),
             engine=InProcessEngine(),
             runs=tmp_path,
-            partitioning=lambda done, _: scans_dealt.append(done),
+            callbacks=[Dealt(scans_dealt)],
         )
         losses = [report.loss for report in reports]
     except ExperimentError as error:

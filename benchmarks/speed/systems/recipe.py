@@ -6,7 +6,7 @@ import cProfile
 import pstats
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from benchmarks.speed.contestant import Job
 from fedplatform.core.messages import RoundReport
 from fedplatform.data.lesions import Lesions
 from fedplatform.defence.settings import DefenceSettings
+from fedplatform.experiments.callbacks import Callback
 from fedplatform.experiments.defence.train import defend
 from fedplatform.experiments.engine import InProcessEngine
 from fedplatform.experiments.experiment import Experiment, load_settings
@@ -35,6 +36,19 @@ class Phases:
         now = time.process_time()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
         self._last = now
+
+
+class Watched(Callback):
+    """Notes the time of the phases of a run."""
+
+    def __init__(self, phases: Phases) -> None:
+        self._phases = phases
+
+    def dealing(self, done: int, total: int) -> None:
+        self._phases.done("scans to shards")
+
+    def round_finished(self, reports: Sequence[RoundReport]) -> None:
+        self._phases.done("classifier")
 
 
 def small_recipe(data: str, scans: int) -> tuple[Experiment, DefenceSettings, dict[str, float]]:
@@ -62,10 +76,6 @@ def recipe(data: str, scans: int) -> Iterator[Callable[[], dict[str, float]]]:
     def trained() -> dict[str, float]:
         phases = Phases()
 
-        def after_round(report: RoundReport) -> None:
-            del report
-            phases.done("classifier")
-
         def after_stage_round(stage: str, rounds: int, report: RoundReport) -> None:
             del rounds, report
             phases.done(stage)
@@ -77,8 +87,7 @@ def recipe(data: str, scans: int) -> Iterator[Callable[[], dict[str, float]]]:
                 runs=Path(folder),
                 name="recipe",
                 resumable=False,
-                partitioning=lambda done, of: phases.done("scans to shards"),
-                observer=after_round,
+                callbacks=[Watched(phases)],
             )
             phases.done("report and tracking")
             defend(folder_of_run.path, defence, engine=InProcessEngine(), observer=after_stage_round)

@@ -6,14 +6,15 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
+from fedplatform.core.files import claim, write_whole
 from fedplatform.core.specification import nearest
 from fedplatform.core.workers import workers
 from fedplatform.defence.settings import DefenceSettings
-from fedplatform.experiments.comparison import claim
 from fedplatform.experiments.defence.evaluate import Observer, Plan, evaluate
 from fedplatform.experiments.defence.load import DEFENCE, STAGES
 from fedplatform.experiments.defence.train import defend
@@ -142,6 +143,4 @@ def _share(first: Path, second: Path) -> None:
     for stage in SHARED_STAGES:
         have, want = (path / DEFENCE / STAGES[stage] for path in (first, second))
         if have.is_file() and not want.is_file():
-            want.parent.mkdir(exist_ok=True)
-            shutil.copy(have, want.with_suffix(".partial"))
-            want.with_suffix(".partial").replace(want)
+            write_whole(want, partial(shutil.copy, have))

@@ -15,16 +15,16 @@ import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
 
+from fedplatform.core.files import alone_in, claim, write_whole
 from fedplatform.core.seeding import torch_generator
 from fedplatform.core.statistics import effective_size
 from fedplatform.core.workers import workers
 from fedplatform.defence import DefendedClassifier, DiffusionPurifier, FreshNoise, step_of
 from fedplatform.defence.presets import DEFENCES, GATED, HospitalParts
 from fedplatform.defence.threats import AT_DETECTORS, TIERS, USUAL_TIERS, Attacker, Budget, Victim
-from fedplatform.experiments.comparison import NEAREST_NEIGHBOUR, claim, look_up
+from fedplatform.experiments.baselines import NEAREST_NEIGHBOUR, look_up
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.experiments.experiment import Experiment, ExperimentError
-from fedplatform.experiments.run_folder import alone_in
 from fedplatform.learning.training import CrossEntropy
 
 EASY_TIERS = ("T0", "T1", "T2", "T2_paper")  # their attackers do not know the defence: cheap, so on more scans
@@ -176,7 +176,7 @@ class Results:
             ignore_index=True,
         )
         self._parts = [frame]
-        _whole(self._path / "scans.parquet", lambda place: frame.to_parquet(place, index=False))
+        write_whole(self._path / "scans.parquet", lambda place: frame.to_parquet(place, index=False))
         if time.monotonic() >= self._due:
             self.summarise()
 
@@ -188,7 +188,7 @@ class Results:
         experiment, manifest = self._run.experiment, self._run.manifest
         heading = {"dataset": experiment.data_slug, "pixels": manifest.settings.size, "split": experiment.split_slug}
         cells = cells_of(self._parts[0], heading)
-        _whole(self._path / "evaluation.parquet", lambda place: cells.to_parquet(place, index=False))
+        write_whole(self._path / "evaluation.parquet", lambda place: cells.to_parquet(place, index=False))
         # All cells are made of all scans: after every task, that would soon take longer than the attacks.
         self._due = time.monotonic() + (time.monotonic() - began) / SHARE_OF_TABLES
         return cells
@@ -264,7 +264,7 @@ def certify_scans(
             rows += future.result()
             observer(done, len(pending))
             frame = pd.DataFrame(rows)
-            _whole(path / "certificates.parquet", lambda place, frame=frame: frame.to_parquet(place, index=False))  # type: ignore[misc]
+            write_whole(path / "certificates.parquet", lambda place, frame=frame: frame.to_parquet(place, index=False))  # type: ignore[misc]
     return pd.DataFrame(rows)
 
 
@@ -463,9 +463,3 @@ def _look_up(run: DefendedRun, attacked: torch.Tensor, labels: torch.Tensor) -> 
         {"answer": int(answer), "mean": float(is_right), "worst": bool(is_right), **nothing}
         for answer, is_right in zip(answers, right, strict=True)
     ]
-
-
-def _whole(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    partial.replace(path)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from fedplatform.core.files import write_whole
 from fedplatform.core.seeding import torch_generator
 from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
 from fedplatform.experiments.defence.evaluate import spread_evenly
@@ -70,9 +71,8 @@ def write_exhibits(
     order = np.array([*best[:RESCUED], *others, *best[RESCUED:]])[:SHOWN]
     kept = {name: values[order] for name, values in pooled.items()}
     kept |= {"epsilon": np.array(epsilon), "tier": np.array(tier), "classes": np.array(run.manifest.classes, dtype=str)}
-    file, partial = path / "pictures.npz", path / ".pictures.partial.npz"
-    np.savez_compressed(partial, **kept)
-    partial.replace(file)
+    file = path / "pictures.npz"
+    write_whole(file, lambda place: np.savez_compressed(place, **kept))
     return file
 
 

@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
+from fedplatform.core.files import write_whole
 from fedplatform.core.messages import RoundReport
 from fedplatform.data.shards import ROOT, Manifest, Shard
 from fedplatform.data.splits import Role
@@ -30,6 +31,7 @@ from fedplatform.experiments.defence.load import (
 )
 from fedplatform.experiments.engine import Engine, local_training
 from fedplatform.experiments.experiment import Experiment, ExperimentError
+from fedplatform.experiments.run import no_op
 from fedplatform.experiments.run_folder import RunFolder
 from fedplatform.federated.hospital import Hospital
 from fedplatform.learning.training import Generative, Orientation, Trainer
@@ -45,17 +47,13 @@ Observer = Callable[[str, int, RoundReport], None]
 """What is told of every round: the stage, its number of rounds, the report."""
 
 
-def nobody(*_: object) -> None:
-    """An observer that looks away."""
-
-
 def defend(
     path: Path,
     settings: DefenceSettings,
     *,
     engine: Engine,
     shards: Path | None = None,
-    observer: Observer = nobody,
+    observer: Observer = no_op,
 ) -> DefendedRun:
     """Train the defence of the run in ``path`` by the hospitals that trained its classifier, Byzantine ones included.
 
@@ -110,7 +108,8 @@ class _Stages:
         if file.is_file() and DefenceSettings.from_settings(yaml.safe_load(file.read_text())).settings() != wanted:
             raise ExperimentError(f"{self.folder} was begun with other settings; remove it to train anew")
         self.folder.mkdir(exist_ok=True)
-        file.write_text(yaml.safe_dump(wanted, sort_keys=False))
+        text = yaml.safe_dump(wanted, sort_keys=False)
+        write_whole(file, lambda path: path.write_text(text))
 
     def autoencoder(self) -> None:
         """The masked autoencoder of the detector."""
@@ -185,8 +184,7 @@ class _Stages:
         network = Trainer(local_training(experiment, self._manifest)).model_of(weights, {})
         state = {name: value.contiguous() for name, value in network.state_dict().items()}
         file = self.folder / STAGES[stage]
-        save_file(state, file.with_suffix(".partial"))
-        file.with_suffix(".partial").replace(file)
+        write_whole(file, lambda path: save_file(state, path))
         shutil.rmtree(self.folder / f".{stage}", ignore_errors=True)
 
     def _train(self, stage: str, experiment: Experiment, *, state_folder: Path, start: np.ndarray | None) -> np.ndarray:
