@@ -481,7 +481,7 @@ def test_an_npz_of_another_form_is_refused(tmp_path: Path) -> None:
     refused(y_train=np.array([0, 1, 0]), says=r"y_train must hold one whole number a picture \(2\), got int64 \(3,\)")
     refused(y_train=np.array([[0, 1]]), says=r"y_train must hold one whole number a picture \(2\), got int64 \(1, 2\)")
     with pytest.raises(
-        DataError, match="it holds x_train, y_train; known are MedMNIST: .*, test_images; Keras: x_train, x_test"
+        DataError, match=r"it holds x_train, y_train; known are MedMNIST: .*, test_images; Keras: x_train, x_test"
     ):
         Index.of(npz(tmp_path / "half.npz", x_train=images, y_train=labels))
     with pytest.raises(DataError, match="unknown layout, it holds nothing; known are"):

@@ -384,3 +384,92 @@ def test_groups_count_their_scans_by_stratum() -> None:
     assert groups.of_scan.tolist() == [1, 0, 1, 1, 2]
     assert groups.counts.tolist() == [[0, 0, 1, 0], [1, 0, 2, 0], [0, 1, 0, 0]]
     assert Groups.of(np.array([], np.int64), np.array([], np.int64), num_strata=2).counts.shape == (0, 2)
+
+
+@QUICK
+@given(
+    st.integers(1, 4), st.integers(2, 3), st.integers(1, 6), st.integers(0, 99), st.sampled_from(PARTITION_OBJECTS[:-1])
+)
+def test_the_shares_of_every_class_are_those_of_every_site_and_add_up_to_one(
+    sites: int, classes: int, num_hospitals: int, seed: int, how: Partition
+) -> None:
+    counts = np.full((sites, classes), 50)
+    shares = how(counts, np.random.default_rng(seed), num_hospitals=num_hospitals)
+    assert shares.shape == (num_hospitals, sites, classes)
+    assert np.allclose(shares.sum(axis=0), 1)
+    assert (shares > 0).all(), "nobody is shut out of a class for good"
+    assert np.array_equal(shares, np.repeat(shares[:, :1], sites, axis=1))
+
+
+def test_shares_are_as_they_are_written_down() -> None:
+    counts, draw = np.full((1, 3), 30), np.random.default_rng(0)
+    assert np.allclose(Iid()(counts, draw, num_hospitals=5), 1 / 5)
+    # Three hospitals, each with seven tenths of its own class and 15 hundredths of each of the two others.
+    expected = np.array([[0.7, 0.15, 0.15], [0.15, 0.7, 0.15], [0.15, 0.15, 0.7]])
+    assert np.allclose(LabelSkew(0.7)(counts, draw, num_hospitals=3)[:, 0], expected)
+    assert np.allclose(LabelSkew(1.0)(counts, draw, num_hospitals=3)[:, 0], np.eye(3), atol=1e-8)
+    sizes = QuantitySkew(0.8)(counts, np.random.default_rng(3), num_hospitals=4)[:, 0]
+    drawn = np.exp(0.8 * np.random.default_rng(3).standard_normal(4))
+    assert np.allclose(sizes, (drawn / drawn.sum())[:, None])
+    classes = Dirichlet(0.3)(counts, np.random.default_rng(4), num_hospitals=4)[:, 0]
+    assert len(np.unique(classes)) == 12, "each class by a draw of its own"
+
+
+def test_sites_keep_their_order_where_each_is_a_hospital_and_are_dealt_by_the_seed_else() -> None:
+    counts = np.full((4, 2), 10)
+    own = BySite()(counts, np.random.default_rng(0), num_hospitals=4)
+    assert np.array_equal(own, np.repeat(np.eye(4)[:, :, None], 2, axis=2))
+    dealt = [BySite()(counts, np.random.default_rng(seed), num_hospitals=2) for seed in range(12)]
+    assert all((shares.sum(axis=0) == 1).all() and (shares.sum(axis=1) == 2).all() for shares in dealt)
+    assert len({shares.tobytes() for shares in dealt}) > 2
+
+
+def test_scans_without_groups_are_spread_one_by_one() -> None:
+    index = Index(("a", "b"), np.arange(103) % 2)
+    hospital_of = spread(index, np.full(103, Role.TRAIN.value), Iid(), num_hospitals=4, seed=0)
+    sizes = np.bincount(hospital_of)
+    assert len(sizes) == 4
+    assert sizes.max() - sizes.min() <= 2
+
+
+def test_as_many_training_groups_as_hospitals_are_enough() -> None:
+    index = of_sizes((3, 1, 4), (1, 5))
+    hospital_of = spread(index, np.full(len(index), Role.TRAIN.value), Dirichlet(0.1), num_hospitals=5, seed=0)
+    assert sorted(np.bincount(hospital_of)) == [1, 1, 3, 4, 5]
+    with pytest.raises(DataError, match="6 hospitals need at least as many training groups, got 5"):
+        spread(index, np.full(len(index), Role.TRAIN.value), Dirichlet(0.1), num_hospitals=6, seed=0)
+
+
+def test_federations_of_nobody_and_sites_that_cannot_be_kept_are_refused() -> None:
+    number = np.arange(40)
+    index = Index(("a", "b"), number % 2, groups=number // 4, sites=np.where(number < 20, "x", "y"))
+    train = np.full(40, Role.TRAIN.value)
+    for num_hospitals, graders, says in (
+        (0, None, "at least 1 hospital, got 0"),
+        (2, [], "somebody must grade: the graders are empty"),
+        (2, [-1], "graders are hospitals 0 to 1, got -1"),
+        (2, [0, 2], "graders are hospitals 0 to 1, got 2"),
+    ):
+        with pytest.raises(DataError, match=says):
+            spread(index, train, Iid(), num_hospitals=num_hospitals, seed=0, graders=graders)
+    assert set(spread(index, train, Iid(), num_hospitals=1, seed=0, graders=[0])) == {0}
+    nobody_at_y = np.where(number < 20, Role.TRAIN, Role.TEST)
+    with pytest.raises(DataError, match="hospital 1 has no training group at its site"):
+        spread(index, nobody_at_y, BySite(), num_hospitals=2, seed=0)
+    travelled = Index(("a", "b"), number % 2, groups=number // 4, sites=np.where(number < 18, "x", "y"))
+    with pytest.raises(DataError, match="a group has scans at two sites that are not of one hospital"):
+        spread(travelled, train, BySite(), num_hospitals=2, seed=0)
+
+
+def test_test_scans_go_to_the_graders_by_their_shares_and_stay_at_a_site_that_has_no_grader() -> None:
+    index = an_index(num_groups=600, num_classes=2, seed=0, sites=2)
+    assert index.sites is not None
+    roles = assign_roles(index, seed=0, root_size=0)
+    by_site = spread(index, roles, BySite(), num_hospitals=2, seed=0, graders=[0])
+    assert set(by_site[(roles == Role.TEST) & (index.sites == "site-0")]) == {0}
+    assert set(by_site[(roles == Role.TEST) & (index.sites == "site-1")]) == {1}
+    skewed = spread(index, roles, QuantitySkew(1.0), num_hospitals=4, seed=1, graders=[1, 2])
+    sizes = np.bincount(skewed[roles == Role.TRAIN], minlength=4)
+    graded = np.bincount(skewed[roles == Role.TEST], minlength=4)
+    assert graded[[0, 3]].tolist() == [0, 0]
+    assert graded[1] / graded.sum() == pytest.approx(sizes[1] / (sizes[1] + sizes[2]), abs=0.03)
