@@ -804,3 +804,21 @@ def test_the_place_that_is_named_goes_before_the_one_that_is_not(tmp_path: Path,
     assert open_source("mnist", folder=tmp_path / "data").index().num_rows == 12
     monkeypatch.delenv("FEDPLATFORM_DATA")
     assert open_source("mnist").index().num_rows == 12
+
+
+@pytest.mark.parametrize(
+    "suffix", ["png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "pgm", "ppm", "PNG", "Jpg"]
+)
+def test_every_kind_of_picture_is_read_by_its_suffix(tmp_path: Path, suffix: str) -> None:
+    for kind, value in (("a", 40), ("b", 200)):
+        write_png(
+            tmp_path / kind / f"1.{suffix}", np.full((8, 8, 3), value, np.uint8) if suffix == "ppm" else grey(value)
+        )
+    assert np.abs(all_images(FolderSource(tmp_path))[:, 0, 0, 0].astype(int) - [40, 200]).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["1.dcm", "1.dicom", "1.IMA", "1"])
+def test_every_name_of_a_dicom_file_is_known(tmp_path: Path, name: str) -> None:
+    for kind in "ab":
+        write_dicom(tmp_path / kind / name, np.array([[0, 1000]]))
+    assert all_images(FolderSource(tmp_path), size=2)[:, 0, 0].tolist() == [[0, 255]] * 2

@@ -355,7 +355,7 @@ def test_an_rle_segment_is_as_long_as_the_picture_or_one_byte_longer() -> None:
     assert np.array_equal(read(rle_of(literal * 5 + repeated * 5)), read(dicom_bytes(mixed)))
     nothing = bytes([128])  # says nothing, PS3.5, G.3.1
     assert np.array_equal(
-        read(rle_of(nothing * 2 + literal * 5 + nothing * 300 + repeated * 5)), read(dicom_bytes(mixed))
+        read(rle_of(nothing * 2 + literal * 5 + nothing * 3000 + repeated * 5)), read(dicom_bytes(mixed))
     )
     # One byte more, as a literal and as a run, is padding; with two the segment runs on.
     for one_more, two_more in ((bytes([0, 9]), bytes([1, 9, 9])), (bytes([0, 9]), bytes([255, 9]))):
