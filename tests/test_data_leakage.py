@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from fedplatform.data.index import Index
@@ -188,6 +189,8 @@ def test_a_twin_in_another_part_answers_and_one_in_the_same_part_does_not() -> N
         columns={"fold": np.concatenate([np.arange(40) % 10, (np.arange(40) + 5) % 10])},
     )
     assert audit(source).group_safe_accuracies == (1.0,) * 5
+    only_the_first = Known(source.pictures, np.tile(np.arange(40) == 0, 2).astype(int), columns=source.columns)
+    assert audit(only_the_first).group_safe_accuracies == (1.0,) * 5
     together = Known(source.pictures, source.labels, columns={"group": np.tile(np.arange(40), 2)})
     report = audit(together)
     assert report.given_groups == 40
@@ -243,6 +246,9 @@ def test_a_border_is_dark_up_to_thirty() -> None:
         framed[20:84, 8:72] = picture
         assert np.allclose(thumbnail(framed), thumbnail(picture), atol=1e-6) is cropped
     small = thumbnail(picture)
+    shrunk = np.asarray(Image.fromarray(picture).resize((24, 24), Image.Resampling.BILINEAR), np.float64).reshape(-1)
+    centred = shrunk - shrunk.mean()
+    assert np.allclose(small, centred / np.linalg.norm(centred), atol=1e-6)
     assert small.shape == (576,)
     assert float(np.linalg.norm(small)) == pytest.approx(1)
     assert float(small.sum()) == pytest.approx(0, abs=1e-4)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -473,3 +475,34 @@ def test_test_scans_go_to_the_graders_by_their_shares_and_stay_at_a_site_that_ha
     graded = np.bincount(skewed[roles == Role.TEST], minlength=4)
     assert graded[[0, 3]].tolist() == [0, 0]
     assert graded[1] / graded.sum() == pytest.approx(sizes[1] / (sizes[1] + sizes[2]), abs=0.03)
+
+
+@dataclass(frozen=True)
+class NearlyAll:
+    """The first hospital has nearly everything."""
+
+    def __call__(self, counts: np.ndarray, generator: np.random.Generator, *, num_hospitals: int) -> np.ndarray:
+        del generator
+        shares = np.full((num_hospitals, *counts.shape), 1e-9)
+        shares[0] = 1 - 1e-9 * (num_hospitals - 1)
+        return shares
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_who_has_next_to_no_share_gets_the_smallest_group_and_nothing_more(seed: int) -> None:
+    index = of_sizes((30, 20, 3), (40, 2, 25))
+    hospital_of = spread(index, np.full(len(index), Role.TRAIN.value), NearlyAll(), num_hospitals=3, seed=seed)
+    assert np.bincount(hospital_of).tolist() == [115, 2, 3]
+
+
+def test_the_root_set_is_drawn_at_every_site_as_its_training_scans_are_spread() -> None:
+    number = np.arange(1000)
+    sites = np.where(
+        number % 250 < 180, "north", "south"
+    )  # of the training scans, and the other way round for the test
+    published = np.where(number < 500, "train", "test")
+    sites = np.where(number < 500, sites, np.where(sites == "north", "south", "north"))
+    index = Index(("a", "b"), number % 2, sites=sites, splits=published)
+    roles = assign_roles(index, seed=0, validation_fraction=0.0, root_size=100)
+    assert (roles == Role.ROOT).sum() == pytest.approx(100, abs=2)
+    assert (sites[roles == Role.ROOT] == "north").sum() == pytest.approx(72, abs=1)

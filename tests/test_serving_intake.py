@@ -448,6 +448,11 @@ def test_a_jpeg_passes_over_its_picture_at_most_64_times() -> None:
         (b"<!doctype html>", "an HTML page"),
         (b"<img src=x>", "an HTML page"),
         (b"hello", "of no kind that is read here"),
+        (struct.pack("<i", 348) + bytes(344), "of no kind that is read here"),
+        (struct.pack("<i", 349) + bytes(340) + b"n+1\x00", "of no kind that is read here"),
+        (struct.pack("<i", 348) + bytes(340) + b"ni1\x00", "of no kind that is read here"),
+        (struct.pack("<i", 540) + bytes(540), "of no kind that is read here"),
+        (struct.pack("<i", 541) + b"n+2\x00\r\n\x1a\n" + bytes(540), "of no kind that is read here"),
     ],
 )
 def test_who_sends_something_else_is_told_what_it_is(start: bytes, kind: str) -> None:
