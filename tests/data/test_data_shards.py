@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+import json
 import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -316,3 +318,49 @@ def test_mnist_keeps_its_published_test_set_in_proportion(tmp_path: Path) -> Non
         assert (shard.rows(Role.TEST) >= 60_000).all()
         assert (shard.rows(Role.TRAIN) < 60_000).all()
     assert counts[Role.TRAIN].min() > 200
+
+
+@pytest.mark.parametrize("waiting", [1, 36 * 5, 36 * 5 * 3, 1 << 30])
+def test_a_shard_is_written_in_pieces_of_as_many_rows_as_may_wait(
+    tmp_path: Path, waiting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedplatform.data.shards.WAITING_BYTES", waiting)  # of five open shards, 36 bytes a picture
+    monkeypatch.setattr("fedplatform.data.shards.MOST_WAITING_ROWS", 7)
+    manifest = cut(Numbered(), tmp_path / "shards")
+    rows = {1: 1, 36 * 5: 1, 36 * 5 * 3: 3, 1 << 30: 7}[waiting]
+    for path in sorted((tmp_path / "shards").glob("*.parquet")):
+        file = pq.ParquetFile(path)
+        pieces = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        assert pieces[:-1] == [rows] * (len(pieces) - 1)
+        assert 1 <= pieces[-1] <= rows
+    monkeypatch.undo()
+    assert cut(Numbered(), tmp_path / "again").digest == manifest.digest, "in whatever pieces it is written"
+
+
+def test_as_many_scans_as_there_are_leave_every_scan_its_role(tmp_path: Path) -> None:
+    assert cut(Numbered(), tmp_path / "1", scans=400).digest == cut(Numbered(), tmp_path / "2").digest
+
+
+def test_a_digest_is_of_every_pixel_label_role_and_row(tmp_path: Path) -> None:
+    manifest = cut(Numbered(), tmp_path / "shards")
+    assert manifest.root is not None
+    summaries = [*manifest.hospitals, manifest.root]
+    for summary in summaries:
+        shard = Shard.open(tmp_path / "shards" / summary.file)
+        lines = []
+        for role in Role:
+            for row, label, picture in zip(shard.rows(role), shard.labels(role), shard.images(role), strict=True):
+                lines.append((int(row), picture.tobytes() + f"{label} {role} {row}\n".encode()))
+        assert summary.digest == sha256(b"".join(line for _, line in sorted(lines))).hexdigest()
+    whole = "".join(summary.file + summary.digest for summary in summaries)
+    assert manifest.digest == sha256(whole.encode()).hexdigest()
+    assert json.loads((tmp_path / "shards" / "manifest.json").read_text())["digest"] == manifest.digest
+
+
+def test_without_a_root_set_the_server_has_no_file(tmp_path: Path) -> None:
+    manifest = cut(Numbered(), tmp_path / "shards", root_size=0)
+    assert manifest.root is None
+    assert Manifest.load(tmp_path / "shards") == manifest
+    names = sorted(path.name for path in (tmp_path / "shards").iterdir())
+    assert names == [*(f"hospital-{number:02d}.parquet" for number in range(4)), "manifest.json"]
+    assert (tmp_path / "shards").stat().st_mode & 0o777 == 0o755

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import io
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -16,9 +20,11 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from fedplatform.data.arrays import ArraySource
 from fedplatform.data.error import DataError
 from fedplatform.data.folders import FolderSource
-from fedplatform.data.index import Index
+from fedplatform.data.index import Index, numbered
 from fedplatform.data.merged import MergedClass
+from fedplatform.data.nifti import count_slices, read_slices
 from fedplatform.data.parquet import ParquetSource
+from fedplatform.data.pictures import batches, decode, fit, stretch
 from fedplatform.data.source import Source
 from fedplatform.data.sources import DATA_SETS, open_source
 
@@ -348,3 +354,471 @@ def test_a_mistyped_name_gets_the_nearest_and_another_file_is_refused(tmp_path: 
     (tmp_path / "x.csv").write_text("")
     with pytest.raises(DataError, match=r"a data set is a folder, an \.npz or a \.parquet file"):
         open_source(str(tmp_path / "x.csv"))
+
+
+@dataclass(frozen=True)
+class Told:
+    """A source that has an index and no pictures."""
+
+    columns: dict[str, object]
+    classes: tuple[str, ...] = ("a", "b")
+    channels: int = 1
+
+    def index(self) -> pa.Table:
+        return pa.table(self.columns)
+
+    def images(self, *, size: int, channels: int) -> Iterator[np.ndarray]:
+        return iter(())
+
+
+def test_an_index_holds_every_column_that_the_source_has() -> None:
+    index = Index.of(
+        Told(
+            {
+                "label": [0, 1, 1],
+                "group": pa.array([5, 6, 6], pa.int32()),
+                "fold": [0, 9, 9],
+                "site": ["x", "y", "y"],
+                "split": ["train", "validation", "test"],
+            },
+            classes=("a", "b", "c"),
+        )
+    )
+    assert index.groups is not None
+    assert index.folds is not None
+    assert index.sites is not None
+    assert index.splits is not None
+    assert (index.labels.tolist(), index.groups.tolist(), index.folds.tolist()) == ([0, 1, 1], [5, 6, 6], [0, 9, 9])
+    assert (index.sites.tolist(), index.splits.tolist()) == (["x", "y", "y"], ["train", "validation", "test"])
+    assert index.class_counts.tolist() == [1, 2, 0], "a class without scans is counted, too"
+    some = index.at(np.array([False, True, False]))
+    assert some.classes == index.classes
+    columns = (some.labels, some.groups, some.folds, some.sites, some.splits)
+    assert [column.tolist() for column in columns if column is not None] == [[1], [6], [9], ["y"], ["validation"]]
+    bare = Index.of(Told({"label": [1, 0]})).at(np.array([True, True]))
+    assert (bare.groups, bare.folds, bare.sites, bare.splits) == (None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"label": pa.array([], pa.int64())}, "the data set is empty"),
+        ({"group": [1, 2]}, "the index needs a column 'label', got group"),
+        ({"label": [0, 2]}, "labels of 2 classes are 0 to 1, got 0 to 2"),
+        ({"label": [-1, 1]}, "labels of 2 classes are 0 to 1, got -1 to 1"),
+        ({"label": [1, 1]}, "a classifier needs two classes, got scans of 'b' only"),
+        ({"label": [0.0, 1.0]}, "column 'label' must hold whole numbers, got double"),
+        ({"label": [0, 1], "group": [1.5, 2.0]}, "column 'group' must hold whole numbers, got double"),
+        ({"label": [0, 1], "fold": [None, 2]}, "column 'fold' is empty in 1 of 2 rows"),
+        ({"label": [0, 1], "site": ["x", None]}, "column 'site' is empty in 1 of 2 rows"),
+        (
+            {"label": [0, 1], "split": ["train", "dev"]},
+            "a split is one of train, validation, test, got dev, train",
+        ),
+    ],
+)
+def test_an_index_that_breaks_a_rule_is_refused_with_what_it_holds(columns: dict[str, object], says: str) -> None:
+    with pytest.raises(DataError, match=f"^{says}"):
+        Index.of(Told(columns))
+
+
+def test_names_are_numbered_by_their_first_appearance() -> None:
+    assert numbered(["b", "a", "b", "c", "a"]).to_pylist() == [0, 1, 0, 2, 1]
+
+
+def npz(path: Path, *, version: tuple[int, int] = (1, 0), **arrays: np.ndarray) -> ArraySource:
+    """A file as np.savez writes it, but with headers of the ``version`` of the format that is asked for."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, values in arrays.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, values, version=version)
+            archive.writestr(f"{name}.npy", buffer.getvalue())
+    return ArraySource(path)
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_pictures_with_one_channel_of_their_own_and_either_kind_of_header_are_read(
+    tmp_path: Path, version: tuple[int, int]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (9, 5, 5, 1), np.uint8)
+    labels = np.arange(9)[:, None] % 2
+    source = npz(
+        tmp_path / "k.npz",
+        version=version,
+        x_train=images[:6],
+        y_train=labels[:6],
+        x_test=images[6:],
+        y_test=labels[6:],
+    )
+    assert source.channels == 1
+    assert np.array_equal(all_images(source, size=5)[:, 0], images[..., 0])
+    assert Index.of(source).labels.tolist() == labels[:, 0].tolist()
+
+
+def test_a_class_that_only_one_part_has_is_a_class(tmp_path: Path) -> None:
+    images = np.zeros((2, 4, 4), np.uint8)
+    for part in ("train", "val", "test"):
+        arrays = {f"{name}_images": images for name in ("train", "val", "test")}
+        arrays |= {f"{name}_labels": np.array([0, 4 if name == part else 1]) for name in ("train", "val", "test")}
+        assert npz(tmp_path / f"{part}.npz", **arrays).classes == ("0", "1", "2", "3", "4")
+
+
+def test_an_npz_of_another_form_is_refused(tmp_path: Path) -> None:
+    images, labels = np.zeros((2, 4, 4), np.uint8), np.array([0, 1])
+
+    def refused(*, x_train: np.ndarray = images, y_train: np.ndarray = labels, says: str) -> None:
+        source = npz(tmp_path / "k.npz", x_train=x_train, y_train=y_train, x_test=images, y_test=labels)
+        with pytest.raises(DataError, match=says):
+            Index.of(source)
+
+    refused(x_train=np.zeros((2, 4, 4, 2), np.uint8), says=r"x_train must be uint8 .*, got uint8 \(2, 4, 4, 2\)")
+    refused(x_train=np.zeros((2, 16), np.uint8), says=r"x_train must be uint8 .*, got uint8 \(2, 16\)")
+    refused(x_train=np.zeros((2, 4, 4), np.int16), says=r"x_train must be uint8 .*, got int16 \(2, 4, 4\)")
+    refused(x_train=np.asfortranarray(np.zeros((2, 4, 5), np.uint8)), says="x_train is stored column by column")
+    refused(
+        y_train=np.array([0.0, 1.0]), says=r"y_train must hold one whole number a picture \(2\), got float64 \(2,\)"
+    )
+    refused(y_train=np.array([0, 1, 0]), says=r"y_train must hold one whole number a picture \(2\), got int64 \(3,\)")
+    refused(y_train=np.array([[0, 1]]), says=r"y_train must hold one whole number a picture \(2\), got int64 \(1, 2\)")
+    with pytest.raises(
+        DataError, match=r"it holds x_train, y_train; known are MedMNIST: .*, test_images; Keras: x_train, x_test"
+    ):
+        Index.of(npz(tmp_path / "half.npz", x_train=images, y_train=labels))
+    with pytest.raises(DataError, match="unknown layout, it holds nothing; known are"):
+        Index.of(npz(tmp_path / "none.npz"))
+
+
+def test_an_npz_that_is_cut_off_behind_its_headers_is_named(tmp_path: Path) -> None:
+    write_medmnist(tmp_path / "set.npz")
+    whole = (tmp_path / "set.npz").read_bytes()
+    broken = bytearray(whole)
+    broken[300:400] = bytes(100)
+    (tmp_path / "set.npz").write_bytes(broken)
+    with pytest.raises(DataError, match=r"set\.npz: not a whole npz file"):
+        all_images(ArraySource(tmp_path / "set.npz"))
+
+
+def test_parquet_keeps_fold_site_and_published_split_by_whatever_name(tmp_path: Path) -> None:
+    pictures = [png(grey(1))] * 5
+    names = ["train", "val", "valid", "validation", "test"]
+    columns = {"image": pictures, "label": [0, 1, 0, 1, 0], "fold": [3, 1, 4, 1, 5], "site": list("vwxyz")}
+    for column in ("split", "orig_split"):
+        write_parquet(tmp_path / "s.parquet", columns | {column: names})
+        index = Index.of(ParquetSource(tmp_path / "s.parquet"))
+        assert index.splits is not None
+        assert index.folds is not None
+        assert index.sites is not None
+        assert index.splits.tolist() == ["train", "validation", "validation", "validation", "test"]
+        assert index.folds.tolist() == [3, 1, 4, 1, 5]
+        assert index.sites.tolist() == list("vwxyz")
+        assert index.groups is None
+    write_parquet(tmp_path / "s.parquet", columns | {"orig_split": ["dev"] * 5, "split": ["test"] * 5})
+    splits = Index.of(ParquetSource(tmp_path / "s.parquet")).splits
+    assert splits is not None
+    assert set(splits) == {"test"}, "of two columns the one that is called split counts"
+    write_parquet(tmp_path / "s.parquet", columns | {"split": [*names[:3], "dev", "held out"]})
+    with pytest.raises(DataError, match="column 'split' knows train, val, valid, validation, test, got dev, held out"):
+        Index.of(ParquetSource(tmp_path / "s.parquet"))
+
+
+def test_the_classes_of_a_parquet_file_are_named_by_the_first_that_names_them(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    numbers = {"image": [png(grey(1))] * 2, "label": [0, 2]}
+    hub = json.dumps({"info": {"features": {"label": {"names": ["x", "y", "z"]}}}})
+    for metadata, classes in (
+        ({"classes": "p,q,r", "huggingface": hub}, ("p", "q", "r")),
+        ({"huggingface": hub}, ("x", "y", "z")),
+        ({"huggingface": "{}"}, ("0", "1", "2")),
+        ({"huggingface": json.dumps({"info": {"features": {"label": {"dtype": "int64"}}}})}, ("0", "1", "2")),
+        (None, ("0", "1", "2")),
+    ):
+        write_parquet(path, numbers, metadata)
+        assert ParquetSource(path).classes == classes
+    words = pa.array(["b", None, "a", "b"])
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+        write_parquet(path, {"image": [b""] * 4, "label": words.cast(kind)}, {"classes": "p,q,r"})
+        assert ParquetSource(path).classes == ("a", "b")
+        assert ParquetSource(path).index().column("label").to_pylist() == [1, None, 0, 1]
+    write_parquet(path, {"image": [b""], "label": pa.array([None], pa.int64())})
+    assert ParquetSource(path).classes == ()
+
+
+def test_groups_of_a_parquet_file_are_numbers_or_words_of_any_kind(tmp_path: Path) -> None:
+    path = tmp_path / "g.parquet"
+    words = pa.array(["p", "q", "p"])
+    kinds = [words, words.cast(pa.large_string()), words.dictionary_encode(), pa.array([7, 3, 7])]
+    for column, numbers in zip(kinds, [[0, 1, 0]] * 3 + [[7, 3, 7]], strict=True):
+        write_parquet(path, {"image": [b""] * 3, "label": [0, 1, 0], "group": column})
+        groups = Index.of(ParquetSource(path)).groups
+        assert groups is not None
+        assert groups.tolist() == numbers
+
+
+def test_a_parquet_file_longer_than_a_batch_is_read_in_order_and_a_gap_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "long.parquet"
+    values = [number % 251 for number in range(150)]
+    pictures: list[bytes | None] = [png(grey(value, side=2)) for value in values]
+    write_parquet(path, {"image": pictures, "label": [0] * 150})
+    assert all_images(ParquetSource(path), size=2)[:, 0, 0, 0].tolist() == values
+    assert ParquetSource(path).channels == 1
+    pictures[70] = None
+    write_parquet(path, {"image": pictures, "label": [0] * 150})
+    with pytest.raises(DataError, match=r"long\.parquet: row 70 holds no picture bytes"):
+        all_images(ParquetSource(path))
+    pictures[70] = b"x"
+    write_parquet(path, {"image": pictures, "label": [0] * 150})
+    with pytest.raises(DataError, match=r"long\.parquet: row 70: not a whole picture"):
+        all_images(ParquetSource(path))
+    write_parquet(path, {"image": [png(np.zeros((2, 2, 3), np.uint8))], "label": [0]})
+    assert ParquetSource(path).channels == 3
+
+
+def test_what_a_computer_leaves_in_folders_is_no_scan(tmp_path: Path) -> None:
+    write_png(tmp_path / "no" / "p1" / "a.PNG", grey(10))
+    write_png(tmp_path / "yes" / "p2" / "b.png", grey(20))
+    for junk in ("no/Thumbs.db", "no/p1/desktop.ini", "yes/.DS_Store", "yes/.cache/c.png", "yes/__MACOSX/c.png"):
+        (tmp_path / junk).parent.mkdir(exist_ok=True)
+        (tmp_path / junk).write_bytes(b"junk")
+    for folder in (".git", "__pycache__"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "README.txt").write_text("beside the classes")
+    source = FolderSource(tmp_path)
+    assert source.classes == ("no", "yes")
+    assert all_images(source)[:, 0, 0, 0].tolist() == [10, 20]
+
+
+def test_sites_are_told_by_all_folders_or_by_none(tmp_path: Path) -> None:
+    write_png(tmp_path / "site=lyon" / "a" / "1.png", grey(1))
+    write_png(tmp_path / "b" / "2.png", grey(1))
+    with pytest.raises(DataError, match="either every folder is a site=NAME or none, got 1/2"):
+        Index.of(FolderSource(tmp_path))
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        Index.of(FolderSource(tmp_path / "nowhere"))
+
+
+def test_the_folder_names_the_site_before_the_file_does_and_the_file_the_patient_before_the_folder(
+    tmp_path: Path,
+) -> None:
+    pixels = np.array([[0, 1000]])
+    write_dicom(tmp_path / "site=lyon" / "a" / "folder" / "1.dcm", pixels, patient="p1", InstitutionName="ward")
+    write_dicom(tmp_path / "site=lyon" / "b" / "2.dcm", pixels, patient="p1", InstitutionName="ward")
+    write_dicom(tmp_path / "site=lyon" / "b" / "folder" / "3.dcm", pixels, patient="", InstitutionName="ward")
+    write_dicom(tmp_path / "site=lyon" / "b" / "other" / "4.dcm", pixels, patient="")
+    index = Index.of(FolderSource(tmp_path))
+    assert index.sites is not None
+    assert index.groups is not None
+    assert index.sites.tolist() == ["lyon"] * 4
+    assert index.groups.tolist() == [0, 0, 1, 2]
+
+
+def test_a_site_that_only_some_files_name_is_no_site(tmp_path: Path) -> None:
+    pixels = np.array([[0, 1000]])
+    write_dicom(tmp_path / "a" / "1.dcm", pixels, InstitutionName="ward")
+    write_dicom(tmp_path / "b" / "2.dcm", pixels)
+    assert Index.of(FolderSource(tmp_path)).sites is None
+
+
+def test_frames_without_a_patient_are_a_group_and_one_frame_is_none(tmp_path: Path) -> None:
+    for kind in "ab":
+        write_dicom(
+            tmp_path / kind / "film.dcm",
+            np.array([[0, 1000], [500, 2000]]),
+            patient="",
+            Rows=1,
+            Columns=2,
+            NumberOfFrames=2,
+        )
+    index = Index.of(FolderSource(tmp_path))
+    assert index.groups is not None
+    assert index.groups.tolist() == [0, 0, 1, 1]
+    assert len(all_images(FolderSource(tmp_path))) == 4
+    for kind in "cd":
+        write_dicom(tmp_path / "single" / kind / "1.dcm", np.array([[0, 1000]]), patient="")
+    assert Index.of(FolderSource(tmp_path / "single")).groups is None
+
+
+def test_a_volume_in_a_patients_folder_is_of_that_patient(tmp_path: Path) -> None:
+    volume = nib.Nifti1Image(np.arange(4 * 4 * 3, dtype=np.int16).reshape(4, 4, 3), np.eye(4))
+    for place in ("a/p1/1.nii", "a/p1/2.nii.gz", "b/p2/1.nii"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        nib.save(volume, tmp_path / place)
+    index = Index.of(FolderSource(tmp_path))
+    assert index.groups is not None
+    assert index.groups.tolist() == [0] * 6 + [1] * 3, "three slices each: there are no eight"
+
+
+def saved(path: Path, volume: np.ndarray) -> Path:
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("depth", "at_most", "central"), [(7, 3, [2, 3, 4]), (8, 3, [2, 3, 4]), (2, 8, [0, 1]), (5, 1, [2])]
+)
+def test_the_central_slices_are_those_with_as_many_below_as_above(
+    tmp_path: Path, depth: int, at_most: int, central: list[int]
+) -> None:
+    volume = np.broadcast_to(np.arange(depth, dtype=np.float32) * 10, (3, 4, depth))
+    path = saved(tmp_path / "v.nii", np.ascontiguousarray(volume))
+    assert count_slices(path, at_most=at_most) == len(central)
+    low, high = np.percentile(volume, (0.5, 99.5))
+    expected = [round(255 * float(np.clip((10 * level - low) / (high - low), 0, 1))) for level in central]
+    assert [int(picture[0, 0]) for picture in read_slices(path, at_most=at_most)] == expected
+
+
+def test_a_slice_is_seen_from_the_feet_with_the_front_up(tmp_path: Path) -> None:
+    volume = np.zeros((2, 3, 1), np.float32)
+    volume[1, 2, 0] = 100.0  # to the patient's right hand side is x = 0, so this is left and in front
+    (picture,) = read_slices(saved(tmp_path / "v.nii", volume), at_most=1)
+    assert picture.tolist() == [[255, 0], [0, 0], [0, 0]]
+
+
+def test_the_darkest_and_brightest_half_percent_are_cut_off_and_no_number_is_black(tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).normal(100, 10, (20, 20, 3)).astype(np.float32)
+    volume[3, 4, 1], volume[5, 6, 1], volume[7, 8, 1] = np.nan, np.inf, -np.inf
+    volume[9, 10, 1] = 1e6  # a vessel
+    finite = volume[np.isfinite(volume)]
+    low, high = np.percentile(finite, (0.5, 99.5))
+    (picture,) = read_slices(saved(tmp_path / "v.nii", volume), at_most=1)
+    plane = np.nan_to_num(volume[:, :, 1].astype(np.float64), nan=low, posinf=high, neginf=low)
+    exact = 255 * (np.clip(plane, low, high) - low) / (high - low)
+    assert np.abs(picture - exact[::-1, ::-1].T).max() <= 0.51
+    seen = picture.T[::-1, ::-1]
+    assert (seen[3, 4], seen[5, 6], seen[7, 8], seen[9, 10]) == (0, 255, 0, 255)
+
+
+def test_a_volume_is_of_three_dimensions_and_holds_a_number(tmp_path: Path) -> None:
+    cube = np.random.default_rng(0).random((4, 4, 4)).astype(np.float32)
+    flat = read_slices(saved(tmp_path / "v.nii", cube), at_most=2)
+    one_moment = read_slices(saved(tmp_path / "w.nii", cube[..., None]), at_most=2)
+    assert np.array_equal(np.stack(one_moment), np.stack(flat))
+    for volume, says in (
+        (np.stack([cube, cube], axis=3), r"needs one 3-D volume, got shape \(4, 4, 4, 2\)"),
+        (cube[:, :, 0], r"needs one 3-D volume, got shape \(4, 4\)"),
+        (np.full_like(cube, np.nan), "holds no finite voxel"),
+    ):
+        with pytest.raises(DataError, match=rf"x\.nii: {says}"):
+            read_slices(saved(tmp_path / "x.nii", volume), at_most=1)
+
+
+def test_a_range_is_stretched_to_all_of_eight_bits_and_a_flat_one_is_black() -> None:
+    assert stretch(np.array([-5.0, 0.0, 1.0, 4.0, 5.0, 9.0]), low=0.0, high=5.0).tolist() == [0, 0, 51, 204, 255, 255]
+    assert stretch(np.array([3.0, 3.0]), low=3.0, high=3.0).tolist() == [0, 0]
+    assert stretch(np.array([3.0, 3.0]), low=4.0, high=3.0).tolist() == [0, 0]
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_every_mode_of_a_picture_is_grey_or_colour() -> None:
+    colour = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
+    image = Image.fromarray(colour)
+    for mode in ("1", "L", "LA"):
+        read = decode(encoded(image.convert(mode), "PNG"), name="x")
+        assert np.array_equal(read, np.asarray(image.convert(mode).convert("L"))), mode
+    for mode in ("RGB", "RGBA", "P"):
+        read = decode(encoded(image.convert(mode), "PNG"), name="x")
+        assert np.array_equal(read, np.asarray(image.convert(mode).convert("RGB"))), mode
+
+
+def test_deep_pictures_are_stretched_from_their_own_darkest_to_their_own_brightest() -> None:
+    values = np.array([[1000, 1300, 2000]])
+    for image, kind in (
+        (Image.fromarray(values.astype(np.uint16)), "PNG"),
+        (Image.fromarray(values.astype(np.int32)), "TIFF"),
+        (Image.fromarray(values.astype(np.float32)), "TIFF"),
+    ):
+        assert decode(encoded(image, kind), name="x").tolist() == [[0, 76, 255]], image.mode
+    bad = Image.fromarray(np.array([[0.0, np.inf]], np.float32))
+    with pytest.raises(DataError, match="x: holds pixels that are not finite"):
+        decode(encoded(bad, "TIFF"), name="x")
+
+
+def test_a_picture_is_made_square_by_stretching_and_one_of_the_right_size_stays_as_it_is() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (4, 4), np.uint8)
+    assert np.array_equal(fit(picture, size=4, channels=1), picture[None])
+    assert np.array_equal(fit(picture, size=4, channels=3), np.stack([picture] * 3))
+    wide = np.array([[0, 200], [0, 200]], np.uint8).repeat(4, axis=1)
+    assert fit(wide, size=2, channels=1).shape == (1, 2, 2)
+    assert (fit(wide, size=2, channels=1)[0, :, 1] > 150).all()
+    assert (fit(wide, size=2, channels=1)[0, :, 0] < 50).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 127, 128, 129, 256, 300])
+def test_pictures_come_in_batches_of_128_and_none_is_lost(count: int) -> None:
+    pictures = [np.full((2, 2), number % 256, np.uint8) for number in range(count)]
+    given = list(batches(iter(pictures), size=1, channels=1))
+    assert [len(batch) for batch in given] == [128] * (count // 128) + [count % 128] * (count % 128 > 0)
+    assert [int(picture[0, 0, 0]) for batch in given for picture in batch] == [n % 256 for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"), [({"channels": 2}, "1 or 3 channels, got channels=2"), ({"size": 0}, "size >= 1, got size=0")]
+)
+def test_pictures_of_no_size_or_two_channels_are_refused(wrong: dict[str, int], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        next(batches([grey(1)], **({"size": 4, "channels": 1} | wrong)))
+
+
+def test_a_class_that_is_not_there_cannot_be_merged(tmp_path: Path) -> None:
+    for merge, into in (("c", "a"), ("a", "c")):
+        with pytest.raises(DataError, match="no class 'c' to merge; the classes are a, b"):
+            _ = MergedClass(Told({"label": [0, 1]}), merge=merge, into=into).classes
+
+
+def test_a_merged_source_keeps_its_groups_channels_and_pictures(tmp_path: Path) -> None:
+    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    columns = {"image": [png(picture)] * 3, "group": [4, 5, 6], "label": [2, 1, 0]}
+    write_parquet(tmp_path / "m.parquet", columns, {"classes": "x,y,z"})
+    source = MergedClass(ParquetSource(tmp_path / "m.parquet"), merge="x", into="z")
+    index = Index.of(source)
+    assert index.groups is not None
+    assert (source.classes, index.labels.tolist(), index.groups.tolist()) == (("y", "z"), [1, 0, 1], [4, 5, 6])
+    assert source.channels == 3
+    assert np.array_equal(all_images(source, size=4, channels=3)[0], picture.transpose(2, 0, 1))
+
+
+def test_a_path_is_opened_by_its_suffix_in_any_case_and_a_strange_name_gets_the_list(
+    tmp_path: Path, monkeypatch
+) -> None:
+    write_medmnist(tmp_path / "set.npz")
+    (tmp_path / "set.npz").rename(tmp_path / "SET.NPZ")
+    assert isinstance(open_source(str(tmp_path / "SET.NPZ")), ArraySource)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert isinstance(open_source("~/SET.NPZ"), ArraySource)
+    with pytest.raises(DataError, match="no data set and no path is called 'zzz'; the names are lesions, "):
+        open_source("zzz")
+
+
+def test_the_place_that_is_named_goes_before_the_one_that_is_not(tmp_path: Path, monkeypatch) -> None:
+    for place, rows in (("named", 4), ("data", 6)):
+        (tmp_path / place).mkdir()
+        images, labels = np.zeros((rows, 4, 4), np.uint8), np.arange(rows) % 2
+        np.savez(tmp_path / place / "mnist.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDPLATFORM_DATA", str(tmp_path / "named"))
+    assert open_source("mnist").index().num_rows == 8
+    assert open_source("mnist", folder=tmp_path / "data").index().num_rows == 12
+    monkeypatch.delenv("FEDPLATFORM_DATA")
+    assert open_source("mnist").index().num_rows == 12
+
+
+@pytest.mark.parametrize(
+    "suffix", ["png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "pgm", "ppm", "PNG", "Jpg"]
+)
+def test_every_kind_of_picture_is_read_by_its_suffix(tmp_path: Path, suffix: str) -> None:
+    for kind, value in (("a", 40), ("b", 200)):
+        write_png(
+            tmp_path / kind / f"1.{suffix}", np.full((8, 8, 3), value, np.uint8) if suffix == "ppm" else grey(value)
+        )
+    assert np.abs(all_images(FolderSource(tmp_path))[:, 0, 0, 0].astype(int) - [40, 200]).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["1.dcm", "1.dicom", "1.IMA", "1"])
+def test_every_name_of_a_dicom_file_is_known(tmp_path: Path, name: str) -> None:
+    for kind in "ab":
+        write_dicom(tmp_path / kind / name, np.array([[0, 1000]]))
+    assert all_images(FolderSource(tmp_path), size=2)[:, 0, 0].tolist() == [[0, 255]] * 2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from aggregation_rounds import Round, a_round, with_attackers
@@ -12,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
+from fedplatform.core.coordinates import evenly_spaced, random_columns
+from fedplatform.core.vectors import combine, shrinkage
 from fedplatform.federated.aggregation import (
     FLAME,
     MIXERS,
@@ -263,3 +267,102 @@ def test_the_same_round_gives_the_same_bits_on_any_number_of_threads(name: str) 
     for result in results[1:]:
         assert torch.equal(result.delta, results[0].delta)
         assert torch.equal(result.weights, results[0].weights)
+
+
+@pytest.mark.parametrize(
+    ("rule", "n"),
+    [
+        (Mean(), 1),
+        (Median(), 1),
+        (TrimmedMean(f=3), 7),
+        (TrimmedMean(f=0), 1),
+        (Krum(f=1), 5),
+        (Krum(f=0), 3),
+        (MultiKrum(f=2), 7),
+        (MultiKrum(f=1, m=4), 5),
+        (MultiKrum(f=1, m=1), 5),
+        (Bulyan(f=1), 7),
+        (DnC(f=2), 5),
+        (FLAME(noise=0.0), 2),
+        (Mixed((NearestNeighbourMixing(f=3),), Mean()), 7),
+        (Mixed((Bucketing(size=2),), Krum(f=1)), 9),
+    ],
+)
+def test_as_many_hospitals_as_a_rule_asks_for_are_enough(rule: Aggregator, n: int) -> None:
+    aggregate = a_round(0, n=n).apply(rule)
+    assert bool(aggregate.delta.isfinite().all())
+    assert float(aggregate.weights.sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("m", [0, 6])
+def test_multi_krum_takes_at_least_one_update_and_leaves_f(m: int) -> None:
+    with pytest.raises(ValueError, match=f"1 <= m <= n - f, got n=7, f=2, m={m}"):
+        a_round(0, n=7).apply(MultiKrum(f=2, m=m))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: WeightedMean(cap=math.nan), "cap=nan"),
+        (lambda: WeightedMean(cap=-1.0), "cap=-1.0"),
+        (lambda: CenteredClipping(radius=0.0), "radius=0.0"),
+        (lambda: CenteredClipping(radius=math.nan), "radius=nan"),
+        (lambda: FLAME(noise=math.nan), "noise=nan"),
+        (lambda: Bucketing(size=-1), "size=-1"),
+    ],
+)
+def test_a_setting_at_the_end_of_its_range_or_no_number_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_claim_of_no_scans_counts_nothing_and_where_most_claim_none_the_mean_is_refused() -> None:
+    case = a_round(2, n=3)
+    case.evidence.num_examples.copy_(torch.tensor([6, 0, 2]))
+    assert case.apply(WeightedMean()).weights.tolist() == pytest.approx([0.75, 0.0, 0.25])
+    assert case.apply(WeightedMean(cap=1.0)).weights.tolist() == pytest.approx([0.5, 0.0, 0.5])
+    assert case.apply(WeightedMean(cap=math.inf)).weights.tolist() == pytest.approx([0.75, 0.0, 0.25])
+    case.evidence.num_examples.copy_(torch.tensor([6, 0, 0]))
+    with pytest.raises(ValueError, match=r"with a positive median, got \[6, 0, 0\]"):
+        case.apply(WeightedMean())
+
+
+@pytest.mark.parametrize(("norm", "passes"), [(0.125, True), (0.124, False), (3.0, True), (3.01, False), (1.0, True)])
+def test_signguard_takes_norms_up_to_its_bounds_and_clips_to_the_median(norm: float, passes: bool) -> None:
+    direction = torch.zeros(64)
+    direction[:16] = 0.25  # of norm 1, exactly
+    case = a_round(0, n=5, d=64)
+    sizes = torch.tensor([1.0, 1.0, 1.0, 1.0, norm])
+    aggregate = replace(case, deltas=sizes[:, None] * direction).apply(SignGuard(smallest=0.125, sign_share=1.0))
+    assert aggregate.hostile.tolist() == [False] * 4 + [not passes]
+    kept = 5 if passes else 4
+    assert aggregate.weights.tolist() == pytest.approx([1 / kept] * 4 + [passes / kept])
+    near(aggregate.delta, direction * ((4 + min(norm, 1.0)) / 5 if passes else 1.0))
+
+
+def test_what_stands_in_an_update_of_no_weight_does_not_matter() -> None:
+    rows = torch.tensor([[1.0, 2.0], [math.nan, math.inf], [3.0, 6.0]])
+    assert combine(np.array([0.5, 0.0, 0.25]), rows).tolist() == [1.25, 2.5]
+    assert not bool(combine(np.zeros(3), rows).any())
+
+
+@pytest.mark.parametrize(("d", "step"), [(1, 1), (4096, 1), (4097, 2), (8192, 2), (8193, 3)])
+def test_reports_look_at_evenly_spaced_columns_and_never_at_more_than_4096(d: int, step: int) -> None:
+    deltas = torch.arange(d).float()[None]
+    assert evenly_spaced(deltas)[0].tolist() == list(range(0, d, step))
+
+
+def test_random_columns_are_all_where_there_are_no_more_and_some_of_them_each_once_else() -> None:
+    deltas = torch.arange(50).float()[None]
+    assert torch.equal(random_columns(deltas, 50, generator=torch.Generator()), deltas)
+    drawn = [random_columns(deltas, 49, generator=torch.Generator().manual_seed(n))[0].tolist() for n in range(5)]
+    assert all(columns == sorted(set(columns)) and 20 < len(columns) < 49 for columns in drawn)
+    assert len({tuple(columns) for columns in drawn}) == 5
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=9), st.floats(0, 50))
+def test_a_vector_is_shortened_to_the_limit_and_one_within_it_is_left_alone(norms: list[float], limit: float) -> None:
+    factors = shrinkage(np.array(norms), limit)
+    for norm, factor in zip(norms, factors, strict=True):
+        assert factor * norm == pytest.approx(min(norm, limit), rel=1e-12)
+        assert (factor == 1.0) == (norm <= limit)

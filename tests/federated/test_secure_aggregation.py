@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import ECB
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -264,3 +268,122 @@ def test_a_third_may_drop_out_and_never_all_but_one(members: int, lost: int) -> 
     assert members - least_threshold(members) == lost
     assert least_threshold(members) > members / 2 or members == 2
     assert least_threshold(members) >= 2
+
+
+def test_a_number_of_fraction_bits_leaves_room_before_and_behind_the_point() -> None:
+    for wrong in (-1, 0, 62, 64):
+        with pytest.raises(ValueError, match=f"0 < fraction_bits < 62, got {wrong}"):
+            FixedPoint(wrong)
+    for bits in (1, 16, 61):
+        point = FixedPoint(bits)
+        assert point.step == 2.0**-bits
+        assert point.largest(3) == pytest.approx(2.0 ** (62 - bits) / 3)
+        values = np.array([0.5, -0.5, 0.0]) * point.largest(1)
+        assert point.encode(values, summands=1).tolist() == [2**61, 2**64 - 2**61, 0]
+
+
+def test_a_number_just_below_the_largest_is_taken_and_the_largest_is_not() -> None:
+    largest = FIXED_POINT.largest(4)
+    below = float(np.nextafter(largest, 0))
+    FIXED_POINT.encode(np.array([below, -below]), summands=4)
+    for bad in (largest, -largest):
+        with pytest.raises(RangeError, match="and 1 more of 3"):
+            FIXED_POINT.encode(np.array([bad, 0.0, np.nan]), summands=4)
+
+
+@pytest.mark.parametrize(
+    ("points", "threshold"),
+    [((0, 1, 2), 2), ((1, 2, PRIME), 2), ((1, 2, 2), 2), ((1, 2), 3), ((1, 2), 0), ((-1, 2), 1)],
+)
+def test_a_secret_is_not_shared_at_points_that_would_give_it_away(points: tuple[int, ...], threshold: int) -> None:
+    with pytest.raises(ValueError, match="1 <= threshold <= different points"):
+        split(bytes(32), points, threshold=threshold)
+
+
+def test_a_secret_is_of_32_bytes_and_may_be_shared_at_the_last_point() -> None:
+    for length in (0, 31, 33):
+        with pytest.raises(ValueError, match=f"a secret has 32 bytes, got {length}"):
+            split(bytes(length), (1, 2), threshold=2)
+    secret = bytes(range(32))
+    assert join(split(secret, (1, PRIME - 1), threshold=2), threshold=2) == secret
+
+
+def test_what_is_too_large_for_a_secret_is_none_and_the_largest_secret_is_one() -> None:
+    assert join([Share(1, 2**256 - 1)], threshold=1) == b"\xff" * 32
+    with pytest.raises(SharesError, match="do not belong to one secret"):
+        join([Share(1, 2**256)], threshold=1)
+
+
+def test_fewer_shares_than_the_threshold_never_give_the_secret_itself() -> None:
+    secret = bytes(31) + b"\x07"
+    for threshold in (2, 3, 5):
+        shares = split(secret, range(1, 6), threshold=threshold)
+        assert all(share.value != 7 for share in shares)
+        assert len({share.value for share in shares}) == 5
+        with pytest.raises(SharesError, match=f"{threshold} shares open the secret, got {threshold - 1}"):
+            join(shares[: threshold - 1], threshold=threshold)
+
+
+def test_a_sum_opens_where_one_answer_lacks_a_share_and_enough_others_have_it() -> None:
+    ward = Ward(5)
+    ward.share()
+    masked = ward.mask({name: np.full(3, 2.0) for name in ward.maskers})
+    revealed = ward.reveal(masked, list(ward.maskers))
+    short = {name: share for name, share in revealed[0].of_seeds.items() if name != "h3"}
+    revealed[0] = RevealedShares("h0", short, {})
+    assert FIXED_POINT.decode(ward.unmask(masked, revealed)).tolist() == [10.0] * 3
+    with pytest.raises(SharesError, match=r"the sum of h0, h1, h2, h3, h4 stays closed: seed of h3: 4 shares"):
+        ward.unmask(masked, revealed[:4])
+
+
+def test_a_hospital_is_in_one_group_of_its_own_round_and_of_a_threshold_that_can_be_met() -> None:
+    def member(name: str, number: int = 1) -> Masker:
+        return Masker(name, number, least_members=3)
+
+    own, others = member("h0"), [member(f"h{n}").advertise() for n in (1, 2)]
+    with pytest.raises(ProtocolError, match="not of its keys and round"):
+        own.share(Group((own.advertise(), others[0], member("h2", 2).advertise()), 2))
+    for threshold in (1, 4):
+        with pytest.raises(ProtocolError, match=f"a sum of 3 opens for 2 of them or more, got {threshold}"):
+            own.share(Group((own.advertise(), *others), threshold))
+    assert [letter.recipient for letter in own.share(Group((own.advertise(), *others), 2))] == ["h1", "h2"]
+    with pytest.raises(ProtocolError, match="in a group already in round 1"):
+        own.share(Group((own.advertise(), *others), 2))
+    unanimous = member("h9")
+    assert len(unanimous.share(Group((unanimous.advertise(), *others), 3))) == 2
+
+
+def test_a_hospital_masks_for_the_threshold_and_for_no_fewer() -> None:
+    for arriving, enough in ((2, False), (3, True)):  # with the own share one more; four of five are needed
+        ward = Ward(5)
+        ward.share()
+        letters = ward.letters_to("h0")[:arriving]
+        if enough:
+            assert ward.maskers["h0"].mask(np.ones(2), letters, fixed_point=FIXED_POINT).hospital_id == "h0"
+        else:
+            with pytest.raises(ProtocolError, match="4 of 5 members are needed, got 3"):
+                ward.maskers["h0"].mask(np.ones(2), letters, fixed_point=FIXED_POINT)
+
+
+def test_a_letter_from_outside_or_from_oneself_is_refused() -> None:
+    ward = Ward(4)
+    ward.share()
+    (letter, *_) = ward.letters_to("h0")
+    for sender in ("h0", "somebody"):
+        with pytest.raises(ProtocolError, match=f"a letter from '{sender}', who is in another group"):
+            ward.maskers["h0"].mask(np.ones(2), [replace(letter, sender=sender)], fixed_point=FIXED_POINT)
+        ward = Ward(4)
+        ward.share()
+    with pytest.raises(SealError):
+        ward.maskers["h0"].mask(np.ones(2), [replace(letter, sender="h2")], fixed_point=FIXED_POINT)
+
+
+def test_a_mask_is_the_key_stream_of_aes_in_counter_mode() -> None:
+    # NIST SP 800-38A, 6.5: the blocks of the counter, here 0 and 1, each encrypted by itself.
+    total = np.array([0, 1, 2**64 - 1, 0], np.uint64)
+    add_mask(total, bytes(32))
+    cipher = Cipher(AES256(bytes(32)), ECB()).encryptor()
+    blocks = cipher.update(bytes(16)) + cipher.update(bytes(15) + b"\x01")
+    stream = [int.from_bytes(blocks[at : at + 8], "little") for at in range(0, 32, 8)]
+    start = [0, 1, 2**64 - 1, 0]
+    assert total.tolist() == [(a + b) % 2**64 for a, b in zip(start, stream, strict=True)]

@@ -250,3 +250,99 @@ def test_a_person_is_told_what_the_server_sees_and_what_it_comes_to() -> None:
     assert "no differential privacy" in promise(Grouped(size=3), rounds=5)
     said = promise(Grouped(size=3, clip=1.0, noise=2.0), rounds=12)
     assert f"epsilon {epsilon(Grouped(size=3, clip=1.0, noise=2.0), rounds=12):.3g} at delta 1e-05" in said
+
+
+def stretched(lengths: tuple[float, ...], *, size: int, number: int = 1, memory: object = None) -> tuple:
+    """A round without a root update whose groups of ``size`` have means of these lengths, all in one direction."""
+    groups = tuple(tuple(f"h{size * n + m}" for m in range(size)) for n in range(len(lengths)))
+    updates = {name: torch.full((D,), length) for group, length in zip(groups, lengths, strict=True) for name in group}
+    rows, evidence = round_of(updates, groups, number=number, memory=memory)
+    return rows, replace(evidence, root_delta=None)
+
+
+@pytest.mark.parametrize("times", [1.0, 1.5, 1.9, 2.0, 2.4, 2.8, 3.2])
+def test_a_group_is_too_long_from_16_tenths_of_a_clean_one_on_and_beyond_doubt_at_24(times: float) -> None:
+    aggregate = GroupTested(Mean())(*stretched((1.0, times), size=5))
+    # The reference is an interpolated quantile of both lengths: at half the share of groups without an attacker.
+    quantile = 0.8**5 / 2
+    grown = times / (1 + quantile * (times - 1))
+    expected = 1 - min(max((grown - 1.6) / (2.4 - 1.6), 0.0), 1.0)
+    assert aggregate.judgements[0].trust == pytest.approx(1.0, abs=1e-6)
+    assert aggregate.judgements[5].trust == pytest.approx(expected, abs=1e-5)
+    said = f"its group is {grown:.1f} times as long as sound ones" if grown > 1.6 else ""
+    assert aggregate.judgements[5].reason == said
+    assert aggregate.judgements[0].reason == ""
+    assert bool(aggregate.weights[5:].any()) is (expected >= 0.2)
+
+
+def test_a_larger_group_is_as_long_as_a_smaller_one_when_its_mean_is_shorter_by_the_root() -> None:
+    names = (NAMES[:2], NAMES[2:])
+    updates = {name: torch.full((D,), 1 / len(group) ** 0.5) for group in names for name in group}
+    rows, evidence = round_of(updates, names)
+    memory = GroupTested(Mean())(rows, replace(evidence, root_delta=None)).memory
+    assert isinstance(memory, GroupMemory)
+    assert memory.lengths[-1] == pytest.approx([D**0.5] * 2)
+
+
+def test_a_group_that_points_backwards_is_told_so_and_one_that_does_not_is_told_nothing() -> None:
+    updates = {name: (-1.0 if name in NAMES[:5] else 1.0) * update for name, update in honest().items()}
+    aggregate = GroupTested(Mean())(*round_of(updates, GROUPS))
+    assert aggregate.judgements[0].reason == "its group points away from the root update"
+    assert aggregate.judgements[0].trust == 0.0
+    assert aggregate.judgements[9].reason == ""
+    assert aggregate.judgements[9].trust == 1.0
+
+
+def test_who_is_shut_out_comes_back_at_a_lower_suspicion_than_it_went_at() -> None:
+    tests = tuple(GroupTest(1, (name,), 0.0) for name in ("h0", "h0", "h5", "h5", "h5", "h5"))
+    first = stretched((1.0, 1.0), size=5, number=2, memory=GroupMemory(tests=tests))
+    second = stretched((1.0, 1.0), size=5, number=2, memory=GroupMemory(tests=tests, shut_out=("h0", "h1")))
+    fresh, again = GroupTested(Mean())(*first), GroupTested(Mean())(*second)
+    chance = NoisyGroupTesting()((*tests, *(GroupTest(2, group, 1.0) for group in GROUPS)), now=2)
+    assert 0.4 < chance["h0"] < 0.8 < chance["h5"]
+    assert chance["h1"] < 0.4
+    for aggregate, out in ((fresh, ("h5",)), (again, ("h0", "h5"))):
+        assert isinstance(aggregate.memory, GroupMemory)
+        assert aggregate.memory.shut_out == out
+        assert [name for name, bad in zip(NAMES, aggregate.hostile, strict=True) if bad] == list(out)
+        for name, judgement in zip(NAMES, aggregate.judgements, strict=True):
+            assert judgement.reputation == pytest.approx(1 - chance[name])
+    reasons = {name: judgement.reason for name, judgement in zip(NAMES, again.judgements, strict=True)}
+    assert reasons["h0"] == "", "it is out as it was before"
+    assert reasons["h1"] == "reinstated: its groups have been sound again"
+    assert reasons["h5"] == "excluded: it was in too many spoiled groups"
+    assert reasons["h2"] == ""
+
+
+def test_a_hundred_rounds_of_tests_and_ten_of_lengths_are_remembered() -> None:
+    tests = tuple(GroupTest(number, ("h0", "h1"), 1.0) for number in range(1, 201))
+    lengths = tuple((float(number),) for number in range(1, 201))
+    aggregate = GroupTested(Mean())(*stretched((1.0, 1.0), size=5, number=201, memory=GroupMemory(tests, lengths)))
+    assert isinstance(aggregate.memory, GroupMemory)
+    assert [test.round_number for test in aggregate.memory.tests] == [*range(102, 201), 201, 201]
+    assert [first for first, *_ in aggregate.memory.lengths[:-1]] == [float(number) for number in range(192, 201)]
+    assert aggregate.memory.lengths[-1] == pytest.approx([D**0.5 * 5**0.5] * 2)
+
+
+@pytest.mark.parametrize("name", ["prior", "false_alarm", "power", "memory"])
+def test_chances_of_group_testing_lie_between_0_and_1(name: str) -> None:
+    for wrong in (0.0, 1.0, -0.1, 1.1):
+        if (name, wrong) != ("memory", 1.0):
+            with pytest.raises(ValueError, match=f"{name}={wrong}"):
+                NoisyGroupTesting(**{name: wrong})
+    with pytest.raises(ValueError, match="false_alarm < power"):
+        NoisyGroupTesting(false_alarm=0.7, power=0.7)
+    assert NoisyGroupTesting(memory=1.0)([GroupTest(1, ("h0",), 0.0)], now=90) == pytest.approx(
+        {"h0": 0.15 * 0.7 / (0.15 * 0.7 + 0.85 * 0.1)}
+    )
+
+
+def test_privacy_is_refused_up_to_its_bounds_and_not_at_them() -> None:
+    for wrong in ({"clip": -1.0}, {"noise": -1.0, "clip": 1.0}, {"size": 0}, {"noise": 0.1, "clip": 0.0}):
+        with pytest.raises(ValueError, match="Grouped needs"):
+            Grouped(**wrong)  # type: ignore[arg-type]
+    assert [Grouped(size=3).groups_of(n) for n in (0, 2, 3, 5, 6, 11)] == [0, 0, 1, 1, 2, 3]
+    assert Grouped(size=2, clip=0.0, noise=0.0).groups_of(2) == 1
+    # Four of six must arrive; the variances of their parts are to make up (noise * clip)^2.
+    assert Grouped(clip=3.0, noise=2.0).noise_of_one(6) == pytest.approx(6.0 / 2)
+    assert Grouped(clip=3.0, noise=2.0).noise_of_one(2) == pytest.approx(6.0 / 2**0.5)

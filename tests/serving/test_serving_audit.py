@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,6 +250,132 @@ def test_a_log_that_somebody_changes_or_moves_under_the_writer_is_not_written_on
     path.rename(tmp_path / "old.log")
     with pytest.raises(AuditError, match="cannot be written"):
         log.append(ENTRY)
+
+
+def test_a_log_in_whose_place_another_of_the_same_length_lies_is_not_written_on(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    log = AuditLog(path)
+    log.append(ENTRY)
+    shutil.copyfile(path, tmp_path / "copy.log")
+    path.rename(tmp_path / "away.log")
+    (tmp_path / "copy.log").rename(path)
+    with pytest.raises(AuditError, match="changed or moved"):
+        log.append(ENTRY)
+    assert verify(path) == verify(tmp_path / "away.log") == Verified(log.head, ())
+
+
+def forged(number: int, previous: str, **values: object) -> tuple[bytes, str]:
+    """A line as the format has it, whoever wrote it: the hash is of all that stands before it."""
+    start = json.dumps({"line": number, "previous": previous, **values}, separators=(",", ":")).encode()[:-1]
+    sha256 = hashlib.sha256(start).hexdigest()
+    return start + b',"sha256":"' + sha256.encode() + b'"}\n', sha256
+
+
+def test_a_line_is_what_its_format_says(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    log = AuditLog(path)
+    log.append(ENTRY, CERTIFICATE)
+    entries = [{"kind": "diagnosis", **vars(ENTRY)}, {"kind": "certificate", **vars(CERTIFICATE)}]
+    first, sha256 = forged(1, "0" * 64, **entries[0])
+    second, last = forged(2, sha256, **entries[1])
+    assert path.read_bytes() == first + second
+    assert log.head == Anchor(2, last)
+    assert str(log.head) == f"2:{last}"
+
+
+def test_a_line_with_a_right_hash_in_a_wrong_place_is_found(tmp_path: Path) -> None:
+    first, sha256 = forged(1, "0" * 64, kind="diagnosis")
+    second, last = forged(2, sha256, kind="diagnosis")
+    assert found(tmp_path, first + second) == Verified(Anchor(2, last), ())
+    assert found(tmp_path, second) == Broken(1, "was written as line 2")
+    assert found(tmp_path, first + forged(2, "1" * 64)[0]) == Broken(2, "does not follow from the line before")
+    assert found(tmp_path, forged(1, "1" * 64)[0]) == Broken(1, "does not follow from the line before")
+    assert found(tmp_path, first + second[:-1]) == Broken(
+        2, "is cut short; whoever opens the log for writing sets it aside"
+    )
+    assert found(tmp_path, first + forged(2, sha256, kind="torn")[0] + b"\n") == Broken(
+        3, "was changed: its hash is another"
+    )
+    for start in (b'{"line":1', b'{"line":"x","previous":""', b"[1", b"", b'{"line":' + b"[" * 100_000):
+        line = start + b',"sha256":"' + hashlib.sha256(start).hexdigest().encode() + b'"}\n'
+        assert found(tmp_path, line) == Broken(1, "is no line of an audit log")
+
+
+def test_an_anchor_holds_for_its_own_line_alone(tmp_path: Path, ten: tuple[bytes, Anchor]) -> None:
+    whole, head = ten
+    hashes = [json.loads(line)["sha256"] for line in whole.splitlines()]
+    for number in (1, 5, 10):
+        assert found(tmp_path, whole, Anchor(number, hashes[number - 1])) == Verified(head, ())
+        wrong = Anchor(number, hashes[number - 2])
+        assert found(tmp_path, whole, wrong) == Broken(number, "is not the line that the anchor was taken of")
+    assert found(tmp_path, whole, Anchor(0, "0" * 64)) == Verified(head, ())
+    assert found(tmp_path, whole, Anchor(11, "0" * 64)) == Broken(11, "is missing: the anchor was taken of 11 lines")
+
+
+def test_what_cannot_be_read_as_an_entry_says_which_line_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    line, _ = forged(1, "0" * 64, kind="diagnosis", **vars(ENTRY))
+    strange = forged(2, "0" * 64, kind="opinion")[0]
+    short = forged(3, "0" * 64, kind="torn", length=1)[0]
+    wrong = forged(4, "0" * 64, kind="torn", length="long", set_aside="x")[0]
+    path.write_bytes(line + strange + short + wrong + b"changed\n")
+    assert read_entry(path, 1) == ENTRY
+    for number, says in (
+        (0, "has no line 0"),
+        (2, "line 2 is of a kind that is not known here: 'opinion'"),
+        (3, "line 3 lacks a field, or has a wrong one"),
+        (4, "line 4 lacks a field, or has a wrong one"),
+        (5, "line 5 of .* was changed"),
+        (6, "has no line 6"),
+    ):
+        with pytest.raises(AuditError, match=says):
+            read_entry(path, number)
+    for use in (lambda: verify(tmp_path / "none.log"), lambda: read_entry(tmp_path / "none.log", 1)):
+        with pytest.raises(AuditError, match=r"none\.log cannot be read: No such file"):
+            use()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_what_json_has_no_number_for_is_a_word(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "audit.log"
+    log = AuditLog(path)
+    log.append(replace(ENTRY, threshold=value, parts={"reconstruction": value}))
+    line = json.loads(path.read_text())
+    assert (line["threshold"], line["parts"]) == (str(value), {"reconstruction": str(value)})
+    entry = read_entry(path, 1)
+    assert isinstance(entry, AuditEntry)
+    assert str(entry.threshold) == str(entry.parts["reconstruction"]) == str(value)
+
+
+def test_a_line_has_at_most_a_mebibyte_and_the_log_goes_on_behind_such_lines(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    log = AuditLog(path)
+    log.append(replace(ENTRY, request_id=""))
+    room = 2**20 - path.stat().st_size
+    filling = replace(ENTRY, request_id="x" * room)
+    log.append(filling)
+    assert path.stat().st_size == 2 * 2**20 - room
+    with pytest.raises(AuditError, match="at most 1,048,576 bytes, got 1,048,577"):
+        log.append(ENTRY, replace(ENTRY, request_id="x" * (room + 1)))
+    assert log.head.lines == 2, "none of them is written"
+    assert log.append(filling, filling).lines == 4
+    log.close()
+    again = AuditLog(path)
+    assert again.head == log.head
+    assert again.append(ENTRY).lines == 5
+    assert isinstance(verify(path, anchor=again.head), Verified)
+
+
+def test_a_long_file_without_a_line_is_no_log_and_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "volume.bin"
+    path.write_bytes(bytes(2 * 2**20 + 1))
+    with pytest.raises(AuditError, match="is no audit log"):
+        AuditLog(path)
+    assert path.read_bytes() == bytes(2 * 2**20 + 1)
+    path.write_bytes(bytes(2 * 2**20))
+    log = AuditLog(path)
+    assert log.head.lines == 1, "as long as a line that was cut short can be, it is set aside"
+    assert [left.stat().st_mode & 0o777 for left in tmp_path.glob("volume.bin.torn-*")] == [0o600]
 
 
 def test_a_disk_that_is_full_leaves_whole_lines_alone(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import gzip
+import logging
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from hostile_uploads import (
     HostileUpload,
@@ -32,9 +35,12 @@ from pydicom.uid import (
 
 from fedplatform.data.folders import FolderSource
 from fedplatform.serving.intake import Limits, Refused, read_scans
+from fedplatform.serving.refused import MEBIBYTE
 
 TESTS = Path(__file__).parents[1]
 PEAK_MIB = 512
+CUT = "The DICOM file is broken or cut short."
+VOLUME_CUT = "The NIfTI volume is broken or cut short."
 WINDOW = {"RescaleSlope": 1, "RescaleIntercept": -1000, "WindowCenter": 40, "WindowWidth": 400}
 
 
@@ -262,3 +268,298 @@ def test_a_colour_scan_in_a_dicom_file_keeps_its_colours() -> None:
         PixelData=pixels.tobytes() + b"\x00" * (pixels.size % 2),
     )
     assert np.array_equal(read(data, channels=3), read(GOOD["colour.png"], channels=3))
+
+
+def test_what_stands_behind_the_pixels_of_a_dicom_file_is_never_read() -> None:
+    for name in ("window.dcm", "implicit.dcm"):
+        for behind in (b"\xff" * 100, GOOD["window.dcm"][132:]):
+            assert np.array_equal(read(GOOD[name] + behind), read(GOOD[name]))
+
+
+@pytest.mark.parametrize("length", [1_000, MEBIBYTE - 2_000, MEBIBYTE + 2_000])
+def test_the_header_of_a_dicom_file_may_take_a_mebibyte(length: int) -> None:
+    def padded(data: pydicom.Dataset) -> None:
+        data.add_new(0x00091010, "OB", bytes(length))
+
+    data = dicom_bytes(hounsfield(), change=padded, **WINDOW)
+    if length < MEBIBYTE:
+        assert np.array_equal(read(data), read(GOOD["window.dcm"]))
+    else:
+        refused = refusal(data)
+        assert (refused.status, refused.sentence) == (
+            413,
+            "The DICOM file's header is too long: 1,048,576 bytes are allowed.",
+        )
+
+
+def test_a_dicom_file_without_a_picture_or_without_its_end_says_so() -> None:
+    refused = refusal(dicom_bytes(scan_pixels(), change=lambda data: delattr(data, "PixelData")))
+    assert (refused.status, refused.sentence) == (422, "The DICOM file holds no picture.")
+    without_its_end = refusal(GOOD["deflated.dcm"][:-2])
+    assert (without_its_end.status, without_its_end.sentence) == (400, CUT)
+
+
+def test_a_deflated_dicom_file_is_inflated_as_far_as_its_pixels_may_go() -> None:
+    zeros = dicom_bytes(np.zeros((1000, 1000), np.uint16), syntax=DeflatedExplicitVRLittleEndian)
+    assert read_scans(zeros, size=4, channels=1, limits=Limits(pixels=10**6)).shape == (1, 1, 4, 4)
+    # Two bytes a pixel: 2 MB in all, where a megabyte for the header and four bytes a pixel are allowed.
+    assert refusal(zeros, limits=Limits(pixels=10**6 - 1)).status == 413
+    refused = refusal(zeros, limits=Limits(pixels=230_000))
+    assert (refused.status, refused.sentence) == (
+        413,
+        "The picture is too large: an upload may have 230,000 pixels.",
+    )
+
+
+@pytest.mark.parametrize(("samples", "given"), [(1, (3, 40, 32)), (3, (2, 40, 32, 3))])
+def test_frames_are_counted_before_they_are_decoded(samples: int, given: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, given, np.uint8)
+    kind = {"PhotometricInterpretation": "RGB", "PlanarConfiguration": 0} if samples == 3 else {}
+    first = pixels if samples == 1 else pixels[..., 0]
+    data = dicom_bytes(first, SamplesPerPixel=samples, PixelData=pixels.tobytes(), **kind)
+    exact = Limits(pixels=given[0] * 40 * 32, scans=given[0])
+    served = read_scans(data, size=8, channels=samples, limits=exact)
+    assert served.shape == (given[0], samples, 8, 8)
+    too_many = refusal(data, limits=Limits(scans=given[0] - 1))
+    assert too_many.sentence == f"The DICOM file holds too many frames: {given[0] - 1} are allowed."
+    assert too_many.status == 413
+    assert refusal(data, limits=Limits(pixels=given[0] * 40 * 32 - 1)).status == 413
+
+
+def test_two_compressed_frames_are_served_in_their_order_and_a_third_is_refused() -> None:
+    pictures = [scan_pixels(), scan_pixels()[::-1].copy(), scan_pixels()[:, ::-1].copy()]
+    for syntax, frames in (
+        (JPEG2000Lossless, [picture_bytes(picture, "JPEG2000", no_jp2=True) for picture in pictures]),
+        (RLELossless, [rle_frame(picture) for picture in pictures]),
+    ):
+        two = dicom_bytes(np.stack(pictures[:2]), syntax=syntax, frames=frames[:2])
+        assert np.array_equal(read(two), np.concatenate([read(dicom_bytes(picture)) for picture in pictures[:2]]))
+        three = refusal(dicom_bytes(np.stack(pictures[:2]), syntax=syntax, frames=frames))
+        assert (three.status, three.sentence) == (422, "The DICOM file holds more frames than its header says.")
+
+
+NOT_WHAT_IT_SAYS = "The DICOM file's compressed frames are not what its header says."
+
+
+def rle_of(segment: bytes) -> bytes:
+    """A DICOM file of 40 x 32 whose one RLE frame has this segment."""
+    header = (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56)
+    return dicom_bytes(scan_pixels(), syntax=RLELossless, frames=[header + segment])
+
+
+def test_an_rle_segment_is_as_long_as_the_picture_or_one_byte_longer() -> None:
+    repeated = bytes([129, 7])  # 257 - 129: 128 times the byte 7
+    assert (read(rle_of(repeated * 10)) == read(dicom_bytes(np.full((40, 32), 7, np.uint8)))).all()
+    literal = bytes([127]) + bytes(range(128))
+    mixed = np.frombuffer(bytes(range(128)) * 5 + bytes([7]) * 640, np.uint8).reshape(40, 32)
+    assert np.array_equal(read(rle_of(literal * 5 + repeated * 5)), read(dicom_bytes(mixed)))
+    nothing = bytes([128])  # says nothing, PS3.5, G.3.1
+    assert np.array_equal(
+        read(rle_of(nothing * 2 + literal * 5 + nothing * 3000 + repeated * 5)), read(dicom_bytes(mixed))
+    )
+    # One byte more, as a literal and as a run, is padding; with two the segment runs on.
+    for one_more, two_more in ((bytes([0, 9]), bytes([1, 9, 9])), (bytes([0, 9]), bytes([255, 9]))):
+        padded = refusal_or_scan(rle_of(repeated * 10 + one_more))
+        assert not isinstance(padded, Refused) or padded.sentence != NOT_WHAT_IT_SAYS
+        too_long = refusal(rle_of(repeated * 10 + two_more))
+        assert (too_long.status, too_long.sentence) == (422, NOT_WHAT_IT_SAYS)
+
+
+def refusal_or_scan(data: bytes) -> Refused | np.ndarray:
+    try:
+        return read(data)
+    except Refused as refused:
+        return refused
+
+
+@pytest.mark.parametrize("count", [0, 16, 2**32 - 1])
+def test_an_rle_frame_has_one_to_fifteen_segments(count: int) -> None:
+    frame = count.to_bytes(4, "little") + rle_frame(scan_pixels())[4:]
+    refused = refusal(dicom_bytes(scan_pixels(), syntax=RLELossless, frames=[frame]))
+    assert (refused.status, refused.sentence) == (400, CUT)
+    short = refusal(dicom_bytes(scan_pixels(), syntax=RLELossless, frames=[rle_frame(scan_pixels())[:62]]))
+    assert (short.status, short.sentence) == (400, CUT)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "side", "allowed"),
+    [
+        (64, 64, 1, True),
+        (65, 64, 1, False),
+        (64, 65, 1, False),
+        (128, 128, 2, True),
+        (127, 129, 2, False),
+        (129, 127, 2, False),
+        (64, 64, 0, True),
+        (65, 64, 0, False),
+    ],
+)
+def test_a_jpeg_2000_frame_of_more_than_4096_tiles_is_refused(
+    width: int, height: int, side: int, allowed: bool
+) -> None:
+    # ISO/IEC 15444-1, A.5.1: XTsiz and YTsiz stand at 24 and 28; a side of 0 is none, and counts as 1.
+    pixels = scan_pixels(height, width)
+    frame = picture_bytes(pixels, "JPEG2000", no_jp2=True)
+    stated = frame[:24] + side.to_bytes(4, "big") * 2 + frame[32:]
+    answer = refusal_or_scan(dicom_bytes(pixels, syntax=JPEG2000Lossless, frames=[stated]))
+    assert (isinstance(answer, Refused) and answer.sentence == NOT_WHAT_IT_SAYS) is not allowed
+
+
+def passes(count: int) -> bytes:
+    """A JPEG with so many markers of a pass over the picture, all but one of them behind its end."""
+    return GOOD["grey.jpg"] + b"\xff\xda" * (count - 1)
+
+
+def test_a_jpeg_passes_over_its_picture_at_most_64_times() -> None:
+    assert np.array_equal(read(passes(64)), read(GOOD["grey.jpg"]))
+    refused = refusal(passes(65))
+    assert (refused.status, refused.sentence) == (422, "The JPEG passes over its picture more than 64 times.")
+    for count, says in ((64, ""), (65, NOT_WHAT_IT_SAYS)):
+        frame = passes(count)
+        answer = refusal_or_scan(
+            dicom_bytes(scan_pixels(), syntax=JPEGBaseline8Bit, frames=[frame + b"\x00" * (len(frame) % 2)])
+        )
+        assert (answer.sentence if isinstance(answer, Refused) else "") == says
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"PK\x03\x04", "a ZIP archive"),
+        (b"GIF87a", "a GIF"),
+        (b"BM", "a BMP"),
+        (b"II*\x00", "a TIFF"),
+        (b"MM\x00*", "a TIFF"),
+        (b"%PDF-1.7", "a PDF"),
+        (b"\x7fELF", "a program"),
+        (b"MZ", "a program"),
+        (b"#!/bin/sh", "a program"),
+        (b"RIFF", "a WebP or another RIFF file"),
+        (b"Rar!", "a RAR archive"),
+        (b"7z\xbc\xaf", "a 7z archive"),
+        (b"\x89HDF", "an HDF5 file"),
+        (b"\x93NUMPY", "a NumPy file"),
+        (b"PAR1", "a Parquet file"),
+        (b'{"image": 1}', "JSON"),
+        (b"  \n<SVG ", "an SVG or XML file"),
+        (b"\xef\xbb\xbf<?xml ", "an SVG or XML file"),
+        (b"<!DOCTYPE svg", "an SVG or XML file"),
+        (b"<html>", "an HTML page"),
+        (b"<!doctype html>", "an HTML page"),
+        (b"<img src=x>", "an HTML page"),
+        (b"hello", "of no kind that is read here"),
+        (struct.pack("<i", 348) + bytes(344), "of no kind that is read here"),
+        (struct.pack("<i", 349) + bytes(340) + b"n+1\x00", "of no kind that is read here"),
+        (struct.pack("<i", 348) + bytes(340) + b"ni1\x00", "of no kind that is read here"),
+        (struct.pack("<i", 540) + bytes(540), "of no kind that is read here"),
+        (struct.pack("<i", 541) + b"n+2\x00\r\n\x1a\n" + bytes(540), "of no kind that is read here"),
+    ],
+)
+def test_who_sends_something_else_is_told_what_it_is(start: bytes, kind: str) -> None:
+    refused = refusal(start + b"\x00" * 20)
+    assert refused.status == 415
+    assert refused.sentence == f"This is {kind}; send a PNG, JPEG, DICOM or NIfTI file."
+
+
+def test_nothing_and_a_gzip_archive_of_something_else_are_refused_by_name() -> None:
+    empty = refusal(b"")
+    assert (empty.status, empty.sentence) == (400, "The upload is empty.")
+    assert refusal(gzip.compress(GOOD["grey.png"])).sentence.startswith("This is a gzip archive of something")
+    assert refusal(gzip.compress(GOOD["grey.png"])).status == 415
+    for name, kind in (("grey.png", "PNG"), ("grey.jpg", "JPEG")):
+        broken = refusal(GOOD[name][: len(GOOD[name]) * 9 // 10])
+        assert (broken.status, broken.sentence) == (400, f"The {kind} is broken or cut short.")
+
+
+def test_the_libraries_may_warn_again_when_the_upload_is_read() -> None:
+    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global")]
+    read(GOOD["window.dcm"])
+    assert [logger.disabled for logger in loggers] == [False, False]
+    loggers[1].disabled = True
+    try:
+        refusal(GOOD["window.dcm"][:500])
+        assert [logger.disabled for logger in loggers] == [False, True]
+    finally:
+        loggers[1].disabled = False
+
+
+def big_endian(volume: np.ndarray) -> bytes:
+    return nib.Nifti1Image(
+        volume.astype(volume.dtype.newbyteorder(">")), np.eye(4), nib.Nifti1Header(endianness=">")
+    ).to_bytes()
+
+
+def test_a_volume_of_either_byte_order_is_the_same_volume() -> None:
+    volume = volume_voxels()
+    little = nib.Nifti1Image(volume, np.eye(4)).to_bytes()
+    assert big_endian(volume)[:4] == (348).to_bytes(4, "big")
+    assert np.array_equal(read(big_endian(volume)), read(little))
+
+
+def test_the_voxels_of_a_volume_begin_within_a_mebibyte_and_end_with_the_file() -> None:
+    def begins(at: int) -> bytes:
+        return (
+            GOOD["volume.nii"][:108]
+            + struct.pack("<f", at)
+            + GOOD["volume.nii"][112:352]
+            + bytes(at - 352)
+            + (GOOD["volume.nii"][352:])
+        )
+
+    for at in (352, 4096, MEBIBYTE):
+        assert np.array_equal(read(begins(at)), read(GOOD["volume.nii"]))
+    too_far = refusal(begins(MEBIBYTE + 16))
+    assert (too_far.status, too_far.sentence) == (
+        413,
+        "The NIfTI volume's header is too long: 1,048,576 bytes are allowed.",
+    )
+    whole = GOOD["volume.nii"]
+    assert np.array_equal(read(whole + b"more"), read(whole))
+    assert (refusal(whole[:-1]).status, refusal(whole[:-1]).sentence) == (400, VOLUME_CUT)
+    for cut in (gzip.compress(whole[:-1]), gzip.compress(whole)[:-9]):
+        assert (refusal(cut).status, refusal(cut).sentence) == (400, VOLUME_CUT)
+    longer = refusal(gzip.compress(whole + b"x"))
+    assert (longer.status, longer.sentence) == (413, "The NIfTI volume goes on behind its last voxel.")
+
+
+def test_a_volume_of_one_moment_is_served_and_of_several_moments_colours_or_no_number_refused() -> None:
+    volume = volume_voxels()
+    assert np.array_equal(read(nifti_bytes(volume[..., None])), read(nifti_bytes(volume)))
+    for other, says in (
+        (np.stack([volume, volume], axis=3), "A NIfTI file must hold one volume of three dimensions."),
+        (volume[:, :, 0], "A NIfTI file must hold one volume of three dimensions."),
+        (volume.astype(np.complex64), "The voxels of a NIfTI volume must be real numbers."),
+        (
+            np.full(volume.shape, np.nan, np.float32),
+            "The NIfTI volume holds no picture: no finite voxel, or no orientation.",
+        ),
+    ):
+        for data in (nifti_bytes(other), gzip.compress(nifti_bytes(other))):
+            assert (refusal(data).status, refusal(data).sentence) == (422, says)
+    for kind in (np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64):
+        assert np.array_equal(
+            read(nifti_bytes(volume.astype(kind))), read(nifti_bytes((volume % 256) if kind is np.uint8 else volume))
+        )
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])
+def test_of_an_even_number_of_slices_the_lower_of_the_two_in_the_middle_is_served(depth: int) -> None:
+    data = nifti_bytes(volume_voxels((8, 9, depth)))
+    assert np.array_equal(read(data), read(data, slice_number=(depth - 1) // 2))
+    assert refusal(data, slice_number=depth).sentence == f"The volume has slices 0 to {depth - 1}."
+    assert refusal(data, slice_number=-1).status == 422
+
+
+@pytest.mark.parametrize(
+    ("shape", "pictures", "status"),
+    [((0, 5), 1, 422), ((5, 0), 1, 422), ((5, 5), 0, 422), ((1, 1), 1, 0), ((32_768, 1), 1, 0), ((1, 32_769), 1, 413),
+     ((10, 10), 1, 0), ((10, 10), 4, 0), ((10, 11), 4, 413), ((10, 10, 10), 1, 413)],
+)  # fmt: skip
+def test_a_shape_is_within_the_limits_up_to_the_last_pixel(shape: tuple[int, ...], pictures: int, status: int) -> None:
+    limits = Limits(pixels=400 if max(shape) < 100 else 10**6)
+    if not status:
+        limits.check(*shape, pictures=pictures)
+        return
+    with pytest.raises(Refused) as refused:
+        limits.check(*shape, pictures=pictures)
+    assert refused.value.status == status

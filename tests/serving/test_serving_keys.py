@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +36,36 @@ def test_a_key_opens_its_hospital_and_no_other_secret_opens_anything(tmp_path: P
         "x" * 10**6,
     ):
         assert keys.opened_by(wrong) is None, wrong[:40]
+
+
+def test_a_secret_says_what_it_is_and_the_file_keeps_its_hash_beside_the_name_of_the_key(tmp_path: Path) -> None:
+    path = tmp_path / "folders" / "that" / "are new" / "keys.json"
+    keys = Keys.load(path)
+    secrets = [keys.add(hospital) for hospital in ("lyon", "utrecht", "lyon")]
+    assert all(re.fullmatch(r"fed_[0-9a-f]{8}_[A-Za-z0-9_-]{43}", secret) for secret in secrets)
+    assert len({secret[-43:] for secret in secrets}) == 3
+    assert json.loads(path.read_text()) == [
+        {
+            "key_id": secret.split("_")[1],
+            "hospital_id": hospital,
+            "sha256": hashlib.sha256(secret.encode()).hexdigest(),
+            "revoked": False,
+        }
+        for secret, hospital in zip(secrets, ("lyon", "utrecht", "lyon"), strict=True)
+    ]
+    assert [key.hospital_id for key in keys] == ["lyon", "utrecht", "lyon"], "in the order in which they were added"
+
+
+def test_to_revoke_a_key_leaves_the_others_and_its_own_line(tmp_path: Path) -> None:
+    keys = Keys.load(tmp_path / "keys.json")
+    secrets = [keys.add(hospital) for hospital in ("lyon", "utrecht", "nice")]
+    names = [key.key_id for key in keys]
+    keys.revoke(names[1])
+    assert [key.key_id for key in keys] == names
+    assert [key.revoked for key in keys] == [False, True, False]
+    assert [keys.opened_by(secret) is None for secret in secrets] == [False, True, False]
+    with pytest.raises(KeysError, match=f"^no key 'x'; there are: {', '.join(names)}$"):
+        keys.revoke("x")
 
 
 @given(st.text())
