@@ -13,6 +13,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from actors.hospital import HospitalHost
 from actors.placement import at_home, dealt
+from fedplatform.core.errors import FedplatformError
 from fedplatform.core.messages import HospitalState, Predictions, Reply
 from fedplatform.data.splits import Role
 from fedplatform.experiments.places import Place
@@ -22,7 +23,7 @@ from fedplatform.federated.transport import Packed, TransportError
 START_TIMEOUT_S = 300.0
 
 
-class CohortError(RuntimeError):
+class CohortError(FedplatformError, RuntimeError):
     """The hospitals could not be brought up."""
 
 

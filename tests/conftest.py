@@ -28,6 +28,7 @@ SMALL = {
     "size": 32,
     "hospitals": 5,
     "byzantine": 1,
+    "rule": "nnm+trimmed_mean",
     "partition": "iid",
     "rounds": 2,
     "model": "small_cnn(width=4)",

@@ -10,7 +10,7 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search.sample import Domain
 
-from fedplatform.attacks.evasion import Apgd, EvasionAttack, MomentumPgd, Pgd, Target
+from fedplatform.attacks.evasion import APGD, PGD, EvasionAttack, MomentumPGD, Target
 from fedplatform.core.seeding import torch_generator
 from fedplatform.data.splits import Role
 from fedplatform.defence import DefendedClassifier, FreshNoise
@@ -93,12 +93,12 @@ class Evasion(DefendedStudy):
         steps = max(1, self.gradients // eot)
         match choice["method"]:
             case "momentum_pgd":
-                return MomentumPgd(self.epsilon, steps=steps, eot=eot)
+                return MomentumPGD(self.epsilon, steps=steps, eot=eot)
             case "apgd":
-                return Apgd(self.epsilon, steps=steps, eot=eot, loss=choice["loss"])
+                return APGD(self.epsilon, steps=steps, eot=eot, loss=choice["loss"])
             case _:
                 stepsize = self.epsilon * float(choice["stepsize"])
-                return Pgd(self.epsilon, steps=steps, eot=eot, loss=choice["loss"], stepsize=stepsize)
+                return PGD(self.epsilon, steps=steps, eot=eot, loss=choice["loss"], stepsize=stepsize)
 
 
 def view_of(defended: DefendedClassifier, view: str, generator: torch.Generator) -> Target:

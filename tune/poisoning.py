@@ -9,7 +9,8 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search.sample import Domain
 
-from fedplatform.experiments.experiment import Experiment, parse_rule
+from fedplatform.experiments.experiment import Experiment
+from fedplatform.experiments.rule_text import parse_rule
 from fedplatform.experiments.trust_benchmark import leave_out
 from tune.setting import setting_of
 from tune.study import FederatedStudy, Goal, halving

@@ -10,7 +10,8 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search.sample import Domain
 
 from fedplatform.data.splits import Role
-from fedplatform.experiments.experiment import Experiment, parse_rule
+from fedplatform.experiments.experiment import Experiment
+from fedplatform.experiments.rule_text import parse_rule
 from fedplatform.experiments.trust_benchmark import leave_out
 from tune.setting import setting_of
 from tune.study import Goal, Outdone, Study, Workplace, play

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from actors.cluster.certificates import AUTHORITY, CERTIFICATE, KEY
+from fedplatform.core.errors import FedplatformError
 
 TOKEN_FILE = Path("~/.ray/auth_token")
 TLS = "FEDPLATFORM_TLS"
 KNOCK_S = 15.0
 
 
-class ClusterError(RuntimeError):
+class ClusterError(FedplatformError, RuntimeError):
     """Something about a cluster that stops a command; the message is one line for the person who gave it."""
 
 

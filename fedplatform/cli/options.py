@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any
 
 import click
 
+from fedplatform.core.options import DEFENCE, EXPERIMENT, Option
 from fedplatform.core.specification import nearest
-
-if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
-
 
 RUNS = click.option(
     "--runs",
@@ -34,33 +30,26 @@ JOBS = click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="wor
 
 
 def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option for every field of an experiment, explained by the field itself."""
-    from fedplatform.experiments.experiment import Experiment
-
-    for name, field in reversed(Experiment.model_fields.items()):
-        if name == "places":
-            continue  # a list of hospitals is a matter for a file
-        command = _setting_option(name, field)(command)
+    """Give a command one option for every setting of an experiment."""
+    for name, option in reversed(EXPERIMENT.items()):
+        if name != "places":  # a list of hospitals belongs in a file
+            command = _setting_option(name, option)(command)
     return command
 
 
-def _setting_option(name: str, field: FieldInfo) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The option of one setting: its type from the annotation, its help from the description."""
-    choices = [choice for choice in get_args(field.annotation) if choice is not NoneType]
-    kind: click.ParamType[Any] = click.STRING
-    if field.annotation is int:
-        kind = click.INT
-    elif field.annotation is float or choices == [float]:
-        kind = click.FLOAT
-    elif choices and all(isinstance(choice, str) for choice in choices):
-        kind = click.Choice(choices)
-    told = str(field.description)
+def _setting_option(name: str, option: Option) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    kinds: dict[object, tuple[click.ParamType[Any], str | None]] = {
+        int: (click.INT, "N"),
+        float: (click.FLOAT, "X"),
+        str: (click.STRING, "SPEC"),
+    }
+    kind, metavar = kinds.get(option.kind) or (click.Choice(option.kind), None)  # type: ignore[arg-type]
     return click.option(
         f"--{name.replace('_', '-')}",
         name,
         type=kind,
-        metavar={click.INT: "N", click.FLOAT: "X", click.STRING: "SPEC"}.get(kind),
-        help=told if "(default" in told else f"{told} [default: {field.default}]",
+        metavar=metavar,
+        help=f"{option.help} [default: {option.shown or option.default}]",
     )
 
 
@@ -84,11 +73,9 @@ def where_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def defence_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option for every setting of a defence, explained by the setting itself."""
-    from fedplatform.defence.settings import DefenceSettings
-
-    for name, setting in reversed(DefenceSettings.model_fields.items()):
-        command = _setting_option(name, setting)(command)
+    """Give a command one option for every setting of a defence."""
+    for name, option in reversed(DEFENCE.items()):
+        command = _setting_option(name, option)(command)
     return command
 
 

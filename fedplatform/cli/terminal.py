@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.console import Console
 
+from fedplatform.core.errors import FedplatformError
 from fedplatform.core.specification import nearest
 
 if TYPE_CHECKING:
@@ -64,30 +65,10 @@ def one_line_errors() -> Iterator[None]:
         click.echo(f"fedplatform: {'; '.join(['stopped; finished rounds are kept', *notes(stop)])}", err=True)
         sys.exit(130)
     except Exception as error:
-        if os.environ.get("FEDPLATFORM_TRACEBACK") or not isinstance(error, _expected()):
+        if os.environ.get("FEDPLATFORM_TRACEBACK") or not isinstance(error, FedplatformError | OSError):
             raise
         click.echo(f"fedplatform: {'; '.join([' '.join(str(error).split()), *notes(error)])}", err=True)
         sys.exit(1)
-
-
-def _expected() -> tuple[type[Exception], ...]:
-    """Errors that are the user's to mend; imported when there is one, for they bring torch and Ray along."""
-    from actors.cluster.security import ClusterError
-    from actors.cohort import CohortError
-    from fedplatform.core.private_files import OwnedFileError
-    from fedplatform.core.specification import SpecificationError
-    from fedplatform.data.error import DataError
-    from fedplatform.experiments.experiment import ExperimentError
-    from fedplatform.experiments.report import ReportError
-    from fedplatform.outside.refusal import Refusal
-    from fedplatform.serving.audit import AuditError
-    from fedplatform.serving.refused import Refused
-
-    return (
-        *(ClusterError, CohortError, DataError, ExperimentError, ReportError, SpecificationError),
-        *(AuditError, OwnedFileError, Refusal, Refused),
-        OSError,
-    )
 
 
 def notes(error: BaseException) -> list[str]:

@@ -9,12 +9,13 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from fedplatform.core.errors import FedplatformError
 from fedplatform.core.files import sync_folder
 
 PRIVATE = 0o600
 
 
-class OwnedFileError(ValueError):
+class OwnedFileError(FedplatformError, ValueError):
     """Such a file cannot be used as it is; the message is one line for the person who keeps it."""
 
 

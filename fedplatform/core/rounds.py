@@ -10,10 +10,11 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from fedplatform.core.errors import FedplatformError
 from fedplatform.core.messages import HospitalRecord, HospitalState, RoundReport
 
 
-class TableError(ValueError):
+class TableError(FedplatformError, ValueError):
     """A table lacks a column that its rows need."""
 
 

@@ -7,10 +7,11 @@ from typing import Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
+from fedplatform.core.errors import FedplatformError
 from fedplatform.core.specification import build, describe, nearest
 
 
-class ExperimentError(ValueError):
+class ExperimentError(FedplatformError, ValueError):
     """An experiment that cannot be run as written; the message is one line for the person who wrote it."""
 
 

@@ -19,11 +19,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fedplatform.core.errors import FedplatformError
+
 plugin_modules: list[ModuleType] = []
 """Modules loaded from a user's file: no other process could import them, so their classes travel by value."""
 
 
-class SpecificationError(ValueError):
+class SpecificationError(FedplatformError, ValueError):
     """A line of text that names no object that can be built."""
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedplatform.core.errors import FedplatformError
+
 Tree = Any  # what JSON holds
 Arrays = dict[str, np.ndarray]
 
 
-class NotStorableError(TypeError):
+class NotStorableError(FedplatformError, TypeError):
     """A value holds something that is no plain value, no array and of no declared kind."""
 
 

@@ -7,23 +7,45 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 
+from fedplatform.core.compute import one_thread
 from fedplatform.core.settings import ExperimentError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class InThisProcess(Executor):
+    """Works at once and in this process, with one thread: for scripts, which a worker process would run once more."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run the call and return what came of it."""
+        future: Future[T] = Future()
+        try:
+            with one_thread():
+                future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 @contextmanager
-def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of ``jobs`` processes of one thread each.
+def workers(jobs: int) -> Iterator[Executor]:
+    """A pool of ``jobs`` processes of one thread each; with 0 jobs everything runs in this process.
 
     Raises :class:`ExperimentError` where one of them dies.
     """
+    if jobs == 0:
+        yield InThisProcess()
+        return
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_settle_in)
     before = set(multiprocessing.active_children())
     try:

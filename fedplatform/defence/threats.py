@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from fedplatform.attacks.evasion import DetectorAware, Flood, Pgd, Square, margin, straight_through
+from fedplatform.attacks.evasion import PGD, DetectorAware, Flood, Square, margin, straight_through
 from fedplatform.defence import DefendedClassifier, FreshNoise, Passage, Purifier
 
 COMPARING_DRAWS = 8  # of noise, by which an attacker who knows the defence chooses between two attacks of his
@@ -56,16 +56,16 @@ class Attacker:
 
     def transfer(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """T1: another hospital attacks through its own personal classifier (internal attack of pFedDef, Kim 2022)."""
-        return Pgd(self.epsilon, self.budget.steps)(victim.neighbour, images, labels, generator=self.generator)
+        return PGD(self.epsilon, self.budget.steps)(victim.neighbour, images, labels, generator=self.generator)
 
     def as_in_the_paper(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """T2 as MedFedPure states it: PGD-7 in steps of a fifth of epsilon on the classifier alone."""
-        paper = Pgd(self.epsilon, PAPER_STEPS, stepsize=self.epsilon * PAPER_STEPSIZE / PAPER_EPSILON)
+        paper = PGD(self.epsilon, PAPER_STEPS, stepsize=self.epsilon * PAPER_STEPSIZE / PAPER_EPSILON)
         return paper(victim.defended.classifier, images, labels, generator=self.generator)
 
     def grey_box(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """T2: the gradient of the classifier, nothing known of detector and purifier."""
-        return Pgd(self.epsilon, self.budget.steps)(
+        return PGD(self.epsilon, self.budget.steps)(
             victim.defended.classifier, images, labels, generator=self.generator
         )
 
@@ -137,7 +137,7 @@ class Attacker:
 
     def _descend(self, defended: DefendedClassifier, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         seen = _Seen(defended, self.generator)
-        pgd = Pgd(self.epsilon, self.budget.steps, eot=self.budget.eot)
+        pgd = PGD(self.epsilon, self.budget.steps, eot=self.budget.eot)
         return pgd(seen.logits, images, labels, generator=self.generator)
 
 

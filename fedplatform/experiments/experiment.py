@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
 import yaml
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError, model_validator
 
 from fedplatform.attacks.poisoning import ATTACKS
 from fedplatform.attacks.poisoning.attack import PoisoningAttack
@@ -18,16 +17,17 @@ from fedplatform.core.seeding import BYZANTINE, numpy_generator
 from fedplatform.core.settings import ExperimentError as ExperimentError
 from fedplatform.core.settings import Settings, parsed_by, written_by
 from fedplatform.core.specification import SpecificationError, build, describe, nearest, slug_of
-from fedplatform.data.partition import PARTITIONS, Partition
+from fedplatform.data.partition import PARTITIONS, Iid, Partition
 from fedplatform.data.source import Source
 from fedplatform.data.sources import open_source
 from fedplatform.experiments.places import Place, require_distinct
-from fedplatform.federated.aggregation import MIXERS, RULES, Aggregator, Mixed
+from fedplatform.experiments.rule_text import describe_rule, parse_rule, slug_of_rule
+from fedplatform.federated.aggregation import Aggregator
 from fedplatform.federated.byzantine import Adversary
 from fedplatform.federated.secure import PRIVACY, Grouped, GroupTested
 from fedplatform.federated.transport import TransportName
-from fedplatform.federated.trust import SCORERS, OptiGradTrust, RobustScores
-from fedplatform.learning.models import MODELS, ModelBuilder, TimmModel
+from fedplatform.federated.trust import OptiGradTrust
+from fedplatform.learning.models import MODELS, ModelBuilder, SmallCnn, TimmModel
 from fedplatform.learning.models.torchvision_ops import import_timm
 from fedplatform.learning.training import (
     ALGORITHMS,
@@ -35,49 +35,12 @@ from fedplatform.learning.training import (
     OBJECTIVES,
     Algorithm,
     Augmentation,
+    CrossEntropy,
+    FedBNP,
     LocalTraining,
     Objective,
     SamplingName,
 )
-
-ALL_RULES: dict[str, type[Aggregator]] = {**RULES, "trust": OptiGradTrust}
-
-
-def parse_rule(text: str, *, f: int) -> Aggregator:
-    """An aggregation rule from its name, what stands in front joined by ``+``.
-
-    In front of ``trust`` stands its scorer (``network+trust``), in front of other rules their mixers
-    (``nnm+trimmed_mean``).
-    """
-    *mixers, rule = (part.strip() for part in text.split("+"))
-    given = {"f": f}
-    built = build(rule, ALL_RULES, what="aggregation rule", given=given)
-    if isinstance(built, OptiGradTrust) and mixers:
-        if len(mixers) > 1:
-            raise SpecificationError(f"trust takes one scorer in front of it, got {text!r}")
-        return replace(built, scorer=build(mixers[0], SCORERS, what="trust scorer", given={}))
-    if not mixers:
-        return built  # type: ignore[no-any-return]
-    return Mixed(tuple(build(mixer, MIXERS, what="mixing step", given=given) for mixer in mixers), built)
-
-
-def describe_rule(rule: Aggregator) -> str:
-    """The text that :func:`parse_rule` reads back."""
-    if isinstance(rule, Mixed):
-        return "+".join([*(describe(mixer, MIXERS) for mixer in rule.mixers), describe(rule.rule, ALL_RULES)])
-    if isinstance(rule, OptiGradTrust) and rule.scorer != RobustScores():
-        plain = describe(replace(rule, scorer=RobustScores()), ALL_RULES)
-        return f"{describe(rule.scorer, SCORERS)}+{plain}"
-    return describe(rule, ALL_RULES)
-
-
-def slug_of_rule(rule: Aggregator) -> str:
-    """The rule's command-line name without settings, as it stands in result tables."""
-    if isinstance(rule, Mixed):
-        return "+".join([*(slug_of(mixer, MIXERS) for mixer in rule.mixers), slug_of(rule.rule, ALL_RULES)])
-    if isinstance(rule, OptiGradTrust) and rule.scorer != RobustScores():
-        return f"{slug_of(rule.scorer, SCORERS)}+trust"
-    return slug_of(rule, ALL_RULES)
 
 
 def _parse_attack(value: object) -> object:
@@ -127,119 +90,56 @@ def _describe_privacy(privacy: Grouped | None) -> str:
     return "none" if privacy is None else describe(privacy, PRIVACY)
 
 
+def _describe_data(data: str | Source) -> str:
+    return data if isinstance(data, str) else str(getattr(data, "name", "")) or describe(data, {})
+
+
 def _parse_names(value: object) -> object:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+WHOLE = TypeAdapter(int)
 
 
 class Experiment(Settings):
     """Everything that a federated training run depends on; equal experiments give equal weights, bit for bit."""
 
-    data: Annotated[
-        str | Source, PlainSerializer(lambda value: value if isinstance(value, str) else describe(value, {}))
-    ] = Field(
-        "lesions",
-        description="data set: a name (see 'fedplatform data list'), a path to a folder, .npz or .parquet file, "
-        "or your own class as FILE.py:CLASS",
-    )
-    size: int = Field(64, ge=8, description="pixels a side that every scan is resized to")
-    scans: int = Field(
-        0,
-        ge=0,
-        description="use at most so many scans of the data set, drawn by the seed in whole groups, roles kept in "
-        "proportion (0: all)",
-    )
-    split: Literal["group_safe", "random"] = Field(
-        "group_safe",
-        description="how the test set is split: group_safe keeps a patient's scans together; random does not, and "
-        "overestimates accuracy",
-    )
-    partition: Annotated[Partition, parsed_by(PARTITIONS, "partition"), written_by(PARTITIONS)] = Field(
-        "iid",  # type: ignore[assignment]
-        description="how scans fall to hospitals: iid, dirichlet(concentration=0.5), label_skew(share=0.7), "
-        "quantity_skew(sigma=1.0), site",
-    )
-    hospitals: int = Field(
-        10, ge=1, description="number of hospitals, Byzantine ones included; in a file, or a list of them"
-    )
-    places: tuple[Place, ...] = Field(
-        (), description="where each hospital lives; a file lists them under 'hospitals' (docs/cluster.md)"
-    )
-    outside: Annotated[tuple[str, ...], BeforeValidator(_parse_names), PlainSerializer(list)] = Field(
-        (),
-        description="hospitals outside the cluster, NAME,NAME...: they bring their own data and come through the "
-        "gateway, see docs/joining.md (default: none)",
-    )
-    byzantine: int = Field(3, ge=0, description="how many of them are Byzantine, chosen by the seed")
+    data: Annotated[str | Source, PlainSerializer(_describe_data)] = Field("lesions")
+    size: int = Field(64, ge=8)
+    scans: int = Field(0, ge=0)
+    split: Literal["group_safe", "random"] = Field("group_safe")
+    partition: Annotated[Partition, parsed_by(PARTITIONS, "partition"), written_by(PARTITIONS)] = Field(Iid())
+    hospitals: int = Field(10, ge=1)
+    places: tuple[Place, ...] = Field(())
+    outside: Annotated[tuple[str, ...], BeforeValidator(_parse_names), PlainSerializer(list)] = Field(())
+    byzantine: int = Field(3, ge=0)
     attack: Annotated[PoisoningAttack | None, BeforeValidator(_parse_attack), PlainSerializer(_describe_attack)] = (
-        Field(
-            "none", description=f"what Byzantine hospitals do: none, {', '.join(ATTACKS)}, or your own as FILE.py:CLASS"
-        )  # type: ignore[assignment]
+        Field(None)
     )
-    rule: Annotated[Aggregator, PlainSerializer(describe_rule)] = Field(
-        "nnm+trimmed_mean",  # type: ignore[assignment]
-        validate_default=False,
-        description=f"aggregation rule: {', '.join(RULES)}, with {', '.join(MIXERS)} in front joined by '+'; "
-        f"trust, with its scorer ({', '.join(SCORERS)}) in front; or your own as FILE.py:CLASS",
-    )
+    rule: Annotated[Aggregator, PlainSerializer(describe_rule)] = Field(OptiGradTrust())
     privacy: Annotated[Grouped | None, BeforeValidator(_parse_privacy), PlainSerializer(_describe_privacy)] = Field(
-        "none",  # type: ignore[assignment]
-        description="what the server sees of the updates: none (every single one), or grouped(size=3), by secure "
-        "aggregation only means of groups of at least so many hospitals, drawn anew each round; grouped(size=5, "
-        "clip=1.0, noise=2.0) adds differential privacy of whole hospitals",
+        None
     )
-    transport: TransportName = Field(
-        "exact",
-        description="how updates travel to the server: exact, as float32, the fastest on one machine; lossless, the "
-        "same bits in two thirds to four fifths of the bytes; half, rounded to half precision, in half of them, for a "
-        "hospital's line. Weights always go out exact",
-    )
-    f: int = Field(
-        3,
-        ge=0,
-        description="how many Byzantine hospitals the rule is built to withstand (default: as many as there are)",
-    )
-    model: Annotated[ModelBuilder, BeforeValidator(_parse_model), PlainSerializer(_describe_model)] = Field(
-        "small_cnn",  # type: ignore[assignment]
-        description=f"classifier: {', '.join(MODELS)}, any timm model by its name (resnet18), or FILE.py:CLASS",
-    )
-    algorithm: Annotated[Algorithm, parsed_by(ALGORITHMS, "algorithm"), written_by(ALGORITHMS)] = Field(
-        "fedbn_p",  # type: ignore[assignment]
-        description=f"local training: {', '.join(ALGORITHMS)}",
-    )
-    objective: Annotated[Objective, parsed_by(OBJECTIVES, "objective"), written_by(OBJECTIVES)] = Field(
-        "cross_entropy",  # type: ignore[assignment]
-        description="what local training makes small: cross_entropy(label_smoothing=0.0), "
-        "adversarial(epsilon=0.015, steps=1), trades(epsilon=0.015, beta=6.0), or generative (the network's own loss)",
-    )
+    transport: TransportName = Field("exact")
+    f: int = Field(3, ge=0)
+    model: Annotated[ModelBuilder, BeforeValidator(_parse_model), PlainSerializer(_describe_model)] = Field(SmallCnn())
+    algorithm: Annotated[Algorithm, parsed_by(ALGORITHMS, "algorithm"), written_by(ALGORITHMS)] = Field(FedBNP())
+    objective: Annotated[Objective, parsed_by(OBJECTIVES, "objective"), written_by(OBJECTIVES)] = Field(CrossEntropy())
     augmentation: Annotated[
         Augmentation | None, BeforeValidator(_parse_augmentation), PlainSerializer(_describe_augmentation)
-    ] = Field(
-        "none",  # type: ignore[assignment]
-        description=f"how scans are changed every time they are trained on: none, {', '.join(AUGMENTATIONS)}, "
-        "or your own as FILE.py:CLASS",
-    )
-    sampling: SamplingName = Field(
-        "scans",
-        description="what an epoch of training shows: scans, every one once; groups, as many drawn so that every group "
-        "of a class (a patient, near-identical pictures) counts alike, however many scans it has",
-    )
-    optimiser: Literal["sgd", "adamw"] = Field(
-        "sgd", description="local optimiser: sgd, or adamw with gradients clipped to norm 1"
-    )
-    rounds: int = Field(10, ge=1, description="rounds of broadcast, training and aggregation")
-    local_epochs: int = Field(1, ge=1, description="epochs that a hospital trains in one round")
-    batch_size: int = Field(32, ge=2, description="scans a training step")
-    learning_rate: float = Field(
-        0.05, gt=0, description="step size of local training in the first round; it falls along a half cosine"
-    )
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of local SGD, fresh in every round")
-    weight_decay: float = Field(1e-4, ge=0, description="weight decay of local training")
-    root_size: int = Field(100, ge=0, description="scans in the server's own clean root set (0: none)")
-    quorum: int = Field(0, ge=0, description="least usable updates for a round to count (default: a majority)")
-    deadline_s: float = Field(1800.0, gt=0, description="seconds that a round waits for hospitals")
-    seed: int = Field(
-        0, ge=0, description="seed of everything random: split, Byzantine hospitals, initial weights, batches, attack"
-    )
+    ] = Field(None)
+    sampling: SamplingName = Field("scans")
+    optimiser: Literal["sgd", "adamw"] = Field("sgd")
+    rounds: int = Field(10, ge=1)
+    local_epochs: int = Field(1, ge=1)
+    batch_size: int = Field(32, ge=2)
+    learning_rate: float = Field(0.05, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    root_size: int = Field(100, ge=0)
+    quorum: int = Field(0, ge=0)
+    deadline_s: float = Field(1800.0, gt=0)
+    seed: int = Field(0, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -253,14 +153,12 @@ class Experiment(Settings):
             filled["places"] = tuple(map(Place.of, filled["hospitals"]))
             filled["hospitals"] = len(filled["places"])
         try:
-            filled["f"] = int(filled.get("f", filled.get("byzantine", fields["byzantine"].default)))
-            filled["quorum"] = int(
-                filled.get("quorum") or int(filled.get("hospitals", fields["hospitals"].default)) // 2 + 1
-            )
-        except (TypeError, ValueError):
+            filled["f"] = WHOLE.validate_python(filled.get("f", filled.get("byzantine", fields["byzantine"].default)))
+            hospitals = WHOLE.validate_python(filled.get("hospitals", fields["hospitals"].default))
+        except ValidationError:
             return values  # the field's own check says it better
-        rule = filled.get("rule", fields["rule"].default)
-        if isinstance(rule, str):
+        filled["quorum"] = filled.get("quorum") or hospitals // 2 + 1
+        if isinstance(rule := filled.get("rule"), str):
             filled["rule"] = parse_rule(rule, f=filled["f"])
         return filled
 
@@ -320,7 +218,7 @@ class Experiment(Settings):
 
     def replace(self, **changes: object) -> Self:
         """The same experiment with some settings changed and everything derived from them derived again."""
-        return self.from_settings({**self.settings(), **changes})
+        return self.from_settings({**self.settings(), "data": self.data, **changes})
 
     @property
     def rule_slug(self) -> str:
@@ -342,7 +240,7 @@ class Experiment(Settings):
     @property
     def data_slug(self) -> str:
         """The data set's name in result tables."""
-        text = self.data if isinstance(self.data, str) else describe(self.data, {})
+        text = _describe_data(self.data)
         return Path(text).stem if Path(text).exists() else text.rpartition(":")[2].partition("(")[0]
 
     def hospital_ids(self) -> tuple[str, ...]:

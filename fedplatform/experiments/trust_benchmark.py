@@ -32,8 +32,9 @@ from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
 from fedplatform.experiments.baselines import CENTRAL, NEAREST_NEIGHBOUR, nearest_neighbour
 from fedplatform.experiments.engine import ServerRole, in_process_cohort
-from fedplatform.experiments.experiment import Experiment, ExperimentError, parse_rule
+from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.report import comparison_markdown
+from fedplatform.experiments.rule_text import parse_rule
 from fedplatform.experiments.run import partition_data
 from fedplatform.federated.aggregation import Aggregator, Mixed
 

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
+from fedplatform.core.errors import FedplatformError
 from fedplatform.core.files import write_durably
 
 KEPT_ROUNDS = 3  # rounds that a federation can go back, and so the checkpoints of its server
@@ -18,7 +19,7 @@ EARLIER = "earlier"  # the folder of the states before the newest
 LABEL = "round, launch"
 
 
-class SupersededError(RuntimeError):
+class SupersededError(FedplatformError, RuntimeError):
     """This process belongs to a launch of the federation after which there was another; it may not write any more."""
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 import pyarrow as pa
 
+from fedplatform.core.errors import FedplatformError
 from fedplatform.core.messages import Update
 
 DELTA, EXPONENT = "delta", "exponent"
@@ -21,7 +22,7 @@ TransportName = Literal["exact", "lossless", "half"]
 Parts = Mapping[str, np.ndarray]
 
 
-class TransportError(ValueError):
+class TransportError(FedplatformError, ValueError):
     """What came does not unpack to an update; the message is one sentence."""
 
 

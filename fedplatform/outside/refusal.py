@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from fedplatform.core.errors import FedplatformError
+
 
 class Reason(StrEnum):
     """Why a message was refused; the ledger counts by it."""
@@ -22,7 +24,7 @@ class Reason(StrEnum):
     MALFORMED = "malformed"  # well signed, and no update or no predictions: NaN, wrong shape, wrong type
 
 
-class Refusal(Exception):  # noqa: N818 - it is an answer, and nothing went wrong in the server
+class Refusal(FedplatformError):  # noqa: N818 - it is an answer, and nothing went wrong in the server
     """A message that changes nothing: a ``reason`` and one ``sentence`` for the person whose program sent it."""
 
     def __init__(self, reason: Reason, sentence: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedplatform.core.errors import FedplatformError
 from fedplatform.core.files import sync_folder
 from fedplatform.core.private_files import OwnedFileError, write_owned
 
@@ -23,7 +24,7 @@ TAIL = len(HASH) + 64 + 2
 LONGEST_LINE = 2**20
 
 
-class AuditError(ValueError):
+class AuditError(FedplatformError, ValueError):
     """The log cannot be opened, read or written; the message is one line for the person who keeps it."""
 
 

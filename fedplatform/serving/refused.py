@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedplatform.core.errors import FedplatformError
+
 MEBIBYTE = 2**20
 LONGEST_SIDE = 32_768  # pixels; the weights of a resize grow with the longest side, however few pixels there are
 
@@ -29,7 +31,7 @@ class Limits:
             raise Refused(413, f"The picture is too large: an upload may have {self.pixels:,} pixels.")
 
 
-class Refused(Exception):  # noqa: N818 - it is an answer, and nothing went wrong in the server
+class Refused(FedplatformError):  # noqa: N818 - it is an answer, and nothing went wrong in the server
     """An upload that is not taken: an HTTP ``status`` from 400 to 499 and one ``sentence`` for the person who sent it.
 
     The sentence names neither a path nor anything that the upload holds.

@@ -19,17 +19,17 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from fedplatform.attacks.evasion import (
+    APGD,
     EVASION_ATTACKS,
-    Apgd,
+    FAB,
+    FGSM,
+    PGD,
     CarliniWagner,
     DetectorAware,
     EvasionAttack,
-    Fab,
-    Fgsm,
     Flood,
     HopSkipJump,
-    MomentumPgd,
-    Pgd,
+    MomentumPGD,
     RandomNoise,
     Square,
     ascend,
@@ -125,11 +125,11 @@ def robust(how: EvasionAttack) -> float:
 def quick(name: str, epsilon: float) -> EvasionAttack:
     made: dict[str, Callable[[], EvasionAttack]] = {
         "noise": lambda: RandomNoise(epsilon),
-        "fgsm": lambda: Fgsm(epsilon),
-        "pgd": lambda: Pgd(epsilon, steps=4, restarts=2),
-        "momentum_pgd": lambda: MomentumPgd(epsilon, steps=4),
-        "apgd": lambda: Apgd(epsilon, steps=8),
-        "fab": lambda: Fab(epsilon, steps=5, restarts=2),
+        "fgsm": lambda: FGSM(epsilon),
+        "pgd": lambda: PGD(epsilon, steps=4, restarts=2),
+        "momentum_pgd": lambda: MomentumPGD(epsilon, steps=4),
+        "apgd": lambda: APGD(epsilon, steps=8),
+        "fab": lambda: FAB(epsilon, steps=5, restarts=2),
         "carlini_wagner": lambda: CarliniWagner(epsilon, steps=6, searches=2),
         "square": lambda: Square(epsilon, queries=20),
         "hop_skip_jump": lambda: HopSkipJump(epsilon, queries=80, probes=10),
@@ -172,8 +172,8 @@ def test_every_attack_stays_within_epsilon_and_in_range_on_each_scan(name: str, 
 
 @settings(max_examples=10, deadline=None)
 @given(epsilon=st.floats(0, 3))
-@pytest.mark.parametrize("how", [Apgd(1, norm="l2", steps=3), Fab(1, norm="l2", steps=3)])
-def test_attacks_in_l2_stay_in_their_ball(how: Apgd | Fab, epsilon: float) -> None:
+@pytest.mark.parametrize("how", [APGD(1, norm="l2", steps=3), FAB(1, norm="l2", steps=3)])
+def test_attacks_in_l2_stay_in_their_ball(how: APGD | FAB, epsilon: float) -> None:
     how = replace(how, epsilon=epsilon)
     images, labels = (part[:4] for part in scans())
     assert_within(how(network(), images, labels, generator=stream()), images, how)
@@ -236,7 +236,7 @@ def test_an_epsilon_in_grey_levels_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Pgd(0.1, steps=0), lambda: Square(0.1, queries=0), lambda: Pgd(0.1, loss="dlr")],
+    [lambda: PGD(0.1, steps=0), lambda: Square(0.1, queries=0), lambda: PGD(0.1, loss="dlr")],
 )
 def test_settings_that_attack_nothing_are_refused(make: Callable[[], EvasionAttack]) -> None:
     with pytest.raises(ValueError, match=r"steps >= 1|queries >= 1|'dlr'"):
@@ -251,9 +251,9 @@ def test_the_undefended_network_is_right_about_clean_scans() -> None:
 
 
 @pytest.mark.parametrize(
-    "how", [Fgsm(0), Pgd(0, steps=10), Apgd(0, steps=15), Fab(0, steps=10)], ids=lambda how: type(how).__name__
+    "how", [FGSM(0), PGD(0, steps=10), APGD(0, steps=15), FAB(0, steps=10)], ids=lambda how: type(how).__name__
 )
-def test_accuracy_falls_with_epsilon_to_nothing(how: Fgsm | Pgd | Apgd | Fab) -> None:
+def test_accuracy_falls_with_epsilon_to_nothing(how: FGSM | PGD | APGD | FAB) -> None:
     accuracies = [robust(replace(how, epsilon=level / 255)) for level in (0, 2, 4, 8, 16, 32)]
     assert all(later <= earlier + 0.02 for earlier, later in pairwise(accuracies))
     assert accuracies[0] >= 0.98
@@ -264,33 +264,33 @@ def test_noise_of_the_same_size_costs_hardly_anything() -> None:
     moves = (attack(RandomNoise(8 / 255)) - scans()[0]).abs()
     assert (moves - 8 / 255).abs().quantile(0.99) < 1e-6  # but for the few pixels near black and white
     assert accuracy(scans()[0]) - robust(RandomNoise(8 / 255)) <= 0.05
-    assert robust(Pgd(8 / 255)) < 0.5
+    assert robust(PGD(8 / 255)) < 0.5
 
 
 @pytest.mark.parametrize("level", [4, 6, 8])
 def test_more_steps_never_help_the_defence(level: int) -> None:
-    assert robust(Pgd(level / 255, steps=40)) <= robust(Pgd(level / 255, steps=10)) + 0.02
+    assert robust(PGD(level / 255, steps=40)) <= robust(PGD(level / 255, steps=10)) + 0.02
 
 
 @pytest.mark.parametrize("level", [4, 6, 8])
 def test_restarts_never_help_the_defence(level: int) -> None:
-    assert robust(Pgd(level / 255, steps=5, restarts=4)) <= robust(Pgd(level / 255, steps=5)) + 0.02
+    assert robust(PGD(level / 255, steps=5, restarts=4)) <= robust(PGD(level / 255, steps=5)) + 0.02
 
 
 @pytest.mark.parametrize("level", [4, 6, 8])
 def test_apgd_with_either_loss_is_as_strong_as_pgd(level: int) -> None:
-    assert robust(Apgd(level / 255, steps=40)) <= robust(Pgd(level / 255, steps=40)) + 0.02
-    assert robust(Apgd(level / 255, steps=40, loss="margin")) <= robust(Pgd(level / 255, steps=40)) + 0.02
+    assert robust(APGD(level / 255, steps=40)) <= robust(PGD(level / 255, steps=40)) + 0.02
+    assert robust(APGD(level / 255, steps=40, loss="margin")) <= robust(PGD(level / 255, steps=40)) + 0.02
 
 
 @pytest.mark.parametrize("level", [4, 6, 8])
 def test_fab_finds_about_what_apgd_finds(level: int) -> None:
-    assert -0.02 <= robust(Fab(level / 255, steps=40)) - robust(Apgd(level / 255, steps=40)) <= 0.15
+    assert -0.02 <= robust(FAB(level / 255, steps=40)) - robust(APGD(level / 255, steps=40)) <= 0.15
 
 
 def test_attacks_without_gradient_are_never_stronger_than_the_white_box() -> None:
     level = 8
-    white_box = robust(Apgd(level / 255, steps=40))
+    white_box = robust(APGD(level / 255, steps=40))
     for blind in (Square(level / 255, queries=200), HopSkipJump(level / 255, queries=300, probes=40)):
         assert robust(blind) >= white_box - 0.02
         assert robust(replace(blind, epsilon=64 / 255)) <= 0.1  # and they do attack
@@ -300,7 +300,7 @@ def test_carlini_wagner_finds_the_distance_that_fab_finds() -> None:
     images, labels = (part[:12] for part in scans())
     carlini, fab = (
         norm_of(how(network(), images, labels, generator=stream()) - images, "l2")
-        for how in (CarliniWagner(9.0, steps=60, searches=4), Fab(9.0, norm="l2", steps=25))
+        for how in (CarliniWagner(9.0, steps=60, searches=4), FAB(9.0, norm="l2", steps=25))
     )
     assert 0.9 < (carlini.median() / fab.median()).item() < 1.1
 
@@ -308,7 +308,7 @@ def test_carlini_wagner_finds_the_distance_that_fab_finds() -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_hop_skip_jump_comes_near_the_distance_that_fab_finds(norm: Norm) -> None:
     images, labels = (part[:12] for part in scans())
-    fab = Fab(1.0, norm=norm, steps=25)(network(), images, labels, generator=stream())
+    fab = FAB(1.0, norm=norm, steps=25)(network(), images, labels, generator=stream())
     near = 2.5 * norm_of(fab - images, norm).median().item()
     hops = HopSkipJump(near, norm, queries=900)(decide, images, labels, generator=stream())
     assert (decide(hops) != labels).float().mean() > 0.5
@@ -316,9 +316,9 @@ def test_hop_skip_jump_comes_near_the_distance_that_fab_finds(norm: Norm) -> Non
 
 def test_the_l2_apgd_crosses_at_the_distance_that_fab_measures() -> None:
     images, labels = (part[:16] for part in scans())
-    fab = norm_of(Fab(9.0, norm="l2", steps=25)(network(), images, labels, generator=stream()) - images, "l2")
+    fab = norm_of(FAB(9.0, norm="l2", steps=25)(network(), images, labels, generator=stream()) - images, "l2")
     for reach, fooled in ((1.3, 0.8), (0.7, 0.2)):
-        how = Apgd(reach * fab.median().item(), norm="l2", steps=30)
+        how = APGD(reach * fab.median().item(), norm="l2", steps=30)
         share = (decide(how(network(), images, labels, generator=stream())) != labels).float().mean().item()
         assert share >= 0.6 if fooled > 0.5 else share <= 0.4
 
@@ -362,7 +362,7 @@ def test_pgd_is_the_obvious_loop_bit_for_bit() -> None:
         slope = torch.autograd.grad(loss, attacked)[0]
         attacked = attacked.detach() + 2.5 * epsilon / steps * slope.sign()
         attacked = attacked.clamp(images - epsilon, images + epsilon).clamp(0, 1)
-    assert torch.equal(attack(Pgd(epsilon, steps=steps, loss="margin"), seed=5), attacked)
+    assert torch.equal(attack(PGD(epsilon, steps=steps, loss="margin"), seed=5), attacked)
 
 
 def test_a_climb_keeps_its_start_where_nothing_is_higher() -> None:
@@ -378,9 +378,9 @@ def test_a_climb_keeps_its_start_where_nothing_is_higher() -> None:
 
 
 def test_one_step_without_a_random_start_is_fgsm() -> None:
-    one = Pgd(0.02, steps=1, stepsize=0.02, random_start=False)
-    assert torch.equal(attack(one), attack(Fgsm(0.02)))
-    assert torch.equal(attack(MomentumPgd(0.02, steps=1)), attack(Fgsm(0.02)))
+    one = PGD(0.02, steps=1, stepsize=0.02, random_start=False)
+    assert torch.equal(attack(one), attack(FGSM(0.02)))
+    assert torch.equal(attack(MomentumPGD(0.02, steps=1)), attack(FGSM(0.02)))
 
 
 def test_momentum_carries_an_attack_over_a_gradient_that_turns_round() -> None:
@@ -406,12 +406,12 @@ def test_momentum_carries_an_attack_over_a_gradient_that_turns_round() -> None:
 
 def test_a_gradient_that_is_not_finite_is_no_silent_failure() -> None:
     with pytest.raises(ValueError, match="not finite"):
-        attack(Pgd(0.1, random_start=False), lambda images: network()(images) * (images.sum() - images.sum()).sqrt())
+        attack(PGD(0.1, random_start=False), lambda images: network()(images) * (images.sum() - images.sum()).sqrt())
 
 
 def test_a_target_without_gradient_is_no_silent_failure() -> None:
     with pytest.raises(RuntimeError, match="grad"):
-        attack(Pgd(0.1), lambda images: network()(images).detach())
+        attack(PGD(0.1), lambda images: network()(images).detach())
 
 
 @settings(deadline=None)
@@ -471,9 +471,9 @@ def noisy(sigma: float, seed: int = 9) -> Function:
 
 
 @pytest.mark.parametrize(
-    "how", [Pgd(5 / 255, steps=8, loss="margin"), Apgd(5 / 255, steps=12, loss="margin")], ids=["pgd", "apgd"]
+    "how", [PGD(5 / 255, steps=8, loss="margin"), APGD(5 / 255, steps=12, loss="margin")], ids=["pgd", "apgd"]
 )
-def test_averaging_over_the_noise_makes_an_attack_stronger(how: Pgd | Apgd) -> None:
+def test_averaging_over_the_noise_makes_an_attack_stronger(how: PGD | APGD) -> None:
     """Judged on draws of which the attack saw none."""
 
     def strength(eot: int) -> float:
@@ -505,7 +505,7 @@ def blur(images: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_quantiser_stops_plain_pgd_and_not_the_straight_through_one() -> None:
-    how = Pgd(16 / 255, steps=10)
+    how = PGD(16 / 255, steps=10)
     behind = lambda images: network()(quantise(images))  # noqa: E731
     surrogate = straight_through(quantise)
     assert accuracy(scans()[0], behind) >= 0.95
@@ -528,8 +528,8 @@ def test_a_blur_is_broken_by_the_gradient_through_it() -> None:
     blurred = train(untrained(), blur(images), labels)
     behind = lambda images: blurred(blur(images))  # noqa: E731
     assert accuracy(scans()[0], behind) >= 0.95
-    transferred = accuracy(attack(Pgd(16 / 255, steps=20)), behind)
-    exact = accuracy(attack(Pgd(16 / 255, steps=20), behind), behind)
+    transferred = accuracy(attack(PGD(16 / 255, steps=20)), behind)
+    exact = accuracy(attack(PGD(16 / 255, steps=20), behind), behind)
     assert exact <= 0.05
     assert exact <= transferred
 
@@ -538,7 +538,7 @@ def test_a_blur_is_broken_by_the_gradient_through_it() -> None:
 
 
 def test_who_knows_the_detector_fools_unflagged_where_plain_pgd_is_flagged() -> None:
-    plain = attack(Pgd(16 / 255, steps=40))
+    plain = attack(PGD(16 / 255, steps=40))
     aware = attack(DetectorAware(16 / 255, roughness, threshold()))
     assert (roughness(plain) > threshold()).float().mean() >= 0.7
     assert (roughness(aware) > threshold()).float().mean() <= 0.1

@@ -25,7 +25,8 @@ from fedplatform.core.storable import NotStorableError, put_together, take_apart
 from fedplatform.experiments.callbacks import EachRound
 from fedplatform.experiments.checkpoint import Checkpoint, CheckpointFolder, Checkpoints, require_storable
 from fedplatform.experiments.engine import InProcessEngine
-from fedplatform.experiments.experiment import Experiment, ExperimentError, parse_rule
+from fedplatform.experiments.experiment import Experiment, ExperimentError
+from fedplatform.experiments.rule_text import parse_rule
 from fedplatform.experiments.run import resume, run
 from fedplatform.experiments.run_folder import RunFolder
 from fedplatform.federated.aggregation import Mean
@@ -391,7 +392,7 @@ def test_every_scorer_says_what_its_skill_is_made_of(scorer: object) -> None:
 
 
 def test_every_rule_of_the_package_can_be_stored() -> None:
-    from fedplatform.experiments.experiment import ALL_RULES
+    from fedplatform.experiments.rule_text import ALL_RULES
 
     for name in ALL_RULES:
         require_storable(parse_rule(name, f=1), hospitals=10, has_root=True)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fedplatform.attacks.poisoning import ATTACKS, MinMax
 from fedplatform.data.partition import PARTITIONS, Dirichlet
-from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings, parse_rule, recipe_names
+from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings, recipe_names
+from fedplatform.experiments.rule_text import parse_rule
 from fedplatform.federated.aggregation import MIXERS, RULES, Mixed, NearestNeighbourMixing, TrimmedMean
 from fedplatform.learning.models import SmallCnn, TimmModel
 from fedplatform.learning.training import ALGORITHMS, FedProx
@@ -100,7 +101,7 @@ def test_a_rule_withstands_as_many_as_there_are_attackers_unless_told_otherwise(
     f=st.integers(0, 1),
 )
 def test_every_rule_is_written_as_it_is_read(rule: str, mixers: list[str], f: int) -> None:
-    from fedplatform.experiments.experiment import describe_rule
+    from fedplatform.experiments.rule_text import describe_rule
 
     built = parse_rule("+".join([*mixers, rule]), f=f)
     assert parse_rule(describe_rule(built), f=9) == built

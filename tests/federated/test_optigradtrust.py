@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from fedplatform.attacks.poisoning import ATTACKS
 from fedplatform.core.messages import Aggregate, Evidence, Rehearsal
 from fedplatform.experiments.engine import InProcessEngine
-from fedplatform.experiments.experiment import Experiment, ExperimentError, describe_rule, parse_rule
+from fedplatform.experiments.experiment import Experiment, ExperimentError
+from fedplatform.experiments.rule_text import describe_rule, parse_rule
 from fedplatform.experiments.run import run
 from fedplatform.federated.trust import SCORERS, OptiGradTrust
 from fedplatform.federated.trust.descent import Descent, at_most

@@ -17,7 +17,8 @@ from ray.tune.schedulers import TrialScheduler
 from fedplatform.attacks.poisoning import ATTACKS
 from fedplatform.core.specification import SpecificationError
 from fedplatform.data.splits import Role
-from fedplatform.experiments.experiment import ExperimentError, describe_rule, parse_rule
+from fedplatform.experiments.experiment import ExperimentError
+from fedplatform.experiments.rule_text import describe_rule, parse_rule
 from tune.curve import Curve, breakdowns, curves_of
 from tune.page import front_of
 from tune.phase import Budget, Listing, Search

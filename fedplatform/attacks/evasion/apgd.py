@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fedplatform.attacks.evasion.ascent import Highest, Objective, mean_slope
-from fedplatform.attacks.evasion.attack import Target, check_settings
+from fedplatform.attacks.evasion.attack import EvasionAttack, Target, check_settings
 from fedplatform.attacks.evasion.draws import normal, uniform
 from fedplatform.attacks.evasion.losses import Loss, check_loss, loss_of
 from fedplatform.attacks.evasion.projection import Norm, each, norm_of, project
@@ -17,7 +17,7 @@ RISES = 0.75  # fewer steps upwards than this share, and the step is too long
 
 
 @dataclass(frozen=True)
-class Apgd:
+class APGD(EvasionAttack):
     """APGD (Croce and Hein, ICML 2020), the core of AutoAttack, with cross-entropy or margin.
 
     The difference-of-logits loss of AutoAttack needs three classes and is left out. Differs from the authors' code in
@@ -36,7 +36,7 @@ class Apgd:
         check_settings(self, "steps", "eot", "restarts", norm=self.norm)
         check_loss(self.loss)
 
-    def __call__(
+    def perturb(
         self, target: Target, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
     ) -> torch.Tensor:
         """Attacked images within ``epsilon`` in ``norm``."""

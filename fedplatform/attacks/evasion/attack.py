@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import final
 
 import torch
 
@@ -17,21 +18,47 @@ Score = Callable[[torch.Tensor], torch.Tensor]
 """Images (n, c, h, w) in [0, 1] to anomaly scores (n,), differentiable; higher is more suspicious."""
 
 
-@runtime_checkable
-class EvasionAttack(Protocol):
-    """Moves each scan by at most ``epsilon`` (pixel units) inside [0, 1]; an implementation is a frozen dataclass.
+class EvasionAttack(ABC):
+    """Moves each scan by at most ``epsilon`` inside [0, 1]; a subclass is a frozen dataclass with a :meth:`perturb`.
 
-    Every attack takes a :data:`Target`, but :class:`HopSkipJump`, which takes a :data:`Decide`.
+    ``epsilon`` is in pixels of [0, 1] for the norm ``linf``, a length for ``l2``.
     """
 
-    @property
-    def epsilon(self) -> float: ...
+    epsilon: float
 
+    @final
     def __call__(
-        self, target: Target, images: torch.Tensor, labels: torch.Tensor, /, *, generator: torch.Generator
+        self,
+        target: Callable[[torch.Tensor], torch.Tensor],
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Attacked images (n, c, h, w) of images (n, c, h, w) with labels (n,) int64; neither is changed."""
-        ...
+        """Attacked images (n, c, h, w) of images (n, c, h, w) in [0, 1] with labels (n,) int64; neither is changed.
+
+        ``target`` is a :data:`Target`, for :class:`HopSkipJump` a :data:`Decide`. Without a ``generator`` the attack
+        draws from one seeded 0. Raises ValueError for images outside [0, 1] or labels that do not fit them.
+        """
+        if images.ndim != 4 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                "an attack takes images (n, c, h, w) and labels (n,), "
+                f"got {tuple(images.shape)} and {tuple(labels.shape)}"
+            )
+        if len(images) and not (images.min() >= 0 and images.max() <= 1):
+            raise ValueError(f"images are in [0, 1], got {float(images.min()):.3g} to {float(images.max()):.3g}")
+        return self.perturb(target, images, labels, generator=generator or torch.Generator().manual_seed(0))
+
+    @abstractmethod
+    def perturb(
+        self,
+        target: Callable[[torch.Tensor], torch.Tensor],
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """The attacked images; arguments are checked already."""
 
 
 def check_settings(attack: EvasionAttack, *counts: str, norm: str = "linf") -> None:

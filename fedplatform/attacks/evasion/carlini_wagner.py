@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fedplatform.attacks.evasion.ascent import Highest, mean_slope
-from fedplatform.attacks.evasion.attack import Target, check_settings
+from fedplatform.attacks.evasion.attack import EvasionAttack, Target, check_settings
 from fedplatform.attacks.evasion.losses import loss_of
 from fedplatform.attacks.evasion.projection import each, norm_of, project
 
@@ -15,7 +15,7 @@ INSIDE = 0.999999  # black and white lie at infinity otherwise
 
 
 @dataclass(frozen=True)
-class CarliniWagner:
+class CarliniWagner(EvasionAttack):
     """CW-L2 (Carlini and Wagner, S&P 2017) with confidence 0.
 
     Minimises ||delta||^2 + c * relu(-margin) over x = (tanh(w) + 1) / 2, with c found by bisection for each scan.
@@ -32,7 +32,7 @@ class CarliniWagner:
     def __post_init__(self) -> None:
         check_settings(self, "steps", "searches", "eot", norm="l2")
 
-    def __call__(
+    def perturb(
         self, target: Target, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
     ) -> torch.Tensor:
         """Attacked images within ``epsilon`` (L2); the attack itself draws nothing."""

@@ -8,14 +8,14 @@ import torch
 
 from fedplatform.attacks.evasion.apgd import climb
 from fedplatform.attacks.evasion.ascent import Highest, Objective, ascend
-from fedplatform.attacks.evasion.attack import Score, Target, check_settings
+from fedplatform.attacks.evasion.attack import EvasionAttack, Score, Target, check_settings
 from fedplatform.attacks.evasion.losses import margin
 
 FLAGGED = 1e4  # a flagged scan ranks below every unflagged one, whatever its margin
 
 
 @dataclass(frozen=True)
-class DetectorAware:
+class DetectorAware(EvasionAttack):
     """Margin minus ``penalty`` times what the anomaly score has above the detector's threshold (Tramer et al., 2020).
 
     Climbs margin(target(x), y) - penalty * relu(score(x) - threshold) as APGD does, from the scan itself. What penalty
@@ -35,7 +35,7 @@ class DetectorAware:
     def __post_init__(self) -> None:
         check_settings(self, "searches", "steps", "eot")
 
-    def __call__(
+    def perturb(
         self, target: Target, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
     ) -> torch.Tensor:
         """Attacked images within ``epsilon`` (linf); the attack itself draws nothing."""
@@ -64,7 +64,7 @@ class DetectorAware:
 
 
 @dataclass(frozen=True)
-class Flood:
+class Flood(EvasionAttack):
     """Denial of service: push scans over the threshold by raising the anomaly score itself, whatever the answer."""
 
     epsilon: float
@@ -75,7 +75,7 @@ class Flood:
     def __post_init__(self) -> None:
         check_settings(self, "steps", "eot")
 
-    def __call__(
+    def perturb(
         self, target: Target, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
     ) -> torch.Tensor:
         """Images within ``epsilon`` (linf) with the highest score that was met."""

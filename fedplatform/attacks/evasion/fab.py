@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from fedplatform.attacks.evasion.ascent import Highest, mean_slope, mean_value
-from fedplatform.attacks.evasion.attack import Target, check_settings
+from fedplatform.attacks.evasion.attack import EvasionAttack, Target, check_settings
 from fedplatform.attacks.evasion.draws import uniform
 from fedplatform.attacks.evasion.losses import loss_of
 from fedplatform.attacks.evasion.projection import Norm, each, norm_of, project
@@ -17,7 +17,7 @@ OVERSHOOT, BACKWARD, LARGEST_BIAS = 1.05, 0.9, 0.1  # eta, beta and alpha_max of
 
 
 @dataclass(frozen=True)
-class Fab:
+class FAB(EvasionAttack):
     """The fast adaptive boundary attack (Croce and Hein, ICML 2020), untargeted.
 
     It minimises the perturbation, whatever ``epsilon``; what is handed back is the smallest one that fools, or where
@@ -33,7 +33,7 @@ class Fab:
     def __post_init__(self) -> None:
         check_settings(self, "steps", "eot", "restarts", norm=self.norm)
 
-    def __call__(
+    def perturb(
         self, target: Target, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
     ) -> torch.Tensor:
         """Attacked images within ``epsilon`` in ``norm``."""

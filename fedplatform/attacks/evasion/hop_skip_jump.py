@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedplatform.attacks.evasion.attack import Decide, check_settings
+from fedplatform.attacks.evasion.attack import Decide, EvasionAttack, check_settings
 from fedplatform.attacks.evasion.draws import normal, uniform
 from fedplatform.attacks.evasion.projection import Norm, each, norm_of, project
 
@@ -22,7 +22,7 @@ Fooled = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class HopSkipJump:
+class HopSkipJump(EvasionAttack):
     """HopSkipJump (Chen et al., S&P 2020) on the final decision, where -1 (referred) counts as not fooled.
 
     ``queries`` is what a scan may ask at most; a scan that is fooled within ``epsilon`` asks no more. It starts from
@@ -38,7 +38,7 @@ class HopSkipJump:
     def __post_init__(self) -> None:
         check_settings(self, "queries", "probes", norm=self.norm)
 
-    def __call__(
+    def perturb(
         self, decide: Decide, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
     ) -> torch.Tensor:
         """Attacked images within ``epsilon`` in ``norm``; scans for which no start was found stay as they are."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from fedplatform.attacks.evasion.ascent import ascend
-from fedplatform.attacks.evasion.attack import Target, check_settings
+from fedplatform.attacks.evasion.attack import EvasionAttack, Target, check_settings
 from fedplatform.attacks.evasion.losses import Loss, check_loss, loss_of
 
 
 @dataclass(frozen=True)
-class Fgsm:
+class FGSM(EvasionAttack):
     """One step of full length along the sign of the gradient (Goodfellow et al., ICLR 2015)."""
 
     epsilon: float
@@ -21,7 +21,7 @@ class Fgsm:
     def __post_init__(self) -> None:
         check_settings(self, "eot")
 
-    def __call__(
+    def perturb(
         self, target: Target, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
     ) -> torch.Tensor:
         """Attacked images within ``epsilon`` (linf)."""
@@ -38,7 +38,7 @@ class Fgsm:
 
 
 @dataclass(frozen=True)
-class Pgd:
+class PGD(EvasionAttack):
     """Projected gradient ascent (Madry et al., ICLR 2018); ``stepsize`` None is 2.5 * epsilon / steps.
 
     ``eot`` gradients are averaged in each step, for targets that draw noise. Of several ``restarts`` each scan keeps
@@ -57,7 +57,7 @@ class Pgd:
         check_settings(self, "steps", "eot", "restarts")
         check_loss(self.loss)
 
-    def __call__(
+    def perturb(
         self, target: Target, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
     ) -> torch.Tensor:
         """Attacked images within ``epsilon`` (linf)."""
@@ -75,7 +75,7 @@ class Pgd:
 
 
 @dataclass(frozen=True)
-class MomentumPgd:
+class MomentumPGD(EvasionAttack):
     """The momentum iterative method (MI-FGSM, Dong et al., CVPR 2018): steps of epsilon / steps; it transfers well."""
 
     epsilon: float
@@ -86,7 +86,7 @@ class MomentumPgd:
     def __post_init__(self) -> None:
         check_settings(self, "steps", "eot")
 
-    def __call__(
+    def perturb(
         self, target: Target, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
     ) -> torch.Tensor:
         """Attacked images within ``epsilon`` (linf)."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from fedplatform.attacks.evasion.ascent import Highest, mean_value
-from fedplatform.attacks.evasion.attack import Target, check_settings
+from fedplatform.attacks.evasion.attack import EvasionAttack, Target, check_settings
 from fedplatform.attacks.evasion.draws import signs
 from fedplatform.attacks.evasion.losses import loss_of
 from fedplatform.attacks.evasion.projection import project
@@ -18,7 +18,7 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the share, on 
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(EvasionAttack):
     """The square attack (Andriushchenko et al., ECCV 2020), linf, with the schedule of AutoAttack.
 
     ``queries`` is what a scan may ask at most; a scan that is fooled asks no more. For a stochastic target each
@@ -32,7 +32,7 @@ class Square:
     def __post_init__(self) -> None:
         check_settings(self, "queries", "eot")
 
-    def __call__(
+    def perturb(
         self, target: Target, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
     ) -> torch.Tensor:
         """Attacked images within ``epsilon`` (linf)."""

@@ -1,5 +1,7 @@
 """The one error of reports."""
 
+from fedplatform.core.errors import FedplatformError
 
-class ReportError(ValueError):
+
+class ReportError(FedplatformError, ValueError):
     """The folder holds no finished run, or the table no comparison."""

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedplatform.core.errors import FedplatformError
+
 RING_BITS = 64
 
 
-class RangeError(ValueError):
+class RangeError(FedplatformError, ValueError):
     """A number too large for the sum to stay inside the ring."""
 
 

@@ -8,11 +8,13 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from fedplatform.core.errors import FedplatformError
+
 KEY_BYTES = 32
 NONCE = bytes(12)
 
 
-class SealError(ValueError):
+class SealError(FedplatformError, ValueError):
     """A letter that was not sealed with this key, or not for this place."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from fedplatform.core.errors import FedplatformError
 from fedplatform.federated.secure.fixed_point import FixedPoint
 from fedplatform.federated.secure.key_agreement import agree, seal, unseal
 from fedplatform.federated.secure.masked_messages import Group, MaskedVector, PublicKeys, RevealedShares, SealedShares
@@ -17,7 +18,7 @@ from fedplatform.federated.secure.stream import SEED_BYTES, add_mask
 VALUE_BYTES = (PRIME.bit_length() + 7) // 8
 
 
-class ProtocolError(ValueError):
+class ProtocolError(FedplatformError, ValueError):
     """A request that an honest server does not make, or one out of turn."""
 
 

@@ -6,11 +6,13 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fedplatform.core.errors import FedplatformError
+
 PRIME = 2**521 - 1  # a Mersenne prime above every 32-byte secret
 SECRET_BYTES = 32
 
 
-class SharesError(ValueError):
+class SharesError(FedplatformError, ValueError):
     """Shares that are too few, or that do not belong together."""
 
 

@@ -1,0 +1,107 @@
+"""A finished run in Python: its figures as tables, its page, its scans."""
+
+from __future__ import annotations
+
+import html
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+
+from fedplatform.data.shards import Manifest, Shard
+from fedplatform.data.splits import Role
+from fedplatform.experiments.experiment import Experiment, ExperimentError
+from fedplatform.experiments.run_folder import RunFolder
+from fedplatform.learning.training import to_images
+
+
+class Page(str):
+    """A page as HTML; a notebook shows it."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return f'<iframe srcdoc="{html.escape(self)}" style="width: 100%; height: 48em; border: 0"></iframe>'
+
+
+class Result:
+    """A finished run.
+
+    ``experiment`` is what was run, ``path`` the folder that holds it; a temporary one is removed with the result.
+    ``rounds`` is a table with a row a round (accuracy, macro_f1, auc, loss, seconds), ``hospitals`` one with a row a
+    round and hospital (state, reason, weight, trust, reputation, accuracy on its own test scans).
+
+    >>> import fedplatform as fp
+    >>> small = {"data": "lesions", "size": 16, "scans": 120, "hospitals": 3, "root_size": 0}
+    >>> result = fp.run(**small, byzantine=0, rule="mean", rounds=1)
+    >>> list(result.rounds.index)
+    [1]
+    """
+
+    def __init__(self, path: Path, *, keep: TemporaryDirectory[str] | None = None) -> None:
+        self.path = path
+        self._keep = keep  # removes the folder when the result is gone
+        self.experiment = Experiment.from_settings(RunFolder(path).read_settings())
+
+    @classmethod
+    def open(cls, path: str | Path) -> Result:
+        """Open the folder of a run that is finished, such as ``runs/lesions``. Raises :class:`ExperimentError`."""
+        folder = Path(path)
+        if not (folder / "experiment.yaml").is_file() or not (folder / "global.safetensors").is_file():
+            raise ExperimentError(f"{folder} holds no finished run (experiment.yaml and global.safetensors)")
+        return cls(folder)
+
+    @cached_property
+    def rounds(self) -> pd.DataFrame:
+        """One row a round; figures are those of all honest hospitals' test scans together."""
+        return self._table("rounds.parquet").set_index("round_number")
+
+    @cached_property
+    def hospitals(self) -> pd.DataFrame:
+        """One row a round and hospital."""
+        return self._table("hospitals.parquet").set_index(["round_number", "hospital_id"])
+
+    def _table(self, name: str) -> pd.DataFrame:
+        table: pd.DataFrame = pq.read_table(self.path / name).to_pandas()
+        return table
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, by label."""
+        return Manifest.load(self.path / "shards").classes
+
+    def report(self) -> Page:
+        """The page of the run, one file without outside assets; a notebook shows it."""
+        from fedplatform.experiments.report import write_report
+
+        return Page(write_report(self.path).read_text(encoding="utf-8"))
+
+    def scans(self, hospital_id: str, *, role: str = "test") -> tuple[torch.Tensor, torch.Tensor]:
+        """A hospital's scans of a role (train, validation or test): images (n, c, h, w) in [0, 1] and labels (n,).
+
+        Raises :class:`ExperimentError` for an unknown hospital or role.
+        """
+        ids = self.experiment.inside
+        if hospital_id not in ids:
+            raise ExperimentError(f"no hospital is called {hospital_id!r}; there are {', '.join(ids)}")
+        roles = {str(known.value): known for known in Role}
+        if role not in roles:
+            raise ExperimentError(f"no role is called {role!r}; there are {', '.join(roles)}")
+        shards = self.path / "shards"
+        shard = Shard.open(shards / Manifest.load(shards).hospitals[ids.index(hospital_id)].file)
+        return to_images(shard.images(roles[role])), torch.from_numpy(shard.labels(roles[role]).copy())
+
+    def __repr__(self) -> str:
+        last, experiment = self.rounds.iloc[-1], self.experiment
+        return (
+            f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.byzantine} Byzantine, "
+            f"attack {experiment.attack_slug}, rule {experiment.rule_slug}, {len(self.rounds)} rounds: "
+            f"accuracy {last['accuracy']:.3f}, AUC {last['auc']:.3f}"
+        )
+
+    def _repr_html_(self) -> str:
+        figures = self.rounds[["accuracy", "macro_f1", "auc", "loss"]]
+        return f"<p>{html.escape(repr(self))}</p>{figures.to_html(float_format='{:.3f}'.format)}"

@@ -1,0 +1,115 @@
+"""Run and compare federations from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+
+from fedplatform.api.result import Result
+from fedplatform.data.memory import InMemoryScans
+from fedplatform.experiments.baselines import CENTRAL, NEAREST_NEIGHBOUR
+from fedplatform.experiments.callbacks import Callback
+from fedplatform.experiments.comparison import Grid
+from fedplatform.experiments.comparison import compare as fill
+from fedplatform.experiments.engine import Engine, InProcessEngine
+from fedplatform.experiments.experiment import Experiment, load_settings
+from fedplatform.experiments.run import run as run_in_folder
+
+SMALLEST_ROOT_SHARE = 10  # of scans in memory, at most every tenth goes to the root set where none is asked for
+
+
+def run(
+    experiment: Experiment | str | None = None,
+    *,
+    engine: Engine | None = None,
+    folder: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    **settings: object,
+) -> Result:
+    """Run one experiment and return its :class:`Result`.
+
+    ``experiment`` is an :class:`Experiment`, the name of a recipe (``"br35h"``) or the path of a YAML file; without,
+    the defaults hold. ``settings`` change single settings, as the options of ``fedplatform run`` do: ``data`` (a name,
+    a path, or scans in memory by :func:`from_arrays`), ``hospitals``, ``byzantine``, ``attack``, ``rule``,
+    ``rounds``...
+
+    All hospitals run in this process unless ``engine`` says otherwise (:class:`Ray`). The run lies in ``folder``, which
+    must be new, or in a temporary folder that goes with the result. Raises :class:`ExperimentError` or
+    :class:`DataError` in one line.
+
+    >>> import fedplatform as fp
+    >>> small = {"data": "lesions", "size": 16, "scans": 120, "hospitals": 3, "root_size": 0}
+    >>> result = fp.run(**small, byzantine=0, rule="mean", rounds=2)
+    >>> len(result.rounds)
+    2
+    """
+    wanted = experiment_of(experiment, settings)
+    temporary = TemporaryDirectory(prefix="fedplatform-") if folder is None else None
+    place = Path(temporary.name) / "run" if temporary else Path(folder or "")
+    run_folder, _ = run_in_folder(
+        wanted,
+        engine=engine or InProcessEngine(),
+        runs=place.parent,
+        name=place.name,
+        callbacks=callbacks,
+        resumable=temporary is None,
+        tracked=False,
+    )
+    result = Result(run_folder.path, keep=temporary)
+    result.experiment = wanted  # as it was given: scans in memory have no name in a file
+    return result
+
+
+def compare(
+    experiment: Experiment | str | None = None,
+    *,
+    rules: Sequence[str],
+    attacks: Sequence[str] = ("none",),
+    seeds: Sequence[int] = (0,),
+    engine: Engine | None = None,
+    folder: str | Path | None = None,
+    **settings: object,
+) -> pd.DataFrame:
+    """Run every rule against every attack for every seed; return accuracies, a row a rule and a column an attack.
+
+    ``experiment`` and ``settings`` are of :func:`run`. Two rows are added to keep the table honest: nearest_neighbour
+    (what memorising the training pictures is worth) and central (the same network and budget with all scans in one
+    place). ``worst`` is the lowest mean over seeds under any of the attacks. Every single cell is in
+    ``table.attrs["cells"]``. With a ``folder`` the table is kept there, and a second call resumes it.
+
+    >>> import fedplatform as fp
+    >>> table = fp.compare(data="lesions", size=16, scans=120, hospitals=3, byzantine=1, root_size=0, rounds=1,
+    ...                    rules=["mean", "median"], attacks=["none", "sign_flip"])
+    >>> list(table.columns), sorted(table.index)
+    (['none', 'sign_flip', 'worst'], ['central', 'mean', 'median', 'nearest_neighbour'])
+    """
+    base = experiment_of(experiment, {"rule": "mean", "attack": "none", **settings})
+    base = base.replace(rule="mean", attack="none")
+    grid = Grid(base, tuple(rules), tuple(attacks), tuple(seeds))
+    for _, cell in grid.rows():
+        cell.settings()  # an infeasible cell is refused before the first one trains
+    with TemporaryDirectory(prefix="fedplatform-") as temporary:
+        place = Path(temporary) / "comparison" if folder is None else Path(folder)
+        cells = fill(grid, engine=engine or InProcessEngine(), folder=place, tracked=False)
+    table = cells.pivot_table("accuracy", "rule", "attack", aggfunc="mean", sort=False)
+    names = list(dict.fromkeys(cells["attack"]))
+    table = table[names]
+    table["worst"] = table.min(axis=1).where(~table.index.isin([NEAREST_NEIGHBOUR, CENTRAL]))
+    table.columns.name = None
+    table.attrs["cells"] = cells.to_dict("records")
+    return table
+
+
+def experiment_of(experiment: Experiment | str | None, settings: dict[str, object]) -> Experiment:
+    """An experiment from what :func:`run` takes; scans in memory bring their own size and a root set that fits."""
+    if isinstance(experiment, Experiment):
+        return experiment.replace(**settings) if settings else experiment
+    given = {**(load_settings(experiment) if experiment is not None else {}), **settings}
+    data = given.get("data")
+    if isinstance(data, InMemoryScans):
+        given.setdefault("size", max(8, data.side))
+        given.setdefault("root_size", min(100, len(data.labels) // SMALLEST_ROOT_SHARE))
+    return Experiment.from_settings(given)

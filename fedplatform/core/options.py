@@ -1,0 +1,138 @@
+"""Every setting as a person meets it, on a command line and in a YAML file; its class gives it a type and limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a setting means, its default as a YAML file has it, and its kind: a type, or the words to choose from.
+
+    The tables below name classes without importing them, so that ``--help`` is quick; a test holds them against
+    :class:`~fedplatform.experiments.experiment.Experiment` and :class:`~fedplatform.defence.settings.DefenceSettings`.
+    """
+
+    help: str
+    default: str | int | float | None = None
+    kind: type | tuple[str, ...] = str
+    shown: str = ""  # the default in words, where it is derived from other settings
+
+
+EXPERIMENT: dict[str, Option] = {
+    "data": Option(
+        "data set: a name (see 'fedplatform data list'), the path of a folder, .npz or .parquet file, or your own "
+        "class as FILE.py:CLASS",
+        "lesions",
+    ),
+    "size": Option("resize every scan to so many pixels a side", 64, int),
+    "scans": Option(
+        "use at most so many scans, drawn by the seed in whole groups, train, validation and test in proportion (0: "
+        "all)",
+        0,
+        int,
+    ),
+    "split": Option(
+        "how the test set is split: group_safe keeps a patient's scans together; random does not, and overestimates "
+        "accuracy",
+        "group_safe",
+        ("group_safe", "random"),
+    ),
+    "partition": Option(
+        "how scans are dealt to hospitals: iid, dirichlet(concentration=0.5), label_skew(share=0.7), "
+        "quantity_skew(sigma=1.0), site",
+        "iid",
+    ),
+    "hospitals": Option("number of hospitals, Byzantine ones included; in a file, or a list of them", 10, int),
+    "places": Option("where each hospital lives; a file lists them under 'hospitals' (docs/cluster.md)", shown="none"),
+    "outside": Option(
+        "hospitals outside the cluster, NAME,NAME...: they bring their own data and join through the gateway, see "
+        "docs/joining.md",
+        shown="none",
+    ),
+    "byzantine": Option("how many of the hospitals are Byzantine, chosen by the seed", 3, int),
+    "attack": Option(
+        "what Byzantine hospitals do: none, label_flip, backdoor, sign_flip, scaling, partial_scaling, gaussian_noise, "
+        "free_rider, sleeper, alie, ipm, min_max, min_sum, mimic, fingerprint_aware, or your own as FILE.py:CLASS",
+        "none",
+    ),
+    "rule": Option(
+        "aggregation rule: trust (with its scorer in front: robust, network, policy or hybrid, as network+trust), "
+        "mean, weighted_mean, median, trimmed_mean, krum, multi_krum, bulyan, geometric_median, centered_clipping, "
+        "fltrust, dnc, signguard, flame (with nnm, bucketing or norm_clip in front, as nnm+krum), or your own as "
+        "FILE.py:CLASS",
+        "trust",
+    ),
+    "privacy": Option(
+        "what the server sees of the updates: none (every single one), or grouped(size=3): by secure aggregation only "
+        "means of groups of at least so many hospitals, drawn anew each round; grouped(size=5, clip=1.0, noise=2.0) "
+        "adds differential privacy of whole hospitals",
+        "none",
+    ),
+    "transport": Option(
+        "how updates travel to the server: exact, as float32, fastest on one machine; lossless, the same bits in 66 to "
+        "80 % of the bytes; half, rounded to half precision, in half of the bytes. Weights are always sent exact",
+        "exact",
+        ("exact", "lossless", "half"),
+    ),
+    "f": Option(
+        "how many Byzantine hospitals the rule is built to withstand", 3, int, shown="as many as there are Byzantine"
+    ),
+    "model": Option(
+        "classifier: small_cnn, small_resnet, experts, any timm model by its name (resnet18), or FILE.py:CLASS; "
+        "masked_autoencoder, noise_predictor and residual_sensor are the networks of a defence",
+        "small_cnn",
+    ),
+    "algorithm": Option(
+        "local training: fedavg, fedprox, fedbn, fedbn_p, silo_bn, fedper, fedrep, ditto, apfl", "fedbn_p"
+    ),
+    "objective": Option(
+        "loss that local training minimises: cross_entropy(label_smoothing=0.0), adversarial(epsilon=0.015, steps=1), "
+        "trades(epsilon=0.015, beta=6.0), or generative (the network's own loss)",
+        "cross_entropy",
+    ),
+    "augmentation": Option(
+        "data augmentation in training: none, anatomy, scanner, orientation, or your own as FILE.py:CLASS", "none"
+    ),
+    "sampling": Option(
+        "what one epoch shows: scans, each once; or groups, as many scans drawn so that every group of a class (a "
+        "patient, near-identical pictures) counts alike, however many scans it has",
+        "scans",
+        ("scans", "groups"),
+    ),
+    "optimiser": Option("local optimiser: sgd, or adamw with gradients clipped to norm 1", "sgd", ("sgd", "adamw")),
+    "rounds": Option("rounds of broadcast, training and aggregation", 10, int),
+    "local_epochs": Option("epochs that a hospital trains in one round", 1, int),
+    "batch_size": Option("scans in a training step", 32, int),
+    "learning_rate": Option("learning rate of the first round; it decays along a half cosine", 0.05, float),
+    "momentum": Option("momentum of local SGD, reset in every round", 0.9, float),
+    "weight_decay": Option("weight decay of local training", 1e-4, float),
+    "root_size": Option("scans in the server's own clean root set (0: none)", 100, int),
+    "quorum": Option("least usable updates for a round to count", 0, int, shown="a majority"),
+    "deadline_s": Option("seconds that a round waits for hospitals", 1800.0, float),
+    "seed": Option("seed of everything random: split, Byzantine hospitals, initial weights, batches, attack", 0, int),
+}
+
+DEFENCE: dict[str, Option] = {
+    "autoencoder": Option("masked autoencoder of the detector", "masked_autoencoder"),
+    "autoencoder_rounds": Option("rounds of training for the masked autoencoder", 10, int),
+    "sensor": Option("network of the detector that is trained to recognise attacked scans", "residual_sensor"),
+    "sensor_rounds": Option("rounds of training for the sensor", 8, int),
+    "purifier": Option("noise predictor of the purifier", "noise_predictor(t_max=260)"),
+    "purifier_rounds": Option("rounds of training for the purifier", 12, int),
+    "sampler": Option("the purifier's sampler: one_shot, ddim, dpm_solver, ddpm", "one_shot"),
+    "tuning_rounds": Option("rounds in which the classifier is tuned on purified scans", 6, int),
+    "tuning_epsilon": Option(
+        "attack through the purifier while the classifier is tuned, in pixels of [0, 1], 0 for none",
+        None,
+        float,
+        shown="1.5 times the epsilon of adversarial training",
+    ),
+    "probe_depth": Option("noise step at which every scan is purified once, to measure what changes", 100, int),
+    "usual_depth": Option("noise step for scans that are not flagged (0: not purified)", 0, int),
+    "least_depth": Option("noise step for the least suspicious flagged scans", 75, int),
+    "most_depth": Option("noise step for the most suspicious scans", 125, int),
+    "copies": Option("purified copies of a flagged scan that vote", 8, int),
+    "false_positive_rate": Option("share of clean scans that may be flagged", 0.05, float),
+    "referral_rate": Option("share of clean scans that may be referred to a radiologist as too doubtful", 0.05, float),
+}
