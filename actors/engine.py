@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import ray
@@ -116,7 +116,7 @@ class RayEngine:
     """
 
     def __init__(
-        self, *, address: str = "local", num_hosts: int | None = None, outside: GatewayOptions | None = None
+        self, address: str = "local", *, num_hosts: int | None = None, outside: GatewayOptions | None = None
     ) -> None:
         self._num_hosts = num_hosts
         self._is_simulation = address == LOCAL
@@ -126,6 +126,12 @@ class RayEngine:
         self._started = not ray.is_initialized()
         if self._started:
             join(address)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def places(self, experiment: Experiment) -> tuple[Place, ...]:
         """Where the hospitals live on this cluster. Raises :class:`PlacementError` at once where a node is missing."""

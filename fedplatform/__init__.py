@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 # Where each public name is defined.
 _HOMES = {
-    "actors.engine": ("Ray",),
     "fedplatform.api.defending": ("Defence", "defend", "evaluate"),
     "fedplatform.api.result": ("Page", "Result"),
     "fedplatform.api.rules": ("aggregate",),
@@ -74,7 +73,8 @@ _HOMES = {
     ),
     "fedplatform.federated.trust": ("OptiGradTrust",),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_HOME_OF = {name: (module, name) for module, names in _HOMES.items() for name in names}
+_HOME_OF["Ray"] = ("actors.engine", "RayEngine")
 
 __all__ = [
     "FLAME",
@@ -125,7 +125,8 @@ def __getattr__(name: str) -> object:
         return import_module("fedplatform.attacks")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'fedplatform' has no attribute {name!r}")
-    value: object = getattr(import_module(_HOME_OF[name]), name)
+    module, attribute = _HOME_OF[name]
+    value: object = getattr(import_module(module), attribute)
     globals()[name] = value
     return value
 

@@ -11,6 +11,7 @@ import pandas as pd
 from tune.trial import Trial
 
 CHANCE = 0.5  # of the data sets that the studies come with: two classes
+NAMES = {"strength": "strength", "byzantine": "Byzantine hospitals"}
 AXES = {"strength": " at ", "byzantine": " by "}  # what a curve is drawn against, and how its cells are labelled
 
 
@@ -61,7 +62,7 @@ def curves_of(trials: Sequence[Trial]) -> list[Curve]:
 def breakdowns(trials: Sequence[Trial]) -> Mapping[str, str]:
     """Where each rule breaks down, in words, by rule, attack and axis."""
     return {
-        f"{curve.rule} under {curve.attack}, against {curve.axis}": f"breaks down at {curve.breaks_at:g}"
+        f"{curve.rule} under {curve.attack}, against {NAMES[curve.axis]}": f"breaks down at {curve.breaks_at:g}"
         if math.isfinite(curve.breaks_at)
         else f"holds up to {curve.places[-1]:g}"
         for curve in curves_of(trials)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from fedplatform.experiments.report.template import load_template
 from fedplatform.experiments.report.wording import number
-from tune.curve import Curve, breakdowns, curves_of
+from tune.curve import NAMES, Curve, breakdowns, curves_of
 from tune.phase import Budget, Search
 from tune.study import Study, turned
 from tune.trial import Choice, State, Trial
@@ -202,7 +202,7 @@ def draw_curves(trials: Sequence[Trial]) -> list[Picture]:
         def draw(axes: Axes, mine: Sequence[Curve] = mine) -> None:
             draw_lines(axes, mine)
 
-        pictures.append(_picture(f"{attack}: accuracy against {axis}", draw, "On test scans, a line a rule"))
+        pictures.append(_picture(f"{attack}: accuracy against {NAMES[axis]}", draw, "On test scans, a line a rule"))
     return pictures
 
 
@@ -211,7 +211,7 @@ def draw_lines(axes: Axes, curves: Sequence[Curve]) -> None:
     for line, curve in enumerate(curves):
         style = {"marker": "os^DvP*X"[line % 8], "color": COLOURS[line % len(COLOURS)]}
         axes.plot(curve.places, curve.accuracies, label=curve.rule, markersize=5, **style)  # type: ignore[arg-type]
-    axes.set(xlabel=curves[0].axis, ylabel="accuracy")
+    axes.set(xlabel=NAMES[curves[0].axis], ylabel="accuracy")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 

@@ -261,7 +261,7 @@ def test_one_class_only_is_refused(
 def test_more_attackers_than_hospitals_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert "7 attackers of 5 hospitals" in fails(monkeypatch, capsys, tmp_path, "--byzantine", "7")
+    assert "7 Byzantine of 5 hospitals" in fails(monkeypatch, capsys, tmp_path, "--byzantine", "7")
 
 
 def test_an_f_too_large_for_the_rule_is_refused_with_its_numbers(

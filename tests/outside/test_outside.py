@@ -506,7 +506,7 @@ def test_what_leaves_the_house_is_said_field_by_field(
         ({"outside": "hospital-07"}, "outside names hospitals, got 'hospital-07'"),
         (
             {"outside": "hospital-03,hospital-04", "byzantine": 3, "rule": "mean"},
-            "attackers are simulated and live inside",
+            "Byzantine hospitals are simulated and must be inside",
         ),
     ],
 )
@@ -515,7 +515,7 @@ def test_an_experiment_says_who_can_be_outside(settings: dict[str, object], comp
         Experiment.from_settings({"hospitals": 5, "byzantine": 0, "rule": "mean", **settings})
 
 
-def test_attackers_live_inside(joined: Experiment) -> None:
+def test_byzantine_hospitals_are_inside(joined: Experiment) -> None:
     lied = [joined.replace(byzantine=2, f=0, seed=seed).adversary().hospital_ids for seed in range(20)]
     assert not {name for names in lied for name in names} & set(OUTSIDE)
 

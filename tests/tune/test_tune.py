@@ -38,6 +38,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 ROOT = Path(__file__).parents[2]
+AXES_IN_WORDS = ("strength", "Byzantine hospitals")
 ONE = Resources(jobs=1)  # a second process would cost more than it brings
 SMALL = {
     "data": "fedplatform.data.lesions:Lesions(hospitals=5, patients_per_hospital=20)",
@@ -211,7 +212,12 @@ def test_the_most_harmful_attack_is_a_file_that_run_takes(base: str, tmp_path: P
     curves = pd.read_csv(folder / "curves.csv")
     assert set(curves["rule"]) == {"median", "mean"}
     assert set(curves["scans"]) == {"test"}
-    for word in ("Where rules break down", "Slices", "accuracy against strength", "accuracy against attackers"):
+    for word in (
+        "Where rules break down",
+        "Slices",
+        "accuracy against strength",
+        "Byzantine hospitals",
+    ):
         assert word in page
 
 

@@ -221,7 +221,7 @@ def test_strength_and_attackers_each_say_where_a_rule_breaks_down() -> None:
     ]
     assert breakdowns([*by_strength, *by_attackers]) == {
         "mean under ipm, against strength": "breaks down at 1",
-        "mean under ipm, against attackers": "holds up to 1",
+        "mean under ipm, against Byzantine hospitals": "holds up to 1",
     }
 
 
