@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from fedplatform.experiments.report.wording import number
+from fedplatform.core.wording import number
 from tune.phase import Phase
 from tune.trial import State, Trial
 

@@ -14,8 +14,8 @@ import optuna
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedplatform.experiments.report.template import load_template
-from fedplatform.experiments.report.wording import number
+from fedplatform.core.template import load_template
+from fedplatform.core.wording import number
 from tune.curve import NAMES, Curve, breakdowns, curves_of
 from tune.phase import Budget, Search
 from tune.study import Study, turned
@@ -42,7 +42,7 @@ def write_page(study: Study, trials: Sequence[Trial], winner: Choice | None, fol
     best = study.choose([trial for trial in searched if trial.phase == "search"])
     ranked = sorted(searched, key=lambda t: (t.state is not State.FINISHED, -study.worth(t, objectives[0])))
     tested = [trial for trial in trials if trial.phase == "test"]
-    page = load_template("study.html", package="tune").render(
+    page = load_template("study.html", "tune", "fedplatform.experiments.report").render(
         name=folder.name,
         study=type(study).__name__.lower(),
         purpose=(type(study).__doc__ or "").strip().splitlines()[0],

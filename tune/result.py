@@ -9,9 +9,9 @@ import pandas as pd
 import yaml
 
 from fedplatform.core.files import write_whole
+from fedplatform.core.wording import number
 from fedplatform.data.splits import Role
 from fedplatform.experiments.experiment import ExperimentError
-from fedplatform.experiments.report.wording import number
 from tune.curve import breakdowns
 from tune.page import write_page
 from tune.study import Study

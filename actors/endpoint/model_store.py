@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from actors.endpoint.arguments import EndpointArguments
+from fedplatform.data.images import to_images
 from fedplatform.defence import Certificate, DefendedClassifier, Diagnosis, Examination, KeyedNoise
-from fedplatform.learning.training import to_images
 from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.versions import bundle_of
 

@@ -11,11 +11,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import torch
 
+from fedplatform.data.images import to_images
 from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.run_folder import RunFolder
-from fedplatform.learning.training import to_images
 
 
 class Page(str):

@@ -9,8 +9,8 @@ import torch
 
 from fedplatform.core.messages import Rehearsal
 from fedplatform.core.seeding import torch_generator
+from fedplatform.data.images import to_images
 from fedplatform.federated.hospital import Hospital, never
-from fedplatform.learning.training import to_images
 
 LEAST_SCANS = 4  # a made-up hospital with fewer learns nothing
 BROKEN = 1e6  # the loss of weights under which the model answers NaN

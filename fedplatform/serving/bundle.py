@@ -30,7 +30,7 @@ from fedplatform.defence import (
     Noise,
     Sampler,
 )
-from fedplatform.experiments.defence.load import Sensor
+from fedplatform.defence.sensor import Sensor
 from fedplatform.learning.models import MODELS, Classifier, ModelBuilder
 from fedplatform.learning.parameters import plain_copy
 from fedplatform.serving.onnx_engine import exported, on_onnx_runtime

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from fedplatform.core.files import write_whole
 from fedplatform.data.error import DataError
+from fedplatform.data.images import to_images
 from fedplatform.defence import DefendedClassifier, Diagnosis
-from fedplatform.learning.training import to_images
 from fedplatform.serving.intake import Limits, Refused, read_scans
 
 BATCH = 16

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedplatform.experiments.defence.load import DefendedRun
-from fedplatform.serving.examples import FOLDER, write_examples
-from fedplatform.serving.versions import Progress, RunVersions, write_bundles
+from fedplatform.serving.bundle import Exports, Networks, save
+from fedplatform.serving.example_scans import write_examples
+from fedplatform.serving.examples import FOLDER
+from fedplatform.serving.versions import Progress, RunVersions
 
 
 def published(path: Path, *, progress: Progress = lambda *_: None) -> RunVersions:
@@ -28,3 +30,30 @@ def publish_run(run: DefendedRun, *, defence: str, progress: Progress = lambda *
     number = versions.add(write)
     versions.crown(number)
     return number
+
+
+def write_bundles(run: DefendedRun, folder: Path, *, defence: str, progress: Progress = lambda *_: None) -> None:
+    """A bundle of every hospital of a run whose defence can be fitted, each in a folder of its name."""
+    experiment, settings, stored = run.experiment, run.settings, run.manifest.settings
+    networks = Networks(
+        classifier=experiment.model,
+        autoencoder=settings.autoencoder,
+        sensor=settings.sensor,
+        purifier=settings.purifier,
+        sampler=settings.sampler,
+    )
+    hospitals = run.tested
+    exports: Exports = {}
+    for number, hospital_id in enumerate(hospitals):
+        progress(hospital_id, number, len(hospitals))
+        save(
+            run.hospital(hospital_id).defended(defence),
+            folder / hospital_id,
+            hospital_id=hospital_id,
+            defence=defence,
+            classes=run.manifest.classes,
+            size=stored.size,
+            channels=stored.channels,
+            networks=networks,
+            exports=exports,
+        )

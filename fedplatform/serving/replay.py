@@ -7,8 +7,8 @@ import math
 
 import torch
 
+from fedplatform.data.images import to_images
 from fedplatform.defence import KeyedNoise
-from fedplatform.learning.training import to_images
 from fedplatform.serving.audit import AuditEntry, AuditError
 from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.intake import Limits, read_scans

@@ -18,8 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 from fedplatform.core.files import write_whole
 from fedplatform.core.settings import ExperimentError
 from fedplatform.core.specification import nearest
-from fedplatform.experiments.defence.load import DefendedRun
-from fedplatform.serving.bundle import CARD, Bundle, Exports, Networks, save
+from fedplatform.serving.bundle import CARD, Bundle
 
 SERVING, VERSIONS, ALIASES = "serving", "versions", "aliases.json"
 CHAMPION = "champion"
@@ -176,33 +175,6 @@ def registry_uri(runs: Path) -> str:
 def hospitals_in(version: Path) -> tuple[str, ...]:
     """The hospitals whose bundles a version holds."""
     return tuple(sorted(entry.parent.name for entry in version.glob(f"*/{CARD}")))
-
-
-def write_bundles(run: DefendedRun, folder: Path, *, defence: str, progress: Progress = lambda *_: None) -> None:
-    """A bundle of every hospital of a run whose defence can be fitted, each in a folder of its name."""
-    experiment, settings, stored = run.experiment, run.settings, run.manifest.settings
-    networks = Networks(
-        classifier=experiment.model,
-        autoencoder=settings.autoencoder,
-        sensor=settings.sensor,
-        purifier=settings.purifier,
-        sampler=settings.sampler,
-    )
-    hospitals = run.tested
-    exports: Exports = {}
-    for number, hospital_id in enumerate(hospitals):
-        progress(hospital_id, number, len(hospitals))
-        save(
-            run.hospital(hospital_id).defended(defence),
-            folder / hospital_id,
-            hospital_id=hospital_id,
-            defence=defence,
-            classes=run.manifest.classes,
-            size=stored.size,
-            channels=stored.channels,
-            networks=networks,
-            exports=exports,
-        )
 
 
 def bundle_of(version: Path, hospital_id: str) -> Bundle:

@@ -18,9 +18,9 @@ import torch
 from endpoint_process import HOSPITALS, Endpoint, resident_bytes
 from hostile_uploads import dicom_bytes, hostile_uploads, nifti_bytes, picture_bytes, scan_pixels, volume_voxels
 
+from fedplatform.data.images import to_images
 from fedplatform.defence import DefendedClassifier, KeyedNoise
 from fedplatform.experiments.defence.load import DefendedRun
-from fedplatform.learning.training import to_images
 from fedplatform.serving.audit import AuditEntry, Verified, read_entry, verify
 from fedplatform.serving.intake import Limits, read_scans
 from fedplatform.serving.replay import replay

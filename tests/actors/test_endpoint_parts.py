@@ -27,7 +27,8 @@ from fedplatform.defence import Diagnosis, KeyedNoise
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.api_keys import Keys
 from fedplatform.serving.intake import Refused
-from fedplatform.serving.versions import RunVersions, bundle_of, write_bundles
+from fedplatform.serving.publishing import write_bundles
+from fedplatform.serving.versions import RunVersions, bundle_of
 
 
 def request(**headers: str) -> Request:

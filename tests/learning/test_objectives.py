@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fedplatform.core.messages import Predictions
 from fedplatform.core.seeding import numpy_generator, torch_generator
+from fedplatform.data.images import to_images
 from fedplatform.data.shards import Manifest
 from fedplatform.experiments.engine import InProcessEngine
 from fedplatform.experiments.experiment import Experiment, ExperimentError
@@ -36,7 +37,6 @@ from fedplatform.learning.training import (
     Scanner,
     Trades,
     Trainer,
-    to_images,
 )
 
 SIZE = 16

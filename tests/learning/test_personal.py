@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from fedplatform.core.seeding import numpy_generator, torch_generator
+from fedplatform.data.images import to_images
 from fedplatform.data.splits import Role
 from fedplatform.experiments.engine import InProcessEngine, cohort_plan
 from fedplatform.experiments.experiment import Experiment
@@ -19,18 +20,7 @@ from fedplatform.federated.cohort import CohortPlan
 from fedplatform.federated.hospital import Hospital
 from fedplatform.learning.models import Classifier, Experts, SmallCnn, SmallResNet, TimmModel
 from fedplatform.learning.parameters import ParameterLayout
-from fedplatform.learning.training import (
-    APFL,
-    Algorithm,
-    Ditto,
-    FedAvg,
-    FedPer,
-    FedRep,
-    LocalTraining,
-    SiloBN,
-    Trainer,
-    to_images,
-)
+from fedplatform.learning.training import APFL, Algorithm, Ditto, FedAvg, FedPer, FedRep, LocalTraining, SiloBN, Trainer
 
 EXPERTS = Experts(width=4, hidden=8)
 

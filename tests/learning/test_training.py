@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn import functional
 
 from fedplatform.core.seeding import numpy_generator, torch_generator
+from fedplatform.data.images import to_images
 from fedplatform.learning.models import SmallCnn, TimmModel
 from fedplatform.learning.parameters import ParameterLayout, batch_norm_names
-from fedplatform.learning.training import ALGORITHMS, LocalTraining, Stopped, Trainer, to_images
+from fedplatform.learning.training import ALGORITHMS, LocalTraining, Stopped, Trainer
 from fedplatform.learning.training.sgd import Sgd
 
 

@@ -12,13 +12,13 @@ from fedplatform.defence import KeyedNoise
 from fedplatform.defence.presets import KEY
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.bundle import Bundle
+from fedplatform.serving.publishing import write_bundles
 from fedplatform.serving.versions import (
     RegistryVersions,
     RunVersions,
     bundle_of,
     hospitals_in,
     registry_uri,
-    write_bundles,
 )
 
 

@@ -16,9 +16,9 @@ from hostile_uploads import dicom_bytes, nifti_bytes, picture_bytes, scan_pixels
 
 from fedplatform.cli import fedplatform
 from fedplatform.data.error import DataError
+from fedplatform.data.images import to_images
 from fedplatform.defence import DefendedClassifier, Diagnosis, KeyedNoise
 from fedplatform.experiments.defence.load import DefendedRun
-from fedplatform.learning.training import to_images
 from fedplatform.serving.audit import AuditEntry, AuditError, AuditLog
 from fedplatform.serving.bundle import CARD, Bundle
 from fedplatform.serving.diagnose import FolderDiagnosis

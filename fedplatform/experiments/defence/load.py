@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,14 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from fedplatform.data.images import to_images
 from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.defence.presets import HospitalParts, Usual
+from fedplatform.defence.sensor import Sensor
 from fedplatform.defence.settings import DefenceSettings
 from fedplatform.experiments.engine import local_training
 from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
-from fedplatform.learning.models import Classifier, ModelBuilder
-from fedplatform.learning.training import Trainer, to_images
+from fedplatform.learning.models import ModelBuilder
+from fedplatform.learning.training import Trainer
 
 DEFENCE, SETTINGS, TUNED = "defence", "defence.yaml", "tuned"
 STAGES = {  # what each stage of training leaves, in the order of training
@@ -117,20 +119,6 @@ class DefendedRun:
                 f"{file} does not hold the {stage} of these settings; remove it to train anew"
             ) from error
         return network.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class Sensor:
-    """The builder of the sensor as its training wraps it: two classes behind a mean/std layer."""
-
-    model: ModelBuilder
-
-    def __call__(self, *, channels: int, num_classes: int, size: int) -> nn.Module:
-        """``num_classes`` is the number of diagnoses, and of no matter here."""
-        del num_classes
-        sensor = Classifier(self.model(channels=channels, num_classes=2, size=size))
-        # A fifth quicker on a CPU, and every scan passes it.
-        return sensor.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def read_experiment(path: Path) -> Experiment:

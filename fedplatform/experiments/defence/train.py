@@ -17,6 +17,7 @@ from fedplatform.data.shards import ROOT, Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.defence import DiffusionPurifier
 from fedplatform.defence.purified_objective import Purified
+from fedplatform.defence.sensor import Sensor
 from fedplatform.defence.settings import DefenceSettings
 from fedplatform.defence.tampering_objective import Tampering
 from fedplatform.experiments.defence.load import (
@@ -25,7 +26,6 @@ from fedplatform.experiments.defence.load import (
     STAGES,
     TUNED,
     DefendedRun,
-    Sensor,
     read_experiment,
     read_weights,
 )

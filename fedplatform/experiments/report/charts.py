@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedplatform.experiments.report import wording
+from fedplatform.core import wording
 from fedplatform.experiments.report.finished_run import FinishedRun
 
 Axis = Literal["percent", "unit", "open"]  # a share of 1 in percent; all from 0 to 1; upwards without end

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from fedplatform.core.template import load_template
 from fedplatform.experiments.report.grid import Cell, Grid, Metric, Row, grids
-from fedplatform.experiments.report.template import load_template
 
 
 def write_comparison(folder: Path, table: pd.DataFrame) -> Path:
@@ -20,7 +20,7 @@ def write_comparison(folder: Path, table: pd.DataFrame) -> Path:
     run is there twice.
     """
     csv = base64.b64encode(table.to_csv(index=False).encode()).decode()
-    page = load_template("comparison.html").render(
+    page = load_template("comparison.html", "fedplatform.experiments.report").render(
         metrics=[("Accuracy", grids(table, "accuracy")), ("Macro-F1", grids(table, "macro_f1"))],
         num_runs=len(table),
         csv=f"data:text/csv;charset=utf-8;base64,{csv}",

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from fedplatform.experiments.report import wording
+from fedplatform.core import wording
 from fedplatform.experiments.report.defence_grid import DefenceGrid
 from fedplatform.experiments.report.threat_wording import (
     CLEAN,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedplatform.core.wording import listing, percent
 from fedplatform.experiments.report.defence_grid import FULL, NO_DEFENCE, DefenceCell, DefenceGrid, DefenceRow
-from fedplatform.experiments.report.wording import listing, percent
 
 
 @dataclass(frozen=True)

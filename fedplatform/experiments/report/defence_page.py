@@ -6,12 +6,12 @@ import base64
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from fedplatform.core.template import load_template
 from fedplatform.experiments.report.defence_charts import draw_accuracy, draw_detector
 from fedplatform.experiments.report.defence_grid import defence_grids
 from fedplatform.experiments.report.defence_headline import Minimum, defence_headline, minima
 from fedplatform.experiments.report.defence_pictures import Story, brightest, tell
 from fedplatform.experiments.report.finished_evaluation import FILE, FinishedEvaluation, read_evaluation
-from fedplatform.experiments.report.template import load_template
 from fedplatform.experiments.report.threat_wording import TIERS, defence_words, epsilon_words
 
 FOREMOST = 2  # stories on the page of the run itself
@@ -53,7 +53,7 @@ def write_defence_report(folder: Path) -> Path:
     grids = defence_grids(cells)
     csv = base64.b64encode(cells.to_csv(index=False).encode()).decode()
     accuracy = draw_accuracy(grids)
-    page = load_template("defence.html").render(
+    page = load_template("defence.html", "fedplatform.experiments.report").render(
         name=folder.resolve().name,
         headline=defence_headline(grids),
         minima=minima(grids),

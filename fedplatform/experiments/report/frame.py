@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fedplatform.experiments.report import wording
+from fedplatform.core import wording
 from fedplatform.experiments.report.finished_run import FinishedRun
 
 CROWD = 20  # with more hospitals rows are as low as the letters of their labels allow

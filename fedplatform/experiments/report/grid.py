@@ -8,8 +8,8 @@ from typing import Literal
 
 import pandas as pd
 
+from fedplatform.core.wording import count
 from fedplatform.experiments.report.error import ReportError
-from fedplatform.experiments.report.wording import count
 
 Metric = Literal["accuracy", "macro_f1"]
 

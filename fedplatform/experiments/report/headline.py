@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedplatform.core.wording import count, listing, percent
 from fedplatform.experiments.report.finished_run import FinishedRun, HospitalHistory
-from fedplatform.experiments.report.wording import count, listing, percent
 
 
 def headline(run: FinishedRun) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fedplatform.core import wording
 from fedplatform.core.messages import HospitalState
-from fedplatform.experiments.report import wording
 from fedplatform.experiments.report.finished_run import FinishedRun
 from fedplatform.experiments.report.frame import Frame, lay_out
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from fedplatform.core.wording import listing
 from fedplatform.experiments.report.defence_grid import DefenceCell, DefenceGrid, DefenceRow, defence_grids
 from fedplatform.experiments.report.threat_wording import DEFENCES
-from fedplatform.experiments.report.wording import listing
 
 
 def defence_markdown(frame: pd.DataFrame) -> str:

@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from fedplatform.core.messages import HospitalState, RoundReport
+from fedplatform.core.template import load_template
 from fedplatform.experiments.report.charts import draw_charts, draw_trust
 from fedplatform.experiments.report.defence_page import under_attack, write_defence_report
 from fedplatform.experiments.report.error import ReportError
@@ -19,7 +20,6 @@ from fedplatform.experiments.report.finished_run import FinishedRun, HospitalHis
 from fedplatform.experiments.report.headline import headline
 from fedplatform.experiments.report.heat_map import draw_heat_map
 from fedplatform.experiments.report.picture import png
-from fedplatform.experiments.report.template import load_template
 
 MAX_EVENTS = 400
 DEED = {
@@ -43,7 +43,7 @@ def write_report(folder: Path) -> Path:
         write_defence_report(folder)
     hospitals = run.hospitals
     events = _events(hospitals)
-    page = load_template("report.html").render(
+    page = load_template("report.html", "fedplatform.experiments.report").render(
         run=run,
         final=run.rounds[-1],
         headline=headline(run),

@@ -24,7 +24,7 @@ from fedplatform.learning.training.objectives import (
     Trades,
 )
 from fedplatform.learning.training.sampling import SamplingName
-from fedplatform.learning.training.trainer import LocalTraining, Stopped, Trainer, to_images
+from fedplatform.learning.training.trainer import LocalTraining, Stopped, Trainer
 
 __all__ = [
     "ALGORITHMS",
@@ -54,5 +54,4 @@ __all__ = [
     "Stopped",
     "Trades",
     "Trainer",
-    "to_images",
 ]

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fedplatform.core.seeding import lent_stream, torch_generator
+from fedplatform.data.images import to_images
 from fedplatform.learning.models import ModelBuilder
 from fedplatform.learning.parameters import (
     BATCH_NORM,
@@ -353,8 +354,3 @@ def _only(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
 
 def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
     return (values[start : start + PREDICTION_BATCH] for start in range(0, len(values), PREDICTION_BATCH))
-
-
-def to_images(pixels: np.ndarray) -> torch.Tensor:
-    """Map uint8 (n, c, h, w) to float32 images in [0, 1], laid out as the convolutions like it."""
-    return torch.from_numpy(pixels.astype(np.float32) / 255).contiguous(memory_format=torch.channels_last)
