@@ -8,7 +8,7 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY fedplatform fedplatform
 COPY actors actors
 COPY tune tune
-RUN pip install --no-cache-dir --prefix=/install --extra-index-url "$TORCH_INDEX" --constraint constraints.txt .
+RUN pip install --no-cache-dir --prefix=/install --extra-index-url "$TORCH_INDEX" --constraint constraints.txt ".[all]"
 
 FROM python:3.11-slim-bookworm
 # The base's own would stay beside the lock file's.

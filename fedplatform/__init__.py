@@ -126,7 +126,13 @@ def __getattr__(name: str) -> object:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'fedplatform' has no attribute {name!r}")
     module, attribute = _HOME_OF[name]
-    value: object = getattr(import_module(module), attribute)
+    try:
+        value: object = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        from fedplatform.core.extras import advice
+
+        error.add_note(advice(error) or "")
+        raise
     globals()[name] = value
     return value
 

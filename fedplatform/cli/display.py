@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from math import isnan
+from statistics import fmean
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from fedplatform.core.messages import HospitalState, RoundReport
+from fedplatform.core.wording import percent
 from fedplatform.data.leakage import AuditReport
 from fedplatform.experiments.callbacks import Callback
 from fedplatform.experiments.experiment import Experiment
@@ -127,6 +130,29 @@ def audit_table(report: AuditReport) -> list[RenderableType]:
     if report.published_accuracy is not None:
         table.add_row("nearest neighbour, published test set", f"{report.published_accuracy:.3f}")
     return [table, *(f"warning: {warning}" for warning in report.warnings)]
+
+
+def hospital_table(reports: Sequence[RoundReport]) -> Table:
+    """How much each hospital counted, and what the rule thought of it; Byzantine ones are marked with a star."""
+    table = Table(title="hospitals (* Byzantine)", title_justify="left", box=None)
+    for column in ("hospital", "mean weight", "rounds excluded", "trust", "reputation"):
+        table.add_column(column, justify="left" if column == "hospital" else "right")
+    table.add_column("last reason", overflow="fold")
+    for last in reports[-1].hospitals:
+        own = [record for report in reports for record in report.hospitals if record.hospital_id == last.hospital_id]
+        table.add_row(
+            f"{last.hospital_id}{' *' if last.is_byzantine else ''}",
+            percent(fmean(record.weight for record in own)),
+            f"{sum(record.weight == 0 for record in own)} of {len(own)}",
+            _figure(last.trust),
+            _figure(last.reputation),
+            next((record.reason for record in reversed(own) if record.reason), ""),
+        )
+    return table
+
+
+def _figure(value: float) -> str:
+    return "–" if isnan(value) else f"{value:.2f}"
 
 
 def excluded(report: RoundReport) -> str:

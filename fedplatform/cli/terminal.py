@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from fedplatform.core.errors import FedplatformError
+from fedplatform.core.extras import advice
 from fedplatform.core.specification import nearest
 
 if TYPE_CHECKING:
@@ -41,12 +42,13 @@ def opened(
     engine: str, address: str, hosts: int | None, experiment: Experiment | None = None, *, outside: Any = None
 ) -> Iterator[Any]:
     """The engine that was asked for, closed at the end; a cluster on which the experiment cannot run is told of now."""
-    from actors.engine import RayEngine
-    from fedplatform.experiments.engine import InProcessEngine
-
     if engine == "local":
+        from fedplatform.experiments.engine import InProcessEngine
+
         yield InProcessEngine()
         return
+    from actors.engine import RayEngine
+
     ray_engine = RayEngine(address=address, num_hosts=hosts, outside=outside)
     try:
         if experiment is not None:
@@ -64,6 +66,12 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt as stop:
         click.echo(f"fedplatform: {'; '.join(['stopped; finished rounds are kept', *notes(stop)])}", err=True)
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        missing = advice(error)
+        if missing is None:
+            raise
+        click.echo(f"fedplatform: {missing}", err=True)
+        sys.exit(1)
     except Exception as error:
         if os.environ.get("FEDPLATFORM_TRACEBACK") or not isinstance(error, FedplatformError | OSError):
             raise

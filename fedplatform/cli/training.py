@@ -84,7 +84,7 @@ def run(
     if stopped is not None and (name or given(changes)):
         raise click.UsageError("a resumed run keeps its name and settings", click.get_current_context())
     with one_line_errors():
-        from fedplatform.cli.display import RoundTable
+        from fedplatform.cli.display import RoundTable, hospital_table
         from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
         from fedplatform.experiments.run import resume
         from fedplatform.experiments.run import run as run_experiment
@@ -128,6 +128,7 @@ def run(
                     callbacks=[table],
                 )
         last = reports[-1]
+        console.print(hospital_table(reports))
         console.print(f"accuracy {last.accuracy:.3f}, macro-F1 {last.macro_f1:.3f}, AUC {last.auc:.3f}")
         console.print(f"report: {folder.path / 'report.html'}", soft_wrap=True)
 
@@ -199,11 +200,14 @@ def compare(
 @click.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 def report(folder: Path) -> None:
-    """Write report.html of a run anew, from what the run left.
+    """Show how much each hospital of a run counted, and write its report.html anew.
 
     RUN is the run's folder, e.g. runs/lesions-mean-none-seed0. The page is one file without outside assets.
     """
     with one_line_errors():
+        from fedplatform.cli.display import hospital_table
         from fedplatform.experiments.report import write_report
+        from fedplatform.experiments.run_folder import RunFolder
 
+        console.print(hospital_table(RunFolder(folder).read_reports()))
         console.print(f"report: {write_report(folder)}", soft_wrap=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 
 from fedplatform.core.files import alone_in, write_whole
 from fedplatform.core.messages import Predictions, RoundReport
-from fedplatform.core.rounds import tables_of
+from fedplatform.core.rounds import reports_of, tables_of
 from fedplatform.core.specification import nearest
 from fedplatform.experiments.experiment import ExperimentError
 from fedplatform.federated.cohort import ATTACKS
@@ -125,6 +126,14 @@ class RunFolder:
         """``rounds.parquet`` and ``hospitals.parquet``, written anew after every round."""
         for name, table in tables_of(reports).items():
             self._whole(name, lambda path, table=table: pq.write_table(table, path))  # type: ignore[misc]
+
+    def read_reports(self) -> tuple[RoundReport, ...]:
+        """The reports of all rounds so far. Raises :class:`ExperimentError` where there are none."""
+        try:
+            tables = [pq.read_table(self.path / name) for name in ("rounds.parquet", "hospitals.parquet")]
+        except (OSError, pa.ArrowException) as error:
+            raise ExperimentError(f"{self.path} holds no rounds of a run") from error
+        return reports_of(*tables)
 
     def write_model(self, weights: np.ndarray, layout: ParameterLayout) -> None:
         """The shared part of the model as ``global.safetensors``."""

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from filelock import FileLock
 
+from fedplatform.core.extras import advice
 from fedplatform.core.messages import HospitalRecord, HospitalState, RoundReport
 
 ROUND_METRICS = (
@@ -227,6 +228,8 @@ class MlflowTracker:
         except Exception as error:  # whatever a database, a network or MLflow may raise
             self._has_failed = True
             reason = " ".join(str(error).split())
+            if isinstance(error, ModuleNotFoundError):
+                reason = advice(error) or reason
             log.warning("MLflow could not %s, the run goes on untracked: %s: %s", what, type(error).__name__, reason)
 
 
