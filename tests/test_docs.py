@@ -48,7 +48,12 @@ def quickly(command: str) -> list[str]:
     return words
 
 
-EXAMPLES = [blocks("README.md", language)[0] for language in ("bash", "python")]
+def block_with(page: str, language: str, word: str) -> str:
+    """The first block of a page that holds a word."""
+    return next(block for block in blocks(page, language) if word in block)
+
+
+EXAMPLES = [block_with("README.md", "bash", "curl"), block_with("README.md", "python", "requests.post")]
 
 
 def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
