@@ -38,6 +38,11 @@ class Defence(Mapping[str, DefendedClassifier]):
 
     ``row`` is which defence of the tables it is: ``full``, ``fast``, ``no_defence``, ``purify_all``... :func:`defend`
     makes it.
+
+    >>> import fedplatform as fp
+    >>> small = {"data": "lesions", "size": 32, "scans": 200, "hospitals": 2, "root_size": 20}
+    >>> fp.defend(fp.run(**small, byzantine=0, rule="mean", rounds=1), preset="smoke")
+    full defence of hospital-00, hospital-01
     """
 
     def __init__(self, run: DefendedRun, row: str) -> None:

@@ -19,7 +19,12 @@ from fedplatform.experiments.run_folder import RunFolder
 
 
 class Page(str):
-    """A page as HTML; a notebook shows it."""
+    """A page as HTML; a notebook shows it.
+
+    >>> import fedplatform as fp
+    >>> fp.Page("<p>hello</p>")._repr_html_()[:7]
+    '<iframe'
+    """
 
     __slots__ = ()
 

@@ -72,6 +72,13 @@ class DefendedClassifier:
 
     ``noise`` is the default source of randomness; ``temperature``, ``least_confidence``, the gate's threshold and what
     the detector takes for usual come from clean validation scans.
+
+    >>> import fedplatform as fp
+    >>> small = {"data": "lesions", "size": 32, "scans": 200, "hospitals": 2, "root_size": 20}
+    >>> defence = fp.defend(fp.run(**small, byzantine=0, rule="mean", rounds=1), preset="smoke")["hospital-00"]
+    >>> import torch
+    >>> defence.logits(torch.rand(3, 1, 32, 32)).shape
+    torch.Size([3, 2])
     """
 
     classifier: nn.Module

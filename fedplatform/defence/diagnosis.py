@@ -13,6 +13,10 @@ class Diagnosis:
     look. ``probabilities`` are calibrated on the hospital's own validation scans; ``confidence`` is the largest of
     them. ``anomaly_score`` above ``threshold`` means ``flagged``. ``depth`` is the noise step of the purification, 0
     where the scan was taken as it is; ``votes`` are the answers of the single purified copies.
+
+    >>> import fedplatform as fp
+    >>> fp.Diagnosis(1, False, 0.9, (0.1, 0.9), anomaly_score=0.2, threshold=1.5, flagged=False, depth=0,
+    votes=()).label 1
     """
 
     label: int

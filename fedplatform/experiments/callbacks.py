@@ -38,6 +38,14 @@ class Callback:
 
     The moments of a run come in this order: ``dealing`` while scans are dealt to hospitals, ``started`` once,
     ``round_finished`` after each round, ``finished`` once, and ``closed`` at the end, whatever happened.
+
+    >>> import fedplatform as fp
+    >>> class Accuracies(fp.Callback):
+    ...     def round_finished(self, reports):
+    ...         print(f"round {reports[-1].round_number} of {len(reports)} so far")
+    >>> small = {"data": "lesions", "size": 16, "scans": 120, "hospitals": 3, "root_size": 0}
+    >>> result = fp.run(**small, byzantine=0, rule="mean", rounds=1, callbacks=[Accuracies()])
+    round 1 of 1 so far
     """
 
     def dealing(self, done: int, total: int) -> None:

@@ -102,7 +102,16 @@ WHOLE = TypeAdapter(int)
 
 
 class Experiment(Settings):
-    """Everything that a federated training run depends on; equal experiments give equal weights, bit for bit."""
+    """Everything that a federated training run depends on; equal experiments give equal weights, bit for bit.
+
+    Each field takes an object or its text, as on the command line; :data:`fedplatform.core.options.EXPERIMENT` says
+    what each means. Raises :class:`ExperimentError` in one line, by :meth:`from_settings`, for what cannot be run.
+
+    >>> import fedplatform as fp
+    >>> experiment = fp.Experiment.from_settings({"data": "mnist", "rule": "nnm+krum", "byzantine": 2})
+    >>> experiment.rule_slug, experiment.f, experiment.replace(byzantine=1).f
+    ('nnm+krum', 2, 2)
+    """
 
     data: Annotated[str | Source, PlainSerializer(_describe_data)] = Field("lesions")
     size: int = Field(64, ge=8)

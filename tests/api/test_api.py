@@ -110,7 +110,9 @@ def test_a_comparison_has_a_row_a_rule_and_keeps_every_cell(tmp_path: Path) -> N
         (np.zeros((0, 8, 8)), [], "at least one scan"),
     ],
 )
-def test_scans_in_memory_that_do_not_fit_are_refused_in_one_line(images: np.ndarray, labels: list[int], said: str) -> None:
+def test_scans_in_memory_that_do_not_fit_are_refused_in_one_line(
+    images: np.ndarray, labels: list[int], said: str
+) -> None:
     with pytest.raises(fp.DataError) as refused:
         fp.from_arrays(images, labels)
     assert said in str(refused.value)

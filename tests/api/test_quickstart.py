@@ -39,7 +39,9 @@ def test_the_quickstart_runs_as_a_notebook(tmp_path: Path, monkeypatch: pytest.M
     cells = [nbformat.v4.new_code_cell(part) for part in SCRIPT.read_text().split("\n\n")]
     cells.insert(3, nbformat.v4.new_code_cell("result"))
     notebook = nbformat.v4.new_notebook(cells=cells)
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
     assert any("<table" in output["data"].get("text/html", "") for output in shown), "a result is shown as a table"
     assert any("<iframe" in output["data"].get("text/html", "") for output in shown), "a report is shown as a page"
