@@ -7,13 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import torch
 import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from fedplatform.attacks.poisoning import ATTACKS
 from fedplatform.attacks.poisoning.attack import PoisoningAttack
-from fedplatform.core.messages import Aggregate, Evidence
 from fedplatform.core.seeding import BYZANTINE, numpy_generator
 from fedplatform.core.settings import ExperimentError as ExperimentError
 from fedplatform.core.settings import Settings, parsed_by, written_by
@@ -22,7 +20,7 @@ from fedplatform.data.partition import PARTITIONS, Partition
 from fedplatform.data.source import Source
 from fedplatform.data.sources import open_source
 from fedplatform.experiments.places import Place, require_distinct
-from fedplatform.federated.aggregation import MIXERS, RULES, Aggregator, Mixed
+from fedplatform.federated.aggregation import MIXERS, RULES, Aggregator, Mixed, as_rule
 from fedplatform.federated.byzantine import Adversary
 from fedplatform.federated.secure import PRIVACY, Grouped, GroupTested
 from fedplatform.federated.transport import TransportName
@@ -51,13 +49,13 @@ def parse_rule(text: str, *, f: int) -> Aggregator:
     """
     *mixers, rule = (part.strip() for part in text.split("+"))
     given = {"f": f}
-    built = build(rule, ALL_RULES, what="aggregation rule", given=given)
+    built = as_rule(build(rule, ALL_RULES, what="aggregation rule", given=given))
     if isinstance(built, OptiGradTrust) and mixers:
         if len(mixers) > 1:
             raise SpecificationError(f"trust takes one scorer in front of it, got {text!r}")
         return replace(built, scorer=build(mixers[0], SCORERS, what="trust scorer", given={}))
     if not mixers:
-        return built  # type: ignore[no-any-return]
+        return built
     return Mixed(tuple(build(mixer, MIXERS, what="mixing step", given=given) for mixer in mixers), built)
 
 
@@ -175,7 +173,7 @@ class Experiment(Settings):
             "none", description=f"what Byzantine hospitals do: none, {', '.join(ATTACKS)}, or your own as FILE.py:CLASS"
         )  # type: ignore[assignment]
     )
-    rule: Annotated[Aggregator, PlainSerializer(describe_rule)] = Field(
+    rule: Annotated[Aggregator, BeforeValidator(as_rule), PlainSerializer(describe_rule)] = Field(
         "nnm+trimmed_mean",  # type: ignore[assignment]
         validate_default=False,
         description=f"aggregation rule: {', '.join(RULES)}, with {', '.join(MIXERS)} in front joined by '+'; "
@@ -291,7 +289,7 @@ class Experiment(Settings):
             raise ValueError(f"masks hide whole numbers: privacy takes transport exact, got {self.transport}")
         if self.places:
             require_distinct(self.places, count=self.hospitals)
-        try_rule(self.rule, hospitals=self._seen_by_rule(), has_root=self.root_size > 0)
+        self.rule.require(hospitals=self._seen_by_rule(), has_root=self.root_size > 0)
         return self
 
     def settings(self) -> dict[str, object]:
@@ -391,25 +389,6 @@ class Experiment(Settings):
             optimiser=self.optimiser,
             sampling=self.sampling,
         )
-
-
-def try_rule(rule: Aggregator, *, hospitals: int, has_root: bool) -> Aggregate | None:
-    """Try a rule, so that an infeasible one is refused before anybody trains: ask it, or run it on random updates."""
-    require = getattr(rule, "require", None)
-    if require is not None:
-        require(hospitals=hospitals, has_root=has_root)
-        return None
-    generator = torch.Generator().manual_seed(0)
-    return rule(
-        torch.randn(hospitals, 8, generator=generator),
-        Evidence(
-            hospital_ids=tuple(map(str, range(hospitals))),
-            num_examples=torch.ones(hospitals, dtype=torch.int64),
-            previous_delta=torch.zeros(8),
-            generator=generator,
-            root_delta=torch.randn(8, generator=generator) if has_root else None,
-        ),
-    )
 
 
 RECIPES = resources.files("fedplatform.experiments") / "recipes"

@@ -9,6 +9,7 @@ import torch
 
 from fedplatform.core.messages import Aggregate, Evidence
 from fedplatform.core.vectors import combine, cosines_from, gram_matrix, shrinkage
+from fedplatform.federated.aggregation.aggregator import Aggregator
 
 
 def majority_cluster(distances: np.ndarray) -> np.ndarray:
@@ -30,7 +31,7 @@ def majority_cluster(distances: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class FLAME:
+class FLAME(Aggregator):
     """FLAME (Nguyen et al., USENIX Security 2022): mean of the majority cluster, clipped, plus noise.
 
     Clusters by the cosine distance of the updates (the paper: of the models, which a rule does not see) and clips to
@@ -47,7 +48,7 @@ class FLAME:
         if not self.noise >= 0:
             raise ValueError(f"FLAME needs noise >= 0, got noise={self.noise}")
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n, d = deltas.shape
         if n < 2:
             raise ValueError(f"FLAME needs n >= 2, got n={n}")
@@ -57,5 +58,5 @@ class FLAME:
         admitted = majority_cluster(1.0 - cosines_from(gram))
         weights = admitted / np.count_nonzero(admitted)
         step = combine(weights * shrinkage(norms, median), deltas)
-        step += self.noise * median * torch.randn(d, generator=evidence.generator)
-        return Aggregate(step, torch.from_numpy(weights), torch.from_numpy(~admitted))
+        step += self.noise * median * torch.randn(d, generator=evidence.generator).numpy()
+        return Aggregate(step, weights, ~admitted)

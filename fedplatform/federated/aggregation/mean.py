@@ -5,26 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fedplatform.core.messages import Aggregate, Evidence
 from fedplatform.core.vectors import combine
+from fedplatform.federated.aggregation.aggregator import Aggregator
 from fedplatform.federated.aggregation.feasibility import require_updates
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Aggregator):
     """The plain mean: every hospital counts the same. Breaks under one attacker."""
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n = len(deltas)
         require_updates(self, n)
         weights = np.full(n, 1 / n)
-        return Aggregate(combine(weights, deltas), torch.from_numpy(weights), torch.zeros(n, dtype=torch.bool))
+        return Aggregate(combine(weights, deltas), weights, np.zeros(n, dtype=bool))
 
 
 @dataclass(frozen=True)
-class WeightedMean:
+class WeightedMean(Aggregator):
     """FedAvg (McMahan et al., AISTATS 2017): hospitals count by the examples they claim. Breaks under one attacker.
 
     Nobody can check a claim, so a count enters as at most ``cap`` times the round's median count; ``cap=math.inf`` is
@@ -37,10 +37,10 @@ class WeightedMean:
         if not self.cap > 0:
             raise ValueError(f"WeightedMean needs cap > 0, got cap={self.cap}")
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n = len(deltas)
         require_updates(self, n)
-        claims = evidence.num_examples.numpy().astype(np.float64)
+        claims = evidence.num_examples.astype(np.float64)
         median = float(np.median(claims))
         if claims.min() < 0 or median <= 0:
             raise ValueError(
@@ -48,4 +48,4 @@ class WeightedMean:
             )
         counts = np.minimum(claims, self.cap * median)
         weights = counts / counts.sum()
-        return Aggregate(combine(weights, deltas), torch.from_numpy(weights), torch.zeros(n, dtype=torch.bool))
+        return Aggregate(combine(weights, deltas), weights, np.zeros(n, dtype=bool))

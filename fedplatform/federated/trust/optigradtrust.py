@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 
 from fedplatform.core.messages import Aggregate, Evidence, Judgement, Root
 from fedplatform.core.vectors import combine, cosines_from, shrinkage
+from fedplatform.federated.aggregation.aggregator import Aggregator
 from fedplatform.federated.aggregation.feasibility import require_updates
 from fedplatform.federated.trust.anomaly import AnomalyDetection
 from fedplatform.federated.trust.descent import Descent
@@ -53,7 +54,7 @@ class TrustMemory:
 
 
 @dataclass(frozen=True)
-class OptiGradTrust:
+class OptiGradTrust(Aggregator):
     """OptiGradTrust (Karami et al., arXiv 2507.23638) with reputation (after ITEGAM-JETIA 2026).
 
     Every update gets a six-feature fingerprint; a scorer turns it into this round's trust, and reputation carries that
@@ -87,7 +88,7 @@ class OptiGradTrust:
     needs_root: ClassVar[bool] = True
 
     @property
-    def memory_kinds(self) -> tuple[type, ...]:
+    def memory_kinds(self) -> tuple[type, ...]:  # type: ignore[override]  # of an object and not of the class
         """What its memory is made of, for checkpoints.
 
         Raises ValueError for a scorer that learns and does not say what its skill is made of.
@@ -102,7 +103,7 @@ class OptiGradTrust:
         """How reputation is carried over rounds."""
         return Reputation(fall=self.fall, rise=self.rise)
 
-    def without(self, attack: str) -> OptiGradTrust:
+    def without(self, attack: str) -> Self:
         """The same rule, never taught this attack."""
         return replace(self, unseen=attack)
 
@@ -113,7 +114,7 @@ class OptiGradTrust:
         if hospitals < 3:
             raise ValueError(f"OptiGradTrust compares hospitals with their median and needs n >= 3, got n={hospitals}")
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n, ids = len(deltas), evidence.hospital_ids
         require_updates(self, n)
         if evidence.root is None or evidence.root_delta is None:
@@ -141,7 +142,7 @@ class OptiGradTrust:
         alone = copies.sum(axis=1) <= 1
         reputation = np.array([standing.reputation for standing in after])
         earned = np.where(hostile, 0.0, trust * reputation**self.reputation_power)
-        weights = self._weights(earned, evidence.num_examples.numpy(), copies=copies)
+        weights = self._weights(earned, evidence.num_examples, copies=copies)
         factors = self._clipping(weights, measured.norms)
         weights = Descent(self.root_steps)(weights, factors, deltas, evidence.root)
         memory = TrustMemory(
@@ -155,8 +156,8 @@ class OptiGradTrust:
             memory = self._refreshed(memory, evidence.generator)
         return Aggregate(
             delta=combine(weights * factors, deltas),
-            weights=torch.from_numpy(weights),
-            hostile=torch.from_numpy(hostile | ~alone),
+            weights=weights,
+            hostile=hostile | ~alone,
             judgements=_judgements(fingerprints, trust, before, after),
             memory=memory,
         )
@@ -174,7 +175,7 @@ class OptiGradTrust:
         return TrustMemory({}, {}, state, sketches, self.scorer.prepare(lessons, generator=generator))
 
     def _shapley(
-        self, deltas: torch.Tensor, measured: Measurements, evidence: Evidence, memory: TrustMemory
+        self, deltas: np.ndarray, measured: Measurements, evidence: Evidence, memory: TrustMemory
     ) -> dict[str, float]:
         """This round's Shapley values, smoothed over rounds."""
         assert evidence.root is not None
