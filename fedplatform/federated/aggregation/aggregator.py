@@ -169,4 +169,7 @@ def as_rule(value: object) -> Aggregator:
     if isinstance(value, type) and issubclass(value, Aggregator):
         raise ValueError(f"an aggregation rule is an object, {value.__name__}(...), got the class {value.__name__}")
     got = getattr(value, "__name__", type(value).__name__)
-    raise ValueError(f"{got} is no aggregation rule: it must subclass fedplatform.federated.aggregation.Aggregator")
+    raise ValueError(
+        f"{got} is no aggregation rule: it must subclass fedplatform.Aggregator "
+        "(fedplatform.federated.aggregation.Aggregator)"
+    )

@@ -37,8 +37,11 @@ class Bulyan(Aggregator):
     """Bulyan over Krum (El Mhamdi et al., ICML 2018): coordinate-wise, among those whom Krum selects.
 
     Repeated Krum selects n - 2f updates; in every coordinate the n - 4f of their values that lie nearest to their
-    median are averaged. Needs n >= 4f + 3. Hostile are the 2f updates that were not selected; a hospital's weight is
-    the share of the values that were averaged.
+    median are averaged. Hostile are the 2f updates that were not selected; a hospital's weight is the share of the
+    values that were averaged. Raises ValueError unless n >= 4f + 3.
+
+    >>> Bulyan(f=1)([[1.0], [2.0], [3.0], [2.0], [2.0], [1.0], [50.0]]).delta
+    array([2.], dtype=float32)
     """
 
     f: int

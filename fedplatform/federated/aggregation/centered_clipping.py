@@ -16,10 +16,14 @@ from fedplatform.federated.aggregation.feasibility import require_updates
 class CenteredClipping(Aggregator):
     """Centered clipping (Karimireddy et al., ICML 2021), from the previous aggregate and never from the mean.
 
+    v <- v + sum (g_i - v) min(1, radius / ||g_i - v||) / n, from v = ``Evidence.previous_delta`` (d,), ``steps`` times.
     The mean would be a starting point of the attackers' choice. ``radius`` is in units of the updates' L2 norm;
     ``None`` takes, in each of the ``steps``, the median of the distances to the point reached so far (first: to the
     previous aggregate), which a minority cannot move beyond the honest. Weights are the clipping factors, rescaled to
-    sum to 1.
+    sum to 1. Raises ValueError for n = 0, and when it is made, for radius <= 0 or steps < 1.
+
+    >>> CenteredClipping(radius=1.0)([[1.0], [1.0], [-100.0]]).delta.round(3)
+    array([0.333], dtype=float32)
     """
 
     radius: float | None = None

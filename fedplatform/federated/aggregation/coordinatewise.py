@@ -17,7 +17,10 @@ from fedplatform.federated.aggregation.order_statistics import mean_of_ranks, me
 class Median(Aggregator):
     """Coordinate-wise median (Yin et al., ICML 2018); for even n the mean of the two middle values.
 
-    A hospital's weight is the share of coordinates in which its value was a middle one.
+    A hospital's weight is the share of coordinates in which its value was a middle one. Raises ValueError for n = 0.
+
+    >>> Median()([[0.0, 5.0], [1.0, 7.0], [9.0, 6.0]]).delta
+    array([1., 6.], dtype=float32)
     """
 
     def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
@@ -29,7 +32,11 @@ class Median(Aggregator):
 class TrimmedMean(Aggregator):
     """Coordinate-wise trimmed mean (Yin et al., ICML 2018): the f largest and f smallest values are left out.
 
-    Needs n > 2f. A hospital's weight is the share of the values that were left in.
+    In every coordinate delta = (g_(f+1) + ... + g_(n-f)) / (n - 2f), values in ascending order. A hospital's weight is
+    the share of the values that were left in. Raises ValueError unless n > 2f.
+
+    >>> TrimmedMean(f=1)([[0.0], [1.0], [2.0], [9.0]]).delta
+    array([1.5], dtype=float32)
     """
 
     f: int

@@ -28,8 +28,11 @@ class DnC(Aggregator):
     """Divide-and-conquer (Shejwalkar and Houmansadr, NDSS 2021): mean of those whom no draw of coordinates filters out.
 
     Each of ``iterations`` draws ``num_coordinates`` coordinates and drops the ``filter_factor`` times f updates that
-    lie furthest along the main direction. Needs n > 2f; hostile is who was dropped in any draw. Where that is everybody
-    the step and the weights are zero.
+    lie furthest along the main direction. Hostile is who was dropped in any draw. Where that is everybody the step and
+    the weights are zero. Draws from ``Evidence.generator``. Raises ValueError unless n > 2f.
+
+    >>> DnC(f=1)([[1.0, 1.0], [1.0, 2.0], [2.0, 1.0], [2.0, 2.0], [-90.0, 90.0]]).delta
+    array([1.5, 1.5], dtype=float32)
     """
 
     f: int

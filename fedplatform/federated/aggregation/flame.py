@@ -38,8 +38,12 @@ class FLAME(Aggregator):
     the median norm. The noise, against what a backdoor leaves behind, is Gaussian with standard deviation ``noise``
     times the median norm in *every* coordinate; the default is the paper's for images. Its own norm is
     ``noise * sqrt(d)`` median norms, so beyond a million parameters it outweighs the step: set it smaller there, or 0
-    to leave it out. Needs n >= 2. Hostile is who lies outside the cluster, often an honest hospital unlike the others;
-    weights are shares of the mean.
+    to leave it out. Hostile is who lies outside the cluster, often an honest hospital unlike the others; weights are
+    shares of the mean. Draws from ``Evidence.generator``. Raises ValueError unless n >= 2, and when it is made, for
+    noise < 0.
+
+    >>> FLAME(noise=0.0)([[3.0, 4.0], [3.0, 4.0], [3.0, 4.0], [-30.0, -40.0]]).delta
+    array([3., 4.], dtype=float32)
     """
 
     noise: float = 0.001

@@ -17,10 +17,18 @@ from fedplatform.federated.aggregation.feasibility import require_updates
 class FLTrust(Aggregator):
     """FLTrust (Cao et al., NDSS 2021): the mean of updates of one norm, weighted by trust.
 
-    Trust is the positive part of the cosine to the root update, whose norm all updates are brought to. Hostile is whom
-    it does not trust at all; where that is everybody, the step and the weights are zero. Weights are shares of trust.
-    Survives any number of attackers, if the root data look like the hospitals'. Raises ValueError without a root
-    update.
+    delta = sum t_i ||r|| g_i / ||g_i|| / sum t_i with t_i = max(0, cos(g_i, r)), r = ``Evidence.root_delta`` (d,).
+    Hostile is whom it does not trust at all; where that is everybody, the step and the weights are zero. Weights are
+    shares of trust. Survives any number of attackers, if the root data look like the hospitals'. Raises ValueError
+    without a root update.
+
+    >>> from dataclasses import replace
+    >>> from fedplatform.federated.aggregation import default_evidence
+    >>> updates = np.array([[2.0, 0.0], [0.0, 5.0], [-3.0, 0.0]], np.float32)
+    >>> told = replace(default_evidence(updates), root_delta=np.array([1.0, 0.0], np.float32))
+    >>> aggregate = FLTrust()(updates, told)
+    >>> aggregate.delta, aggregate.hostile.tolist()
+    (array([1., 0.], dtype=float32), [False, True, True])
     """
 
     needs_root: ClassVar[bool] = True

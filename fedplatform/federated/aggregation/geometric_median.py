@@ -51,8 +51,11 @@ def geometric_median_weights(gram: np.ndarray) -> np.ndarray:
 class GeometricMedian(Aggregator):
     """Geometric median by Weiszfeld's iteration, as in RFA (Pillutla et al., IEEE TSP 2022), run until it stands.
 
-    Survives any minority of attackers. A hospital's weight is its weight in the median, the smaller the further it
-    lies.
+    delta = argmin_x sum ||g_i - x||. Survives any minority of attackers. A hospital's weight is its weight in the
+    median, the smaller the further it lies. Raises ValueError for n = 0.
+
+    >>> GeometricMedian()([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [30.0, 40.0]]).delta.round(3)
+    array([0., 0.], dtype=float32)
     """
 
     def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:

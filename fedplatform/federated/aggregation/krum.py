@@ -22,8 +22,13 @@ def krum_scores(distances: np.ndarray, num_neighbours: int) -> np.ndarray:
 class Krum(Aggregator):
     """The one update whose n - f - 2 nearest neighbours are nearest (Blanchard et al., NeurIPS 2017).
 
-    Needs n >= 2f + 3. Hostile are the f updates of the worst score, so with f > 0 somebody always is. Among equal
-    scores the earlier hospital wins.
+    score_i = sum of ||g_i - g_j||^2 over its n - f - 2 nearest g_j; the lowest wins, among equal scores the earlier
+    hospital. Hostile are the f updates of the worst score, so with f > 0 somebody always is. Raises ValueError unless
+    n >= 2f + 3.
+
+    >>> aggregate = Krum(f=1)([[9.0], [10.0], [11.0], [0.0], [100.0]])
+    >>> aggregate.delta, aggregate.hostile.tolist()
+    (array([10.], dtype=float32), [False, False, False, False, True])
     """
 
     f: int
@@ -38,7 +43,10 @@ class Krum(Aggregator):
 class MultiKrum(Aggregator):
     """Mean of the m updates of the best Krum score (Blanchard et al., NeurIPS 2017); ``m=None`` takes n - f of them.
 
-    Needs n >= 2f + 3 and 1 <= m <= n - f. Hostile are the f updates of the worst score.
+    Hostile are the f updates of the worst score. Raises ValueError unless n >= 2f + 3 and 1 <= m <= n - f.
+
+    >>> MultiKrum(f=1, m=3)([[9.0], [10.0], [11.0], [0.0], [100.0]]).delta
+    array([10.], dtype=float32)
     """
 
     f: int

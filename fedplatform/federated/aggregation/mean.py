@@ -14,7 +14,13 @@ from fedplatform.federated.aggregation.feasibility import require_updates
 
 @dataclass(frozen=True)
 class Mean(Aggregator):
-    """The plain mean: every hospital counts the same. Breaks under one attacker."""
+    """The plain mean of updates (n, d): every hospital counts the same. Breaks under one attacker.
+
+    delta = (g_1 + ... + g_n) / n. Raises ValueError for n = 0.
+
+    >>> Mean()([[0.0, 2.0], [4.0, 6.0]]).delta
+    array([2., 4.], dtype=float32)
+    """
 
     def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n = len(deltas)
@@ -27,8 +33,16 @@ class Mean(Aggregator):
 class WeightedMean(Aggregator):
     """FedAvg (McMahan et al., AISTATS 2017): hospitals count by the examples they claim. Breaks under one attacker.
 
-    Nobody can check a claim, so a count enters as at most ``cap`` times the round's median count; ``cap=math.inf`` is
-    FedAvg as published. Raises ValueError where a claim is negative or all of the capped claims are zero.
+    delta = sum w_i g_i with w_i = min(c_i, cap * median(c)) / sum. Nobody can check a claim c_i, so a count enters as
+    at most ``cap`` times the round's median count; ``cap=math.inf`` is FedAvg as published. The claims are
+    ``Evidence.num_examples`` (n,). Raises ValueError where a claim is negative or the median claim is not positive.
+
+    >>> from dataclasses import replace
+    >>> from fedplatform.federated.aggregation import default_evidence
+    >>> updates = np.array([[0.0], [4.0], [8.0]], np.float32)
+    >>> told = replace(default_evidence(updates), num_examples=np.array([10, 10, 1000]))
+    >>> WeightedMean(cap=2.0)(updates, told).weights
+    array([0.25, 0.25, 0.5 ])
     """
 
     cap: float = 3.0

@@ -28,7 +28,15 @@ class Mixer(Protocol):
 class NearestNeighbourMixing:
     """NNM (Allouah et al., AISTATS 2023): each update becomes the mean of its n - f nearest, itself among them.
 
-    Needs n > 2f.
+    Updates (n, d) become (n, d). Raises ValueError unless n > 2f.
+
+    >>> from fedplatform.federated.aggregation import default_evidence
+    >>> updates = np.array([[0.0], [2.0], [100.0]], np.float32)
+    >>> mixed, matrix = NearestNeighbourMixing(f=1)(updates, default_evidence(updates))
+    >>> mixed.tolist()
+    [[1.0], [1.0], [51.0]]
+    >>> matrix[0].tolist()
+    [0.5, 0.5, 0.0]
     """
 
     f: int
@@ -49,6 +57,13 @@ class Bucketing:
     """Bucketing (Karimireddy et al., ICLR 2022): means of random buckets of ``size`` updates; the last may hold fewer.
 
     The rule behind it sees ceil(n / size) updates, of which f attackers may still spoil f: its f stays, its n shrinks.
+    Draws from ``Evidence.generator``. Raises ValueError for n = 0, and when it is made, for size < 1.
+
+    >>> from fedplatform.federated.aggregation import default_evidence
+    >>> updates = np.array([[1.0], [2.0], [3.0], [4.0]], np.float32)
+    >>> mixed, matrix = Bucketing(size=2)(updates, default_evidence(updates))
+    >>> mixed.shape, float(mixed.mean())
+    ((2, 1), 2.5)
     """
 
     size: int = 2
@@ -70,7 +85,15 @@ class Bucketing:
 
 @dataclass(frozen=True)
 class NormClipping:
-    """Norm clipping (Sun et al., 2019): no update longer than the median one, so scaling buys nothing."""
+    """Norm clipping (Sun et al., 2019): no update longer than the median one, so scaling buys nothing.
+
+    g_i <- g_i min(1, median ||g|| / ||g_i||), (n, d) to (n, d). Raises ValueError for n = 0.
+
+    >>> from fedplatform.federated.aggregation import default_evidence
+    >>> updates = np.array([[1.0], [2.0], [-80.0]], np.float32)
+    >>> NormClipping()(updates, default_evidence(updates))[0].tolist()
+    [[1.0], [2.0], [-2.0]]
+    """
 
     def __call__(self, deltas: np.ndarray, evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
         require_updates(self, len(deltas))
@@ -81,12 +104,16 @@ class NormClipping:
 
 @dataclass(frozen=True)
 class Mixed(Aggregator):
-    """A rule behind one or more mixers, applied in order: ``Mixed((NearestNeighbourMixing(f=2),), TrimmedMean(f=2))``.
+    """A rule behind one or more mixers (Karimireddy et al., 2022; Allouah et al., 2023), which are applied in order.
 
     The rule sees mixed updates as if they were hospitals. A mixed update claims the examples that its members claim
     together; ``root_delta`` and ``previous_delta`` are directions, and no mixing changes them. Its weights come back to
     the hospitals through the mixing matrix (rescaled to sum to 1 where clipping shortened them), and a hospital is
-    hostile if every mixed update it went into was shut out.
+    hostile if every mixed update it went into was shut out. Raises ValueError where a mixer or the rule does.
+
+    >>> from fedplatform.federated.aggregation.mean import Mean
+    >>> Mixed((NormClipping(),), Mean())([[1.0], [2.0], [-80.0]]).delta.round(3)
+    array([0.333], dtype=float32)
     """
 
     mixers: tuple[Mixer, ...]

@@ -32,7 +32,10 @@ class SignGuard(Aggregator):
     First filter: the norm lies between ``smallest`` and ``largest`` times the median norm. Second: the shares of
     positive, negative and zero signs on a random ``sign_share`` of the coordinates, with the median cosine to all
     updates, fall into the largest mean-shift cluster. What passes is clipped to the median norm. Hostile is who fails
-    either filter; weights are shares of the mean.
+    either filter; weights are shares of the mean. Draws from ``Evidence.generator``. Raises ValueError for n = 0.
+
+    >>> SignGuard(sign_share=1.0)([[3.0, 4.0], [4.0, 3.0], [3.0, 4.0], [4.0, 3.0], [-300.0, -400.0]]).delta
+    array([3.5, 3.5], dtype=float32)
     """
 
     smallest: float = 0.1

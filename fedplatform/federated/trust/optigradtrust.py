@@ -65,13 +65,33 @@ class OptiGradTrust(Aggregator):
     it still has to help the root set in order to count.
 
     Hostile are the distrusted, the excluded and the copies. With everybody distrusted the step and the weights are
-    zero. Needs a root set, and knows nothing of f.
+    zero. Knows nothing of f. Raises ValueError for n = 0 and without ``Evidence.root`` and its ``root_delta``.
 
     ``fall`` and ``rise`` are of :class:`Reputation`, whose value enters to the power ``reputation_power`` (0 forgets:
     it neither weighs nor excludes). ``permutations`` and ``smoothing`` are of the Shapley values: how many orders a
     round, and how much of the newest value enters their moving average. ``root_steps`` are of the descent (0: none).
     ``unseen`` names an attack that the rehearsal leaves out, for tables in which no scorer may have seen the attack
     that it is judged by.
+
+    >>> from fedplatform.core.messages import Rehearsal
+    >>> from fedplatform.federated.aggregation import default_evidence
+    >>> class Valley:  # a root set whose loss is the squared distance of a step to (1, ..., 1)
+    ...     delta = np.ones(64, np.float32)
+    ...     def losses(self, steps):
+    ...         return ((steps - self.delta) ** 2).mean(axis=1)
+    ...     def gradient(self, step):
+    ...         return 2 * (step - self.delta) / 64
+    ...     def rehearse(self, *, num_hospitals, num_rounds, generator):
+    ...         rounds = 1 + torch.randn(num_rounds, num_hospitals, 64, generator=generator).numpy()
+    ...         return [Rehearsal(honest, -honest, self.delta, 0 * self.delta, self) for honest in rounds]
+    >>> updates = 1 + np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+    >>> updates[0] *= -5
+    >>> evidence = replace(default_evidence(updates), root=Valley(), root_delta=Valley.delta)
+    >>> aggregate = OptiGradTrust()(updates, evidence)
+    >>> aggregate.hostile.tolist(), aggregate.weights[0]
+    ([True, False, False, False, False], np.float64(0.0))
+    >>> aggregate.judgements[0].reason.split("; ")[:2]
+    ['norm 4.8 times the median', 'points away from the root update']
     """
 
     scorer: TrustScorer = BY_RULE
