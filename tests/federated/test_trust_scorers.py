@@ -486,7 +486,7 @@ def test_lessons_of_one_attack_are_one_episode(skills: dict[str, object], lesson
     skill = skills["TrustPolicy"]
     assert isinstance(skill, PolicySkill)
     assert [len(episode) for episode in skill.lessons] == [8] * 7
-    values = np.concatenate([scene.shapley for episode in skill.lessons for scene in episode])
+    values = np.concatenate([step.shapley for episode in skill.lessons for step in episode])
     column = FEATURES.index("shapley")
     np.testing.assert_array_equal(values, np.concatenate([r.fingerprints.values[:, column] for r in lessons]))
 
