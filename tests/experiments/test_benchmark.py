@@ -622,7 +622,7 @@ def complain(
         (["--dataset", "mnits"], 1, "no settings for data set 'mnits'; did you mean 'mnist'?"),
         (["--splits", "diriclet_0.1"], 1, "unknown split 'diriclet_0.1'"),
         (["--splits", "dirichlet_-1"], 1, "Dirichlet needs concentration > 0, got -1.0"),
-        (["--byzantine", "5"], 1, "at least one hospital must be honest, got 5 attackers of 5 hospitals"),
+        (["--byzantine", "5"], 1, "at least one hospital must be honest, got 5 Byzantine of 5 hospitals"),
         (["--seeds", "0,one"], 2, "seeds are whole numbers, got '0,one'"),
         (["--ruels", "mean"], 2, "did you mean '--rules'?"),
     ],
