@@ -11,7 +11,6 @@ from ray.tune.search.sample import Domain
 
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.experiments.rule_text import parse_rule
-from fedplatform.experiments.trust_benchmark import leave_out
 from tune.setting import setting_of
 from tune.study import FederatedStudy, Goal, halving
 from tune.trial import Choice
@@ -69,7 +68,7 @@ def attacked(setting: Experiment, choice: Choice, *, rule: str) -> Experiment:
     text = STRENGTHS.get(attack, Strength()).of(attack, float(choice["strength"]))
     # The server does not learn how many lie: its f stays.
     changed = setting.replace(attack=text, byzantine=int(choice["byzantine"]), f=setting.f, quorum=setting.quorum)
-    return changed.replace(rule=leave_out(parse_rule(rule, f=setting.f), changed.attack_slug))
+    return changed.replace(rule=parse_rule(rule, f=setting.f).without(changed.attack_slug))
 
 
 def attack_space(attacks: Sequence[str], *, most_byzantine: int) -> Mapping[str, Domain]:

@@ -12,7 +12,6 @@ from ray.tune.search.sample import Domain
 from fedplatform.data.splits import Role
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.experiments.rule_text import parse_rule
-from fedplatform.experiments.trust_benchmark import leave_out
 from tune.setting import setting_of
 from tune.study import Goal, Outdone, Study, Workplace, play
 from tune.trial import Choice, Figures
@@ -123,4 +122,4 @@ class Trust(Study):
 
     def _against(self, choice: Choice, attack: str) -> Experiment:
         setting = setting_of(self.base, seed=self.seed).replace(attack=attack)
-        return setting.replace(rule=leave_out(parse_rule(trust_rule(choice), f=setting.f), setting.attack_slug))
+        return setting.replace(rule=parse_rule(trust_rule(choice), f=setting.f).without(setting.attack_slug))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from fedplatform.core.messages import Aggregate, Evidence
+from fedplatform.core.messages import Aggregate
 from fedplatform.experiments.rule_text import parse_rule
-from fedplatform.federated.aggregation import Aggregator
+from fedplatform.federated.aggregation.aggregator import Aggregator, as_updates, default_evidence
 
 
 def aggregate(
@@ -25,13 +26,9 @@ def aggregate(
     >>> fp.aggregate(fp.TrimmedMean(f=1), [[0.0], [1.0], [2.0], [99.0]]).delta.tolist()
     [1.5]
     """
-    rows = torch.from_numpy(np.ascontiguousarray(updates, dtype=np.float32))
+    rows = as_updates(updates)
+    evidence = default_evidence(rows)
+    if root_update is not None:
+        evidence = replace(evidence, root_delta=np.asarray(root_update, dtype=np.float32))
     chosen = parse_rule(rule, f=f) if isinstance(rule, str) else rule
-    evidence = Evidence(
-        hospital_ids=tuple(map(str, range(len(rows)))),
-        num_examples=torch.ones(len(rows), dtype=torch.int64),
-        previous_delta=torch.zeros(rows.shape[1]),
-        generator=torch.Generator().manual_seed(0),
-        root_delta=None if root_update is None else torch.from_numpy(np.asarray(root_update, dtype=np.float32)),
-    )
     return chosen(rows, evidence)

@@ -72,11 +72,11 @@ class Predictions:
 class Root(Protocol):
     """The server's small clean data set, as a rule may use it in one round, from the weights that were broadcast."""
 
-    def losses(self, steps: torch.Tensor) -> np.ndarray:
+    def losses(self, steps: np.ndarray) -> np.ndarray:
         """Mean cross-entropy on the root scans after each step: (m, d) to (m,) float64."""
         ...
 
-    def gradient(self, step: torch.Tensor) -> torch.Tensor:
+    def gradient(self, step: np.ndarray) -> np.ndarray:
         """Gradient (d,) of that loss in the weights after one step (d,)."""
         ...
 
@@ -91,12 +91,13 @@ class Rehearsal:
 
     ``honest`` (n, d) are the updates of its made-up hospitals, ``label_flipped`` (n, d) the same hospitals' after label
     flipping; ``root_delta`` (d,) and ``root`` as in :class:`Evidence`; ``previous_delta`` (d,) the step before.
+    All are float32.
     """
 
-    honest: torch.Tensor
-    label_flipped: torch.Tensor
-    root_delta: torch.Tensor
-    previous_delta: torch.Tensor
+    honest: np.ndarray
+    label_flipped: np.ndarray
+    root_delta: np.ndarray
+    previous_delta: np.ndarray
     root: Root
 
 
@@ -112,11 +113,11 @@ class Evidence:
     """
 
     hospital_ids: tuple[str, ...]
-    num_examples: torch.Tensor
-    previous_delta: torch.Tensor
+    num_examples: np.ndarray
+    previous_delta: np.ndarray
     generator: torch.Generator
     round_number: int = 1
-    root_delta: torch.Tensor | None = None
+    root_delta: np.ndarray | None = None
     root: Root | None = None
     memory: object = None
     groups: tuple[tuple[str, ...], ...] = ()
@@ -152,14 +153,14 @@ class Judgement:
 class Aggregate:
     """What an aggregation rule makes of n updates.
 
-    ``delta`` is (d,), the step of the server; ``weights`` (n,) float64, non-negative, how much each hospital counted,
-    summing to 1 (or all zero where the rule refused everybody); ``hostile`` (n,) bool, whom the rule shut out.
+    ``delta`` is (d,) float32, the step of the server; ``weights`` (n,) float64, non-negative, how much each hospital
+    counted, summing to 1 (or all zero where the rule refused everybody); ``hostile`` (n,) bool, whom the rule shut out.
     ``judgements`` are n, or none from a rule that scores nobody; ``memory`` comes back as ``Evidence.memory``.
     """
 
-    delta: torch.Tensor
-    weights: torch.Tensor
-    hostile: torch.Tensor
+    delta: np.ndarray
+    weights: np.ndarray
+    hostile: np.ndarray
     judgements: tuple[Judgement, ...] = ()
     memory: object = None
 

@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager
 from functools import cache
 
 import numpy as np
-import torch
 from threadpoolctl import ThreadpoolController
 
 BLOCK = 4096
@@ -48,11 +47,11 @@ def double_blocks(rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         yield columns, block
 
 
-def gram_matrix(deltas: torch.Tensor) -> np.ndarray:
+def gram_matrix(deltas: np.ndarray) -> np.ndarray:
     """All inner products of n updates: (n, d) to (n, n) float64."""
     gram = np.zeros((len(deltas), len(deltas)))
     with one_blas_thread():
-        for _, block in double_blocks(deltas.numpy()):
+        for _, block in double_blocks(deltas):
             gram += block @ block.T
     return gram
 
@@ -73,30 +72,35 @@ def cosines_from(gram: np.ndarray) -> np.ndarray:
     return cosines.clip(-1.0, 1.0)
 
 
-def squared_norms(deltas: torch.Tensor) -> np.ndarray:
+def squared_norms(deltas: np.ndarray) -> np.ndarray:
     """Squared L2 norm of every update: (n, d) to (n,) float64."""
     squares = np.zeros(len(deltas))
-    for _, block in double_blocks(deltas.numpy()):
+    for _, block in double_blocks(deltas):
         squares += np.einsum("ij,ij->i", block, block)
     return squares
 
 
-def squared_distances_to(deltas: torch.Tensor, point: torch.Tensor) -> np.ndarray:
+def squared_distances_to(deltas: np.ndarray, point: np.ndarray) -> np.ndarray:
     """Squared distance of every update to one point: (n, d) and (d,) to (n,) float64."""
-    squares, target = np.zeros(len(deltas)), point.numpy()
-    for columns, block in double_blocks(deltas.numpy()):
-        block -= target[columns]
+    squares = np.zeros(len(deltas))
+    for columns, block in double_blocks(deltas):
+        block -= point[columns]
         squares += np.einsum("ij,ij->i", block, block)
     return squares
 
 
-def cosines_to(deltas: torch.Tensor, direction: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def norm_of(vector: np.ndarray) -> float:
+    """L2 norm of one vector (d,), summed in float64."""
+    return float(np.sqrt(squared_norms(vector[None])[0]))
+
+
+def cosines_to(deltas: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cosine of every update to one direction, and the updates' L2 norms: (n, d) and (d,) to (n,) and (n,) float64.
 
     The cosine is 0 where either vector is all zeros.
     """
-    products, squares, target = np.zeros(len(deltas)), np.zeros(len(deltas)), direction.numpy().astype(np.float64)
-    for columns, block in double_blocks(deltas.numpy()):
+    products, squares, target = np.zeros(len(deltas)), np.zeros(len(deltas)), direction.astype(np.float64)
+    for columns, block in double_blocks(deltas):
         products += np.einsum("ij,j->i", block, target[columns])
         squares += np.einsum("ij,ij->i", block, block)
     norms = np.sqrt(squares)
@@ -104,12 +108,12 @@ def cosines_to(deltas: torch.Tensor, direction: torch.Tensor) -> tuple[np.ndarra
     return np.divide(products, scale, out=np.zeros_like(products), where=scale > 0), norms
 
 
-def products_with(deltas: torch.Tensor, direction: torch.Tensor) -> np.ndarray:
+def products_with(deltas: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """Inner product of every update with one direction: (n, d) and (d,) to (n,) float64, blocks summed in float32."""
-    rows, target, products = deltas.numpy(), direction.numpy(), np.zeros(len(deltas))
+    products = np.zeros(len(deltas))
     with one_blas_thread():
-        for columns in column_blocks(rows.shape[1]):
-            products += rows[:, columns] @ target[columns]
+        for columns in column_blocks(deltas.shape[1]):
+            products += deltas[:, columns] @ direction[columns]
     return products
 
 
@@ -119,27 +123,27 @@ def shrinkage(norms: np.ndarray, limit: float) -> np.ndarray:
     return factors
 
 
-def combine(weights: np.ndarray, deltas: torch.Tensor) -> torch.Tensor:
+def combine(weights: np.ndarray, deltas: np.ndarray) -> np.ndarray:
     """The sum of the updates times their weights: (n,) float64 and (n, d) to (d,) float32, summed in float64.
 
     Updates of weight zero are not read, so what stands in them cannot matter.
     """
-    rows, counted = deltas.numpy(), np.flatnonzero(weights)
-    total = np.zeros(rows.shape[1], dtype=np.float32)
+    counted = np.flatnonzero(weights)
+    total = np.zeros(deltas.shape[1], dtype=np.float32)
     buffer = np.empty((len(counted), BLOCK))
     with one_blas_thread():
-        for columns in column_blocks(rows.shape[1]):
+        for columns in column_blocks(deltas.shape[1]):
             block = buffer[:, : columns.stop - columns.start]
             for place, row in enumerate(counted):
-                block[place] = rows[row, columns]
+                block[place] = deltas[row, columns]
             total[columns] = weights[counted] @ block
-    return torch.from_numpy(total)
+    return total
 
 
-def mix(matrix: np.ndarray, deltas: torch.Tensor) -> torch.Tensor:
+def mix(matrix: np.ndarray, deltas: np.ndarray) -> np.ndarray:
     """Every row of a mixing matrix times the updates: (m, n) float64 and (n, d) to (m, d) float32."""
     mixed = np.empty((len(matrix), deltas.shape[1]), dtype=np.float32)
     with one_blas_thread():
-        for columns, block in double_blocks(deltas.numpy()):
+        for columns, block in double_blocks(deltas):
             mixed[:, columns] = matrix @ block
-    return torch.from_numpy(mixed)
+    return mixed

@@ -21,8 +21,8 @@ from fedplatform.core.files import write_durably, write_folder_durably
 from fedplatform.core.messages import RoundReport
 from fedplatform.core.rounds import reports_of, tables_of
 from fedplatform.core.storable import Arrays, NotStorableError, put_together, take_apart
-from fedplatform.experiments.experiment import Experiment, ExperimentError, try_rule
-from fedplatform.federated.aggregation import Aggregator
+from fedplatform.experiments.experiment import Experiment, ExperimentError
+from fedplatform.federated.aggregation import Aggregator, try_rule
 from fedplatform.federated.hospital_state import KEPT_ROUNDS, Launch, SupersededError
 from fedplatform.federated.server import FederationState
 
@@ -64,7 +64,7 @@ class Checkpoints:
     def __init__(self, folder: CheckpointFolder, rule: Aggregator) -> None:
         self._folder = folder.path
         self._experiment = folder.experiment
-        self._kinds: Sequence[type] = getattr(rule, "memory_kinds", ())
+        self._kinds: Sequence[type] = rule.memory_kinds
         self.found: Checkpoint | None = None
         self.refused: tuple[str, ...] = ()
         self.launch = Launch(0, 0)
@@ -179,7 +179,7 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, SafetensorError, pa.ArrowEx
 def require_storable(rule: Aggregator, *, hospitals: int, has_root: bool) -> None:
     """Raise :class:`ExperimentError` for a rule whose memory no checkpoint could hold, before anybody trains."""
     try:
-        kinds = getattr(rule, "memory_kinds", ())
+        kinds = rule.memory_kinds
         tried = try_rule(rule, hospitals=hospitals, has_root=has_root)
         take_apart(tried.memory if tried is not None else None, kinds=kinds, name=MEMORY)
     except (NotStorableError, ValueError) as error:

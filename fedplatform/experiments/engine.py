@@ -139,7 +139,7 @@ class ServerRole:
             num_classes=len(manifest.classes),
             seed=experiment.seed,
             quorum=experiment.quorum,
-            root=RootSet(self._root) if self._root and getattr(experiment.rule, "needs_root", False) else None,
+            root=RootSet(self._root) if self._root and experiment.rule.needs_root else None,
             byzantine=frozenset(experiment.adversary().hospital_ids if experiment.attack is not None else ()),
         )
         self._checkpoints = checkpoints

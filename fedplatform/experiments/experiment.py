@@ -6,13 +6,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import torch
 import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError, model_validator
 
 from fedplatform.attacks.poisoning import ATTACKS
 from fedplatform.attacks.poisoning.attack import PoisoningAttack
-from fedplatform.core.messages import Aggregate, Evidence
 from fedplatform.core.seeding import BYZANTINE, numpy_generator
 from fedplatform.core.settings import ExperimentError as ExperimentError
 from fedplatform.core.settings import Settings, parsed_by, written_by
@@ -22,7 +20,7 @@ from fedplatform.data.source import Source
 from fedplatform.data.sources import open_source
 from fedplatform.experiments.places import Place, require_distinct
 from fedplatform.experiments.rule_text import describe_rule, parse_rule, slug_of_rule
-from fedplatform.federated.aggregation import Aggregator
+from fedplatform.federated.aggregation import Aggregator, as_rule
 from fedplatform.federated.byzantine import Adversary
 from fedplatform.federated.secure import PRIVACY, Grouped, GroupTested
 from fedplatform.federated.transport import TransportName
@@ -125,7 +123,7 @@ class Experiment(Settings):
     attack: Annotated[PoisoningAttack | None, BeforeValidator(_parse_attack), PlainSerializer(_describe_attack)] = (
         Field(None)
     )
-    rule: Annotated[Aggregator, PlainSerializer(describe_rule)] = Field(OptiGradTrust())
+    rule: Annotated[Aggregator, BeforeValidator(as_rule), PlainSerializer(describe_rule)] = Field(OptiGradTrust())
     privacy: Annotated[Grouped | None, BeforeValidator(_parse_privacy), PlainSerializer(_describe_privacy)] = Field(
         None
     )
@@ -198,7 +196,7 @@ class Experiment(Settings):
             raise ValueError(f"masks hide whole numbers: privacy takes transport exact, got {self.transport}")
         if self.places:
             require_distinct(self.places, count=self.hospitals)
-        try_rule(self.rule, hospitals=self._seen_by_rule(), has_root=self.root_size > 0)
+        self.rule.require(hospitals=self._seen_by_rule(), has_root=self.root_size > 0)
         return self
 
     def settings(self) -> dict[str, object]:
@@ -298,25 +296,6 @@ class Experiment(Settings):
             optimiser=self.optimiser,
             sampling=self.sampling,
         )
-
-
-def try_rule(rule: Aggregator, *, hospitals: int, has_root: bool) -> Aggregate | None:
-    """Try a rule, so that an infeasible one is refused before anybody trains: ask it, or run it on random updates."""
-    require = getattr(rule, "require", None)
-    if require is not None:
-        require(hospitals=hospitals, has_root=has_root)
-        return None
-    generator = torch.Generator().manual_seed(0)
-    return rule(
-        torch.randn(hospitals, 8, generator=generator),
-        Evidence(
-            hospital_ids=tuple(map(str, range(hospitals))),
-            num_examples=torch.ones(hospitals, dtype=torch.int64),
-            previous_delta=torch.zeros(8),
-            generator=generator,
-            root_delta=torch.randn(8, generator=generator) if has_root else None,
-        ),
-    )
 
 
 RECIPES = resources.files("fedplatform.experiments") / "recipes"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedplatform.core.specification import SpecificationError, build, describe, slug_of
-from fedplatform.federated.aggregation import MIXERS, RULES, Aggregator, Mixed
+from fedplatform.federated.aggregation import MIXERS, RULES, Aggregator, Mixed, as_rule
 from fedplatform.federated.trust import SCORERS, OptiGradTrust, RobustScores
 
 ALL_RULES: dict[str, type[Aggregator]] = {**RULES, "trust": OptiGradTrust}
@@ -19,13 +19,13 @@ def parse_rule(text: str, *, f: int) -> Aggregator:
     """
     *mixers, rule = (part.strip() for part in text.split("+"))
     given = {"f": f}
-    built = build(rule, ALL_RULES, what="aggregation rule", given=given)
+    built = as_rule(build(rule, ALL_RULES, what="aggregation rule", given=given))
     if isinstance(built, OptiGradTrust) and mixers:
         if len(mixers) > 1:
             raise SpecificationError(f"trust takes one scorer in front of it, got {text!r}")
         return replace(built, scorer=build(mixers[0], SCORERS, what="trust scorer", given={}))
     if not mixers:
-        return built  # type: ignore[no-any-return]
+        return built
     return Mixed(tuple(build(mixer, MIXERS, what="mixing step", given=given) for mixer in mixers), built)
 
 

@@ -17,7 +17,6 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import stats
 
 from fedplatform.core.compute import one_thread
@@ -36,7 +35,7 @@ from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.report import comparison_markdown
 from fedplatform.experiments.rule_text import parse_rule
 from fedplatform.experiments.run import partition_data
-from fedplatform.federated.aggregation import Aggregator, Mixed
+from fedplatform.federated.aggregation import Aggregator
 
 COMMON: Mapping[str, object] = {"model": "small_cnn(width=8)", "algorithm": "fedbn_p", "learning_rate": 0.05}
 # Beside each: CPU seconds of a cell under the plain mean without an attack, on one core of a two-core server.
@@ -145,7 +144,7 @@ class Cell:
         """
         experiment = self.without_rule()
         name, _, size = self.rule.partition("@")
-        rule = leave_out(parse_rule(name, f=experiment.f), experiment.attack_slug)
+        rule = parse_rule(name, f=experiment.f).without(experiment.attack_slug)
         return experiment.replace(rule=rule, privacy=f"grouped(size={size})" if size else "none")
 
     def central(self) -> Experiment:
@@ -163,15 +162,15 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class HonestMean:
+class HonestMean(Aggregator):
     """The mean of all but ``attackers``: no rule, for no server knows them, but what the best judge could reach."""
 
     byzantine: tuple[str, ...]
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         hostile = np.array([name in self.byzantine for name in evidence.hospital_ids])
         weights = ~hostile / max((~hostile).sum(), 1)
-        return Aggregate(combine(weights, deltas), torch.from_numpy(weights), torch.from_numpy(hostile))
+        return Aggregate(combine(weights, deltas), weights, hostile)
 
 
 @dataclass(frozen=True)
@@ -222,17 +221,6 @@ def partition_of(split: str) -> Partition:
             raise
         known = ("iid", "dirichlet_0.5", "label_skew_0.9", "quantity_skew_1", "site")
         raise ExperimentError(f"unknown split {split!r}{nearest(split, known)}; known: {', '.join(known)}") from error
-
-
-def leave_out(rule: Aggregator, attack: str) -> Aggregator:
-    """The rule as one that has never met the attack under test, where it rehearses attacks; else the rule itself.
-
-    A rule that rehearses says so by a method ``without(attack) -> Aggregator``.
-    """
-    if isinstance(rule, Mixed):
-        return replace(rule, rule=leave_out(rule.rule, attack))
-    without = getattr(rule, "without", None)
-    return rule if without is None else without(attack)
 
 
 @dataclass(frozen=True)

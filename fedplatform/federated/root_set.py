@@ -29,7 +29,7 @@ class RootSet:
         """The root set in one round, from the broadcast ``weights`` (d,); trains the server's own update."""
         shared = self.hospital.trainer.layout.num_shared
         update = self.hospital.train(weights, round_number)
-        delta = torch.from_numpy(update.delta[:shared])
+        delta = update.delta[:shared]
         return RootInRound(self.hospital, self._images, self._labels, weights, round_number, delta)
 
 
@@ -42,9 +42,9 @@ class RootInRound:
     labels: torch.Tensor
     weights: np.ndarray
     round_number: int
-    delta: torch.Tensor
+    delta: np.ndarray
 
-    def losses(self, steps: torch.Tensor) -> np.ndarray:
+    def losses(self, steps: np.ndarray) -> np.ndarray:
         """Mean loss on the root scans, as the objective judges it, after each step: (m, d) to (m,) float64.
 
         Batch normalisation takes its statistics from the root scans under the very weights that are judged, as every
@@ -55,16 +55,17 @@ class RootInRound:
         finite: np.ndarray = np.nan_to_num(losses, nan=BROKEN, posinf=BROKEN)
         return finite
 
-    def gradient(self, step: torch.Tensor) -> torch.Tensor:
+    def gradient(self, step: np.ndarray) -> np.ndarray:
         """Gradient (d,) of that loss in the weights after one step (d,)."""
         trainer = self.hospital.trainer
         trainer.model.zero_grad()
         self._loss(step).backward()
         slopes = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
         parts = [slopes[name] for name in trainer.layout.shared_names]
-        return torch.cat([part.reshape(-1) for part in parts if part is not None]).nan_to_num()
+        slope = torch.cat([part.reshape(-1) for part in parts if part is not None]).nan_to_num()
+        return slope.numpy()
 
-    def _loss(self, step: torch.Tensor) -> torch.Tensor:
+    def _loss(self, step: np.ndarray) -> torch.Tensor:
         """The loss after one step (d,), with its graph where gradients are on."""
         trainer = self.hospital.trainer
         trainer.load(self._stepped(step), self.hospital.personal)
@@ -72,10 +73,10 @@ class RootInRound:
         draws = torch_generator(trainer.training.seed, "root loss")  # the same for every step that is compared
         return trainer.training.objective.plain_loss(trainer.model, self.images, self.labels, generator=draws)
 
-    def _stepped(self, step: torch.Tensor) -> np.ndarray:
+    def _stepped(self, step: np.ndarray) -> np.ndarray:
         """The broadcast weights after a step of their shared part."""
         stepped = self.weights.copy()
-        stepped[: len(step)] += step.numpy()
+        stepped[: len(step)] += step
         return stepped
 
     def rehearse(self, *, num_hospitals: int, num_rounds: int, generator: torch.Generator) -> list[Rehearsal]:
@@ -85,14 +86,14 @@ class RootInRound:
         less unevenly mixed, and steps along the plain mean.
         """
         draw = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
-        now, previous, rounds = self, torch.zeros_like(self.delta), []
+        now, previous, rounds = self, np.zeros_like(self.delta), []
         for number in range(num_rounds):
             concentration = CONCENTRATIONS[number % len(CONCENTRATIONS)]
             dealt = [now._deal(concentration, draw) for _ in range(num_hospitals)]
-            honest = torch.stack([now._train(scans, flip=False, generator=generator) for scans in dealt])
-            flipped = torch.stack([now._train(scans, flip=True, generator=generator) for scans in dealt])
+            honest = np.stack([now._train(scans, flip=False, generator=generator) for scans in dealt])
+            flipped = np.stack([now._train(scans, flip=True, generator=generator) for scans in dealt])
             rounds.append(Rehearsal(honest, flipped, now.delta, previous, now))
-            previous = honest.mean(dim=0)
+            previous = honest.mean(axis=0)
             everything = np.arange(len(self.labels))
             now = replace(now, weights=now._stepped(previous), round_number=now.round_number + 1)
             now = replace(now, delta=now._train(everything, flip=False, generator=generator))
@@ -105,7 +106,7 @@ class RootInRound:
         chances = liking[labels] / liking[labels].sum()
         return draw.choice(len(labels), size=max(len(labels) // 3, LEAST_SCANS), replace=False, p=chances)
 
-    def _train(self, scans: np.ndarray, *, flip: bool, generator: torch.Generator) -> torch.Tensor:
+    def _train(self, scans: np.ndarray, *, flip: bool, generator: torch.Generator) -> np.ndarray:
         """The shared part of what training on some of the root scans gives; (d,)."""
         hospital, training = self.hospital, self.hospital.trainer.training
         labels = hospital.training_labels[scans]
@@ -121,7 +122,7 @@ class RootInRound:
             generator=generator,
             should_stop=never,
         )
-        return torch.from_numpy(delta[: len(self.delta)])
+        return delta[: len(self.delta)]
 
     @property
     def _num_classes(self) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
-import torch
 
 from fedplatform.core.messages import (
     NAN,
@@ -21,6 +20,7 @@ from fedplatform.core.messages import (
     Update,
 )
 from fedplatform.core.seeding import torch_generator
+from fedplatform.core.vectors import cosines_to
 from fedplatform.data.splits import Role
 from fedplatform.federated.aggregation import Aggregator, combine_statistics
 from fedplatform.federated.cohort import Cohort
@@ -77,7 +77,7 @@ class Federation:
         if self.root is not None:
             self.root.hospital.personal = dict(state.root_personal)
         started = time.monotonic()
-        cohort = self._seated(state.memory)
+        cohort = self._cohort_for_round(state.memory)
         replies = [self._inspect(reply, number) for reply in cohort.train(state.weights, number)]
         trained = time.monotonic()
         delta, records, memory = self._aggregate(replies, state, number)
@@ -99,7 +99,7 @@ class Federation:
             train_seconds=trained - started,
             aggregate_seconds=aggregated - trained,
             evaluate_seconds=time.monotonic() - aggregated,
-            hospitals=tuple(self._graded(records, tests)),
+            hospitals=tuple(self._with_accuracy(records, tests)),
             confusion=tuple(tuple(int(count) for count in row) for row in pooled.confusion),
         )
         return state, report
@@ -107,7 +107,7 @@ class Federation:
     def _root_personal(self) -> PersonalState:
         return {} if self.root is None else self.root.hospital.personal
 
-    def _seated(self, memory: object) -> Cohort:
+    def _cohort_for_round(self, memory: object) -> Cohort:
         """The cohort of a round: under secure aggregation, whom the rule has shut out is kept apart from the others."""
         if isinstance(self.cohort, GroupedCohort) and isinstance(memory, GroupMemory):
             return self.cohort.keeping_apart(memory.shut_out)
@@ -130,14 +130,15 @@ class Federation:
             why = f"{len(updates)} usable updates, the quorum is {self.quorum}"
             return still, self._without_effect(replies, number, why), state.memory
         shared = self.layout.num_shared
-        received = torch.empty(len(updates), self.layout.size)
-        for row, update in zip(received, updates, strict=True):
-            row.copy_(torch.from_numpy(np.array(update.delta)))
+        deltas = np.empty((len(updates), shared), np.float32)
+        statistics = np.empty((len(updates), self.layout.size - shared), np.float32)
+        for row, update in enumerate(updates):
+            deltas[row], statistics[row] = update.delta[:shared], update.delta[shared:]
         root = None if self.root is None else self.root.at(state.weights, number)
         evidence = Evidence(
             hospital_ids=tuple(update.hospital_id for update in updates),
-            num_examples=torch.tensor([update.num_examples for update in updates]),
-            previous_delta=torch.from_numpy(state.previous_delta.copy()),
+            num_examples=np.array([update.num_examples for update in updates], np.int64),
+            previous_delta=state.previous_delta,
             generator=torch_generator(self.seed, "server", number, "aggregation"),
             round_number=number,
             root_delta=None if root is None else root.delta,
@@ -145,34 +146,42 @@ class Federation:
             memory=state.memory,
             groups=tuple(update.group for update in updates if update.group),
         )
-        deltas = received[:, :shared]
         try:
             aggregate = self.rule(deltas, evidence)
         except ValueError as error:  # too few hospitals left this round for the rule's f
             return still, self._without_effect(replies, number, str(error)), state.memory
         step = aggregate.delta
         if shared < self.layout.size:
-            step = torch.cat([step, combine_statistics(self.rule, received[:, shared:], aggregate=aggregate)])
-        if not torch.isfinite(step).all():
+            step = np.concatenate([step, combine_statistics(self.rule, statistics, aggregate=aggregate)])
+        if not np.isfinite(step).all():
             return still, self._without_effect(replies, number, "the aggregate is not finite"), state.memory
         rows = {update.hospital_id: row for row, update in enumerate(updates)}
+        directions = cosines_to(deltas, aggregate.delta)
         records = [
-            self._judged(self._record(reply, number, reply.reason), rows.get(reply.hospital_id), deltas, aggregate)
+            self._with_verdict(
+                self._record(reply, number, reply.reason), rows.get(reply.hospital_id), directions, aggregate
+            )
             for reply in replies
         ]
-        return step.numpy().astype(np.float32, copy=False), records, aggregate.memory
+        return step.astype(np.float32, copy=False), records, aggregate.memory
 
     @staticmethod
-    def _judged(record: HospitalRecord, row: int | None, deltas: torch.Tensor, aggregate: Aggregate) -> HospitalRecord:
-        """The record of a hospital with what the rule made of its update, in ``row``; None where none was usable."""
+    def _with_verdict(
+        record: HospitalRecord, row: int | None, directions: tuple[np.ndarray, np.ndarray], aggregate: Aggregate
+    ) -> HospitalRecord:
+        """The record of a hospital with what the rule made of its update, in ``row``; None where none was usable.
+
+        ``directions`` are the cosines (n,) of the updates to the aggregate and their norms (n,).
+        """
         if row is None:
             return record
+        cosines, norms = directions
         hostile = bool(aggregate.hostile[row])
         record = replace(
             record,
             weight=float(aggregate.weights[row]),
-            norm=float(torch.linalg.vector_norm(deltas[row])),
-            cosine=float(torch.nn.functional.cosine_similarity(deltas[row], aggregate.delta, dim=0)),
+            norm=float(norms[row]),
+            cosine=float(cosines[row]),
             state=HospitalState.HOSTILE if hostile else record.state,
             reason="shut out by the aggregation rule" if hostile else record.reason,
         )
@@ -210,7 +219,9 @@ class Federation:
             loss=NAN,
         )
 
-    def _graded(self, records: Sequence[HospitalRecord], tests: Sequence[Predictions]) -> Iterator[HospitalRecord]:
+    def _with_accuracy(
+        self, records: Sequence[HospitalRecord], tests: Sequence[Predictions]
+    ) -> Iterator[HospitalRecord]:
         own: dict[str, Figures] = {p.hospital_id: judge([p], num_classes=self.num_classes) for p in tests}
         for record in records:
             figures = own.get(record.hospital_id)

@@ -253,10 +253,10 @@ def test_a_users_own_rule_travels_to_the_server_from_behind_a_mixing_step(
 ) -> None:
     (tmp_path / "my_rules.py").write_text(
         "from dataclasses import dataclass\n"
-        "from fedplatform.federated.aggregation import Mean\n"
+        "from fedplatform.federated.aggregation import Aggregator, Mean\n"
         "@dataclass(frozen=True)\n"
-        "class Mine:\n"
-        "    def __call__(self, deltas, evidence):\n"
+        "class Mine(Aggregator):\n"
+        "    def aggregate(self, deltas, evidence):\n"
         "        return Mean()(deltas, evidence)\n"
     )
     experiment = small.replace(rule=f"nnm+{tmp_path / 'my_rules.py'}:Mine", f=1, rounds=1)

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_quickstart_runs_as_a_script_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    after = "\nimport ray as library, torch\nassert not library.is_initialized()\nassert torch.get_num_threads() == before\n"
-    before = "import torch\ntorch.set_num_threads(2)\nbefore = 2\n"
+    before = "import torch\ntorch.set_num_threads(2)\n"
+    after = "\nimport ray as library\nassert not library.is_initialized()\nassert torch.get_num_threads() == 2\n"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     folder = tmp_path / "empty"
     folder.mkdir()

@@ -33,7 +33,7 @@ from fedplatform.attacks.poisoning import (
     stamp_trigger,
 )
 from fedplatform.attacks.poisoning.collusion import supported_z
-from fedplatform.attacks.poisoning.honest_statistics import Crowd
+from fedplatform.attacks.poisoning.honest_statistics import HonestStatistics
 from fedplatform.attacks.poisoning.moments import gram_of, mean_of, products_of, std_of
 from fedplatform.core.seeding import numpy_generator, torch_generator
 
@@ -360,13 +360,13 @@ def test_a_wider_band_lets_a_fingerprint_aware_attacker_do_more_harm() -> None:
 @given(unlike_hospitals, st.integers(1, 4))
 def test_the_crowd_reckons_the_features_as_the_slow_version_does(honest: torch.Tensor, f: int) -> None:
     forged = updates(f, honest.shape[1], spread=float(honest.std()))
-    crowd = Crowd.of(honest, width=2.0)
+    statistics = HonestStatistics.of(honest, width=2.0)
     truth, lies = fingerprints(honest, forged)
     middle, reach = band(truth, 2.0)
-    np.testing.assert_allclose(crowd.middle, middle, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(crowd.reach, reach, rtol=1e-4, atol=1e-9)
-    np.testing.assert_allclose(crowd.features(forged)[0], lies, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(crowd.cosines, [min(pair_cosines(honest)), max(pair_cosines(honest))], rtol=1e-9)
+    np.testing.assert_allclose(statistics.middle, middle, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(statistics.tolerance, reach, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(statistics.features(forged)[0], lies, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(statistics.cosines, [min(pair_cosines(honest)), max(pair_cosines(honest))], rtol=1e-9)
 
 
 @settings(deadline=None, max_examples=40)
@@ -386,7 +386,7 @@ def test_a_weight_that_no_honest_hospital_moves_is_moved_by_no_fingerprint_aware
     honest[:, 100:300] = 0
     forged = FingerprintAware().collude(honest, situation())
     assert not forged[:, 100:300].any()
-    assert Crowd.of(honest, width=2.0).strain_of(forged) <= 1
+    assert HonestStatistics.of(honest, width=2.0).strain_of(forged) <= 1
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])

@@ -45,7 +45,6 @@ from fedplatform.experiments.trust_benchmark import (
     detection,
     fill,
     fill_cell,
-    leave_out,
     markdown,
     paired_against,
     partition_of,
@@ -63,31 +62,31 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedplatform.federated.aggregation import Mean
+from fedplatform.federated.aggregation import Aggregator, Mean
 
 
 @dataclass(frozen=True)
-class Waiting:
+class Waiting(Aggregator):
     """Refuses to work until there is a file."""
 
     file: str
 
-    def __call__(self, deltas, evidence):
+    def aggregate(self, deltas, evidence):
         if not Path(self.file).exists():
             raise RuntimeError("nothing\\nthere yet")
         return Mean()(deltas, evidence)
 
 
 @dataclass(frozen=True)
-class Deadly:
+class Deadly(Aggregator):
     """Takes its process along."""
 
-    def __call__(self, deltas, evidence):
+    def aggregate(self, deltas, evidence):
         os._exit(1)
 
 
 @dataclass(frozen=True)
-class Rehearsing:
+class Rehearsing(Aggregator):
     """Has rehearsed every attack but one."""
 
     unseen: str = ""
@@ -95,7 +94,7 @@ class Rehearsing:
     def without(self, attack):
         return Rehearsing(attack)
 
-    def __call__(self, deltas, evidence):
+    def aggregate(self, deltas, evidence):
         return Mean()(deltas, evidence)
 '''
 
@@ -178,8 +177,9 @@ def test_the_mean_of_the_honest_alone_leaves_out_the_attackers_and_nobody_else()
     experiment = cell.honest_only()
     byzantine = experiment.adversary().hospital_ids
     names = experiment.hospital_ids()
-    deltas = torch.eye(len(names))
-    evidence = Evidence(names, torch.ones(len(names)).long(), torch.zeros(len(names)), torch.Generator())
+    deltas = np.eye(len(names), dtype=np.float32)
+    claims, before = np.ones(len(names), np.int64), np.zeros(len(names), np.float32)
+    evidence = Evidence(names, claims, before, torch.Generator())
     step = experiment.rule(deltas, evidence).delta
     assert [name for name, value in zip(names, step, strict=True) if not value] == list(byzantine)
     assert float(step.max()) == pytest.approx(1 / (len(names) - len(byzantine)))
@@ -358,9 +358,9 @@ def test_a_rule_that_rehearses_never_rehearses_the_attack_under_test(plugins: Pa
     behind = cell_of(f"nnm+{plugins}:Rehearsing", "alie(z=1.5)").experiment().rule
     assert isinstance(behind, Mixed)
     assert behind.rule.unseen == "alie"
-    assert leave_out(Mean(), "alie") == Mean()
+    assert Mean().without("alie") == Mean()
     mixed = Mixed((NearestNeighbourMixing(f=1),), Mean())
-    assert leave_out(mixed, "alie") == mixed
+    assert mixed.without("alie") == mixed
 
 
 def test_every_cell_of_a_seed_trains_the_same_network_on_the_same_data() -> None:

@@ -29,7 +29,7 @@ from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.rule_text import parse_rule
 from fedplatform.experiments.run import resume, run
 from fedplatform.experiments.run_folder import RunFolder
-from fedplatform.federated.aggregation import Mean
+from fedplatform.federated.aggregation import Aggregator, Mean
 from fedplatform.federated.hospital_state import KEPT_ROUNDS, Launch, OwnState, SupersededError
 from fedplatform.federated.server import FederationState
 from fedplatform.federated.trust import DualAttention, Hybrid, OptiGradTrust, TrustPolicy
@@ -337,10 +337,10 @@ class Diary:
 
 
 @dataclass(frozen=True)
-class Remembers:
+class Remembers(Aggregator):
     """A mean with a memory of a kind that nobody declared."""
 
-    def __call__(self, deltas, evidence):
+    def aggregate(self, deltas, evidence):
         before = evidence.memory or Diary(0)
         return replace(Mean()(deltas, evidence), memory=Diary(before.rounds + 1))
 

@@ -20,22 +20,23 @@ from fedplatform.learning.training import ALGORITHMS, FedProx
 PLUGINS = '''
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import nn
 
 from fedplatform.core.messages import Aggregate
+from fedplatform.federated.aggregation import Aggregator
 
 
 @dataclass(frozen=True)
-class Smallest:
+class Smallest(Aggregator):
     """Takes the k smallest updates."""
 
     k: int = 1
 
-    def __call__(self, deltas, evidence):
-        weights = torch.zeros(len(deltas), dtype=torch.float64)
-        weights[deltas.norm(dim=1).argsort()[: self.k]] = 1 / self.k
-        return Aggregate((weights.float()[:, None] * deltas).sum(0), weights, weights == 0)
+    def aggregate(self, deltas, evidence):
+        weights = np.zeros(len(deltas))
+        weights[np.linalg.norm(deltas, axis=1).argsort()[: self.k]] = 1 / self.k
+        return Aggregate((weights.astype(np.float32)[:, None] * deltas).sum(0), weights, weights == 0)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
 from fedplatform.experiments.engine import InProcessEngine, cohort_plan, local_training
 from fedplatform.experiments.experiment import Experiment
-from fedplatform.federated.aggregation import Mean, TrimmedMean
+from fedplatform.federated.aggregation import Aggregator, Mean, TrimmedMean
 from fedplatform.federated.cohort import InProcessCohort
 from fedplatform.federated.server import Federation, malformation
 from fedplatform.learning.metrics import judge
@@ -93,12 +93,12 @@ def test_a_proper_update_is_not_refused() -> None:
 
 
 def test_a_malformed_update_never_reaches_the_rule() -> None:
-    class Counting:
+    class Counting(Aggregator):
         seen = 0
 
-        def __call__(self, deltas, evidence):
+        def aggregate(self, deltas, evidence):
             Counting.seen = len(deltas)
-            assert torch.isfinite(deltas).all()
+            assert np.isfinite(deltas).all()
             return Mean()(deltas, evidence)
 
     good = np.ones(LAYOUT.size, np.float32)
@@ -139,10 +139,11 @@ def test_a_round_with_too_few_hospitals_for_the_rule_has_no_effect_and_stops_not
 def test_an_aggregate_that_overflows_never_becomes_the_model() -> None:
     huge = np.full(LAYOUT.size, 3e38, np.float32)
 
-    class Sum:
-        def __call__(self, deltas, evidence):
+    class Sum(Aggregator):
+        def aggregate(self, deltas, evidence):
             aggregate = Mean()(deltas, evidence)
-            return Aggregate(deltas.sum(dim=0), aggregate.weights, aggregate.hostile)
+            with np.errstate(over="ignore"):
+                return Aggregate(deltas.sum(axis=0), aggregate.weights, aggregate.hostile)
 
     state, report = federation(*(reported(name, huge) for name in "abc"), rule=Sum()).run_round(start(federation()))
     assert not state.weights.any()
@@ -150,10 +151,10 @@ def test_an_aggregate_that_overflows_never_becomes_the_model() -> None:
 
 
 def test_a_round_in_which_nobody_is_trusted_moves_nothing_and_says_so() -> None:
-    class TrustsNobody:
-        def __call__(self, deltas, evidence):
-            nobody = torch.zeros(len(deltas), dtype=torch.float64)
-            return Aggregate(torch.zeros(deltas.shape[1]), nobody, nobody == 0)
+    class TrustsNobody(Aggregator):
+        def aggregate(self, deltas, evidence):
+            nobody = np.zeros(len(deltas))
+            return Aggregate(np.zeros(deltas.shape[1], np.float32), nobody, nobody == 0)
 
     step = np.ones(LAYOUT.size, np.float32)
     server = federation(reported("a", step), reported("b", step), rule=TrustsNobody())
@@ -164,8 +165,8 @@ def test_a_round_in_which_nobody_is_trusted_moves_nothing_and_says_so() -> None:
 
 
 def test_what_a_rule_remembers_comes_back_to_it_in_the_next_round() -> None:
-    class Counts:
-        def __call__(self, deltas, evidence):
+    class Counts(Aggregator):
+        def aggregate(self, deltas, evidence):
             aggregate = Mean()(deltas, evidence)
             return replace(aggregate, memory=(evidence.memory or 0) + 1)
 

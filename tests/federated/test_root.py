@@ -26,22 +26,22 @@ def root(small: Experiment, shards: Path) -> RootInRound:
 
 
 def test_the_servers_own_update_lowers_its_loss_and_the_opposite_does_not(root: RootInRound) -> None:
-    nothing = torch.zeros_like(root.delta)
-    still, ahead, back = root.losses(torch.stack([nothing, 0.2 * root.delta, -0.2 * root.delta]))
+    nothing = np.zeros_like(root.delta)
+    still, ahead, back = root.losses(np.stack([nothing, 0.2 * root.delta, -0.2 * root.delta]))
     assert ahead < still < back
 
 
 def test_the_slope_is_that_of_the_loss(root: RootInRound) -> None:
-    slope = root.gradient(torch.zeros_like(root.delta))
+    slope = root.gradient(np.zeros_like(root.delta))
     assert slope.shape == root.delta.shape
-    along = slope / slope.norm()
+    along = slope / np.linalg.norm(slope)
     size = 1e-2
-    up, down = root.losses(torch.stack([size * along, -size * along]))
-    assert (up - down) / (2 * size) == pytest.approx(float(slope.norm()), rel=0.1)
+    up, down = root.losses(np.stack([size * along, -size * along]))
+    assert (up - down) / (2 * size) == pytest.approx(float(np.linalg.norm(slope)), rel=0.1)
 
 
 def test_a_step_that_breaks_the_model_has_a_large_and_finite_loss(root: RootInRound) -> None:
-    assert root.losses(torch.full((1, len(root.delta)), 1e38))[0] == BROKEN
+    assert root.losses(np.full((1, len(root.delta)), 1e38, np.float32))[0] == BROKEN
 
 
 def test_looking_at_steps_changes_neither_the_weights_nor_the_root_hospital(root: RootInRound) -> None:
@@ -59,11 +59,11 @@ def test_played_rounds_are_made_of_unlike_hospitals_and_go_on_from_each_other(ro
     played = root.rehearse(num_hospitals=4, num_rounds=3, generator=torch.Generator().manual_seed(0))
     assert len(played) == 3
     for before, after in itertools.pairwise(played):
-        torch.testing.assert_close(after.previous_delta, before.honest.mean(dim=0))
+        np.testing.assert_allclose(after.previous_delta, before.honest.mean(axis=0), rtol=1.3e-6, atol=1e-5)
     for one in played:
         assert one.honest.shape == one.label_flipped.shape == (4, len(root.delta))
-        assert not torch.equal(one.honest[0], one.honest[1])
-        similarity = torch.nn.functional.cosine_similarity(one.honest, one.label_flipped)
+        assert not np.array_equal(one.honest[0], one.honest[1])
+        similarity = torch.nn.functional.cosine_similarity(*map(torch.from_numpy, (one.honest, one.label_flipped)))
         assert (similarity < 0.99).all()
 
 
@@ -71,4 +71,4 @@ def test_the_same_stream_plays_the_same_rounds(root: RootInRound) -> None:
     one, other = (
         root.rehearse(num_hospitals=3, num_rounds=2, generator=torch.Generator().manual_seed(5)) for _ in range(2)
     )
-    assert torch.equal(one[1].honest, other[1].honest)
+    assert np.array_equal(one[1].honest, other[1].honest)

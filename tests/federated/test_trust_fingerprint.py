@@ -24,12 +24,12 @@ from fedplatform.federated.trust.fingerprint import (
 )
 
 
-def updates(n: int, d: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def updates(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, d, generator=generator), torch.randn(d, generator=generator)
+    return torch.randn(n, d, generator=generator).numpy(), torch.randn(d, generator=generator).numpy()
 
 
-def fingerprints(deltas: torch.Tensor, root: torch.Tensor) -> Fingerprints:
+def fingerprints(deltas: np.ndarray, root: np.ndarray) -> Fingerprints:
     n = len(deltas)
     return take(
         measure(deltas, root),
@@ -44,7 +44,7 @@ def fingerprints(deltas: torch.Tensor, root: torch.Tensor) -> Fingerprints:
 def test_the_features_are_those_of_the_paper(n: int, d: int, seed: int) -> None:
     deltas, root = updates(n, d, seed)
     values = fingerprints(deltas, root).values
-    g, r = deltas.double().numpy(), root.double().numpy()
+    g, r = deltas.astype(np.float64), root.astype(np.float64)
     for k in range(n):
         others = [j for j in range(n) if j != k]
         cosine = g[k] @ r / np.linalg.norm(g[k]) / np.linalg.norm(r)
@@ -71,7 +71,7 @@ def test_neither_the_scale_of_all_updates_nor_their_order_changes_a_z_score(seed
     deltas, root = updates(7, 300, seed)
     order = np.random.default_rng(seed).permutation(7)
     usual = fingerprints(deltas, root)
-    np.testing.assert_allclose(fingerprints(deltas * scale, root).z, usual.z, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(fingerprints(deltas * np.float32(scale), root).z, usual.z, rtol=1e-4, atol=1e-4)
     shuffled = take(
         measure(deltas[order], root),
         hospital_ids=tuple("abcdefg"),
@@ -84,7 +84,7 @@ def test_neither_the_scale_of_all_updates_nor_their_order_changes_a_z_score(seed
 def test_a_sketch_keeps_inner_products() -> None:
     deltas, root = updates(6, 50_000, seed=3)
     deltas += root  # so that there are inner products to keep
-    exact = deltas.double().numpy()
+    exact = deltas.astype(np.float64)
     sketches = measure(deltas, root).sketches
     assert sketches.shape == (6, SKETCH)
     gram, kept = exact @ exact.T, sketches @ sketches.T
@@ -118,7 +118,7 @@ def test_an_update_of_zeros_has_a_fingerprint_without_nan() -> None:
     assert np.isfinite(taken.values).all()
     assert np.isfinite(taken.z).all()
     assert np.isfinite(taken.table()).all()
-    assert np.isfinite(relative_sketches(measure(torch.zeros(3, 100), root))).all()
+    assert np.isfinite(relative_sketches(measure(np.zeros((3, 100), np.float32), root))).all()
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])

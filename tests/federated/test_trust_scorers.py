@@ -97,7 +97,7 @@ class World:
         return 0.01 * random.uniform(0.7, 1.4, (n, 1)) * (step + own)
 
     def sketches(self, name: str, n: int = 10) -> np.ndarray:
-        rows = torch.from_numpy(self.honest(name, n).astype(np.float32))
+        rows = self.honest(name, n).astype(np.float32)
         return relative_sketches(measure(rows, rows[0]))
 
     def lesson(self, attack: str, number: int, *, n: int = 10, f: int = 3) -> Lesson:
@@ -107,10 +107,10 @@ class World:
         if attack != "none":
             byzantine[random.permutation(n)[:f]] = True
             deltas[byzantine] = ATTACKS[attack](deltas, deltas[byzantine], random)
-        rows = torch.from_numpy(deltas.astype(np.float32))
-        root = torch.from_numpy((0.01 * (step + 0.8 * random.normal(size=SIZE))).astype(np.float32))
+        rows = deltas.astype(np.float32)
+        root = (0.01 * (step + 0.8 * random.normal(size=SIZE))).astype(np.float32)
         measured = measure(rows, root)
-        help_to_root = rows.double().numpy() @ step
+        help_to_root = rows.astype(np.float64) @ step
         fingerprints = take(
             measured,
             hospital_ids=tuple(f"hospital-{i}" for i in range(n)),
@@ -486,7 +486,7 @@ def test_lessons_of_one_attack_are_one_episode(skills: dict[str, object], lesson
     skill = skills["TrustPolicy"]
     assert isinstance(skill, PolicySkill)
     assert [len(episode) for episode in skill.lessons] == [8] * 7
-    values = np.concatenate([scene.shapley for episode in skill.lessons for scene in episode])
+    values = np.concatenate([step.shapley for episode in skill.lessons for step in episode])
     column = FEATURES.index("shapley")
     np.testing.assert_array_equal(values, np.concatenate([r.fingerprints.values[:, column] for r in lessons]))
 
@@ -526,8 +526,8 @@ def test_the_hybrid_mixes_level_and_prior_by_tau(skills: dict[str, object], else
     seen, skill = elsewhere.lesson("noise", 0).fingerprints, skills["Hybrid"]
     assert isinstance(skill, HybridSkill)
     prior = DualAttention().score(seen, half(seen), skill.prior)
-    sight = np.column_stack([seen.table(), DualAttention().hidden(seen, skill.prior)])
-    levels = TrustPolicy().act(sight, half(seen), skill.policy)
+    observation = np.column_stack([seen.table(), DualAttention().hidden(seen, skill.prior)])
+    levels = TrustPolicy().act(observation, half(seen), skill.policy)
     assert np.abs(levels - prior).max() > 0
     for tau in (0.0, 0.3, 1.0):
         np.testing.assert_allclose(Hybrid(tau=tau).score(seen, half(seen), skill), tau * levels + (1 - tau) * prior)

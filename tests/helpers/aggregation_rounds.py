@@ -13,16 +13,16 @@ from fedplatform.federated.aggregation import Aggregator
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    deltas: torch.Tensor
+    deltas: np.ndarray
     evidence: Evidence
     f: int
 
     @property
     def rows(self) -> np.ndarray:
-        return self.deltas.numpy().astype(np.float64)
+        return self.deltas.astype(np.float64)
 
     @property
-    def root(self) -> torch.Tensor:
+    def root(self) -> np.ndarray:
         assert self.evidence.root_delta is not None
         return self.evidence.root_delta
 
@@ -37,13 +37,13 @@ def a_round(seed: int, *, n: int = 11, f: int = 2, d: int = 60) -> Round:
     step = random.normal(size=d) + 0.5
     deltas = step + random.normal(size=(n, d)) * random.uniform(0.3, 1.0, size=(n, 1))
     return Round(
-        torch.from_numpy(deltas.astype(np.float32)),
+        deltas.astype(np.float32),
         Evidence(
             hospital_ids=tuple(f"hospital-{i}" for i in range(n)),
-            num_examples=torch.from_numpy(random.integers(10, 500, size=n)),
-            previous_delta=torch.from_numpy((step / 2).astype(np.float32)),
+            num_examples=random.integers(10, 500, size=n),
+            previous_delta=(step / 2).astype(np.float32),
             generator=torch.Generator(),
-            root_delta=torch.from_numpy((step + 0.3 * random.normal(size=d)).astype(np.float32)),
+            root_delta=(step + 0.3 * random.normal(size=d)).astype(np.float32),
         ),
         f,
     )
@@ -51,6 +51,6 @@ def a_round(seed: int, *, n: int = 11, f: int = 2, d: int = 60) -> Round:
 
 def with_attackers(honest: Round, *, scale: float = 1e6) -> Round:
     """The first f hospitals send the opposite of the root update, a million times as large."""
-    deltas = honest.deltas.clone()
+    deltas = honest.deltas.copy()
     deltas[: honest.f] = -scale * honest.root
     return replace(honest, deltas=deltas)

@@ -212,14 +212,15 @@ def write_rule(file: Path, *, draft: str, diary: Path) -> Path:
     file.write_text(
         "from dataclasses import dataclass\n"
         "from pathlib import Path\n"
-        "import torch\n"
+        "import numpy as np\n"
         "from fedplatform.core.messages import Aggregate\n"
+        "from fedplatform.federated.aggregation import Aggregator\n"
         "@dataclass(frozen=True)\n"
-        "class Own:\n"
-        "    def __call__(self, deltas, evidence):\n"
+        "class Own(Aggregator):\n"
+        "    def aggregate(self, deltas, evidence):\n"
         f"        with Path({str(diary)!r}).open('a') as diary:\n"
         f"            diary.write({draft + chr(10)!r})\n"
-        "        weights = torch.full((len(deltas),), 1 / len(deltas), dtype=torch.float64)\n"
-        "        return Aggregate(deltas.mean(dim=0), weights, weights == 0)\n"
+        "        weights = np.full(len(deltas), 1 / len(deltas))\n"
+        "        return Aggregate(deltas.mean(axis=0), weights, weights == 0)\n"
     )
     return file

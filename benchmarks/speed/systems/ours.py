@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from benchmarks.speed.contestant import Job
@@ -41,23 +42,23 @@ def rule(build: Callable[[int, float], Aggregator]) -> Job:
     """An aggregation rule, made from f and the clipping radius."""
 
     @contextmanager
-    def job(deltas: str, f: int, radius: float) -> Iterator[Callable[[], torch.Tensor]]:
-        rows = torch.from_numpy(opened(deltas))
+    def job(deltas: str, f: int, radius: float) -> Iterator[Callable[[], np.ndarray]]:
+        rows = opened(deltas)
         aggregate, evidence = build(f, radius), evidence_of(rows)
         yield lambda: aggregate(rows, evidence).delta
 
     return job
 
 
-def evidence_of(rows: torch.Tensor) -> Evidence:
+def evidence_of(rows: np.ndarray) -> Evidence:
     """What a rule may know: the first update stands for the server's own, and the round before moved nothing."""
     n, d = rows.shape
     return Evidence(
         hospital_ids=tuple(f"hospital-{number:02d}" for number in range(n)),
-        num_examples=torch.full((n,), 100),
-        previous_delta=torch.zeros(d),
+        num_examples=np.full(n, 100),
+        previous_delta=np.zeros(d, np.float32),
         generator=torch.Generator().manual_seed(0),
-        root_delta=rows[0].clone(),
+        root_delta=rows[0].copy(),
     )
 
 
@@ -65,8 +66,8 @@ def mixing(build: Callable[[int], Mixer]) -> Job:
     """A mixing step, made from f; its result is the mixed updates."""
 
     @contextmanager
-    def job(deltas: str, f: int, radius: float) -> Iterator[Callable[[], torch.Tensor]]:
-        rows = torch.from_numpy(opened(deltas))
+    def job(deltas: str, f: int, radius: float) -> Iterator[Callable[[], np.ndarray]]:
+        rows = opened(deltas)
         mixer, evidence = build(f), evidence_of(rows)
         yield lambda: mixer(rows, evidence)[0]
 

@@ -32,26 +32,26 @@ from fedplatform.learning.training import Trainer
 class FreeRoot:
     """A root set whose slope costs nothing, so that only the arithmetic around it is timed."""
 
-    def __init__(self, slope: torch.Tensor) -> None:
+    def __init__(self, slope: np.ndarray) -> None:
         self._slope = slope
 
-    def gradient(self, step: torch.Tensor) -> torch.Tensor:
+    def gradient(self, step: np.ndarray) -> np.ndarray:
         return self._slope
 
 
-def part(of: Callable[[torch.Tensor, torch.Tensor], Callable[[], object]]) -> Job:
+def part(of: Callable[[np.ndarray, np.ndarray], Callable[[], object]]) -> Job:
     """A part of trust, made from the updates and the server's own, which is the first of them."""
 
     @contextmanager
     def job(deltas: str, f: int, radius: float) -> Iterator[Callable[[], object]]:
         del f, radius
-        rows = torch.from_numpy(opened(deltas))
-        yield of(rows, rows[0].clone())
+        rows = opened(deltas)
+        yield of(rows, rows[0].copy())
 
     return job
 
 
-def fingerprint(rows: torch.Tensor, root: torch.Tensor) -> Callable[[], Fingerprints]:
+def fingerprint(rows: np.ndarray, root: np.ndarray) -> Callable[[], Fingerprints]:
     """All six features, the Shapley values given."""
     vae, n = UpdateVae(), len(rows)
     state = vae.fit(relative_sketches(measure(rows, root)), generator=torch.Generator().manual_seed(0), steps=5)
@@ -65,17 +65,17 @@ def fingerprint(rows: torch.Tensor, root: torch.Tensor) -> Callable[[], Fingerpr
     return measured
 
 
-def scored(rows: torch.Tensor, root: torch.Tensor) -> Callable[[], object]:
+def scored(rows: np.ndarray, root: np.ndarray) -> Callable[[], object]:
     taken, reputation = fingerprint(rows, root)(), np.full(len(rows), 0.6)
     return lambda: RobustScores().score(taken, reputation, None)
 
 
-def combined(rows: torch.Tensor, root: torch.Tensor) -> Callable[[], object]:
+def combined(rows: np.ndarray, root: np.ndarray) -> Callable[[], object]:
     norms, weights = measure(rows, root).norms, np.full(len(rows), 1 / len(rows))
     return lambda: combine(weights * shrinkage(norms, float(np.median(norms))), rows)
 
 
-def descent(rows: torch.Tensor, root: torch.Tensor) -> Callable[[], object]:
+def descent(rows: np.ndarray, root: np.ndarray) -> Callable[[], object]:
     weights, ones = np.full(len(rows), 1 / len(rows)), np.ones(len(rows))
     return lambda: Descent()(weights, ones, rows, FreeRoot(root))  # type: ignore[arg-type]
 
@@ -107,7 +107,7 @@ def coalitions(hospitals: int) -> Iterator[Callable[[], np.ndarray]]:
         server = Hospital("root", Shard.open(shards / ROOT), trainer=trainer, state_file=None, role=Role.ROOT)
         for number in (1, 2):
             updates = [reply.update.delta for reply in cohort.train(weights, number) if reply.update]
-            deltas = torch.from_numpy(np.stack(updates))[:, :shared]
+            deltas = np.stack(updates)[:, :shared]
             if number == 1:  # an honest step first, so that there is something to lose
                 weights = weights + np.median(np.stack(updates), axis=0).astype(np.float32)
         root = RootSet(server).at(weights, 2)

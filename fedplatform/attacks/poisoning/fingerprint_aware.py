@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fedplatform.attacks.poisoning.attack import Situation
-from fedplatform.attacks.poisoning.honest_statistics import ERROR, NORM, PEER, RIDGE, ROOT, SIGN, Crowd
+from fedplatform.attacks.poisoning.honest_statistics import ERROR, NORM, PEER, RIDGE, ROOT, SIGN, HonestStatistics
 from fedplatform.attacks.poisoning.moments import dot, mean_of, products_of
 from fedplatform.core.vectors import column_blocks, gram_matrix, one_blas_thread
 
@@ -23,10 +23,10 @@ class FingerprintAware:
     """The attacker who knows OptiGradTrust's fingerprint; of this project, adaptive as Tramèr et al. (2020) ask for.
 
     Every attacker sends an update of its own whose six features lie within ``width`` MADs of the honest median, as far
-    as the attackers can tell (:class:`~fedplatform.attacks.poisoning.honest_statistics.Crowd` says what stands in for
-    the root set they do not see), and no two attackers are more alike or less alike than two honest hospitals. Under
-    these bounds the updates have the lowest inner product with the honest mean, and share as much as they can of the
-    direction -sign(mean).
+    as the attackers can tell (:class:`~fedplatform.attacks.poisoning.honest_statistics.HonestStatistics` says what
+    stands in for the root set they do not see), and no two attackers are more alike or less alike than two honest
+    hospitals. Under these bounds the updates have the lowest inner product with the honest mean, and share as much as
+    they can of the direction -sign(mean).
 
     The bounds leave room only as far as honest updates differ, so it harms less than attacks that do not hide from the
     fingerprint (docs/results.md has the figures). Where the attackers find no updates that keep all bounds (few
@@ -51,14 +51,14 @@ class FingerprintAware:
             mean = mean_of(honest)
             if not 0 < dot(mean, mean) < math.inf:
                 return mean.to(honest.dtype).repeat(situation.num_byzantine, 1)
-            crowd = Crowd.of(honest, width=self.width)
-            shape = most_harmful_shape(crowd, situation.num_byzantine)
-            forged = drafts(crowd, situation)
+            statistics = HonestStatistics.of(honest, width=self.width)
+            shape = most_harmful_shape(statistics, situation.num_byzantine)
+            forged = drafts(statistics, situation)
             least, kept = math.inf, forged
             for _ in range(CORRECTIONS):
-                take_shape(forged, crowd, shape)
-                settle_signs(forged, crowd)
-                strain = crowd.strain_of(forged)
+                take_shape(forged, statistics, shape)
+                settle_signs(forged, statistics)
+                strain = statistics.strain_of(forged)
                 if strain <= 1:
                     return forged
                 if strain < least:
@@ -82,16 +82,16 @@ class Shape:
     together: float
 
 
-def most_harmful_shape(crowd: Crowd, num_byzantine: int) -> Shape:
+def most_harmful_shape(statistics: HonestStatistics, num_byzantine: int) -> Shape:
     """Of all shapes on a lattice that keep the bounds, the one with the lowest inner product with the honest mean.
 
     Of several such, one whose updates have most in common. The signs are left out: they can be settled afterwards.
     Where no shape keeps the bounds, it is the one that breaks them least.
     """
-    band = crowd.middle[:, None] + crowd.reach[:, None] * np.linspace(-MARGIN, MARGIN, STEPS)
-    tilts = crowd.common_cosines[1]
+    band = statistics.middle[:, None] + statistics.tolerance[:, None] * np.linspace(-MARGIN, MARGIN, STEPS)
+    tilts = statistics.common_cosines[1]
     norm, cosine, error, tilt, peers = np.meshgrid(
-        band[NORM].clip(crowd.reach[NORM]),
+        band[NORM].clip(statistics.tolerance[NORM]),
         band[ROOT].clip(-1, 1),
         band[ERROR],
         np.linspace(tilts.min(), tilts.max(), STEPS),
@@ -99,18 +99,20 @@ def most_harmful_shape(crowd: Crowd, num_byzantine: int) -> Shape:
         indexing="ij",
     )
     rest = (1 - cosine**2 - tilt**2).clip(0)
-    to_honest = len(crowd.honest) * np.tensordot(crowd.common_cosines.mean(axis=1), [cosine, tilt], axes=1)
+    to_honest = len(statistics.honest) * np.tensordot(statistics.common_cosines.mean(axis=1), [cosine, tilt], axes=1)
     others, together = num_byzantine - 1, np.zeros_like(rest)
     if others:  # the attackers' cosine to each other makes up for what theirs to the honest lacks
-        pairs = (peers * (len(crowd.honest) + others) - to_honest) / others
+        pairs = (peers * (len(statistics.honest) + others) - to_honest) / others
         together = np.divide(pairs - 1 + rest, rest, out=together, where=rest > 0).clip(-1 / num_byzantine, 1)
     pairs = 1 - rest + together * rest
-    peers = (to_honest + others * pairs) / (len(crowd.honest) + others)
-    harm = norm * cosine * crowd.length
+    peers = (to_honest + others * pairs) / (len(statistics.honest) + others)
+    harm = norm * cosine * statistics.length
     error = error.clip(0, norm * np.sqrt(rest))
-    strain = crowd.strain(np.stack([error, cosine, peers, norm, np.full_like(norm, crowd.middle[SIGN]), harm], axis=-1))
+    strain = statistics.strain(
+        np.stack([error, cosine, peers, norm, np.full_like(norm, statistics.middle[SIGN]), harm], axis=-1)
+    )
     if others:
-        strain = np.maximum(strain, crowd.pair_strain(pairs))
+        strain = np.maximum(strain, statistics.pair_strain(pairs))
     hidden = np.flatnonzero(strain <= max(MARGIN + 1e-9, strain.min()))
     best = hidden[np.lexsort((-together.flat[hidden], harm.flat[hidden]))[0]]
     return Shape(
@@ -122,40 +124,40 @@ def most_harmful_shape(crowd: Crowd, num_byzantine: int) -> Shape:
     )
 
 
-def drafts(crowd: Crowd, situation: Situation) -> torch.Tensor:
+def drafts(statistics: HonestStatistics, situation: Situation) -> torch.Tensor:
     """Made-up updates (num_byzantine, d): every coordinate from an honest hospital drawn anew, then back by sign(mean).
 
     So a coordinate that is large, or that stays as it is, in honest updates is so in these.
     """
-    h, d = crowd.honest.shape
+    h, d = statistics.honest.shape
     forged = torch.empty(situation.num_byzantine, d)
-    back = crowd.middle[NORM] / d**0.5 * crowd.mean.sign()
+    back = statistics.middle[NORM] / d**0.5 * statistics.mean.sign()
     for row in forged:
         chosen = torch.randint(h, (1, d), generator=situation.generator)
-        row.copy_(crowd.honest.gather(0, chosen)[0] - back)
+        row.copy_(statistics.honest.gather(0, chosen)[0] - back)
     return forged
 
 
-def take_shape(forged: torch.Tensor, crowd: Crowd, shape: Shape) -> None:
+def take_shape(forged: torch.Tensor, statistics: HonestStatistics, shape: Shape) -> None:
     """Bring forged updates (m, d) to the shape, in place: all their features but the signs are then as wanted.
 
     Everything is a combination of the honest updates and the forged ones, so it is done on their inner products.
     """
-    products = products_of(forged, crowd.honest)
-    spanned = products @ crowd.inverse  # of the honest updates: the part of each forged one within their span
-    outside = gram_matrix(forged) - spanned @ products.T
+    products = products_of(forged, statistics.honest)
+    spanned = products @ statistics.inverse  # of the honest updates: the part of each forged one within their span
+    outside = gram_matrix(forged.numpy()) - spanned @ products.T
     inside = spanned.copy()  # the same without what is along the two common directions
-    for direction in crowd.common:
-        inside -= np.outer(inside @ crowd.gram @ direction, direction)
+    for direction in statistics.common:
+        inside -= np.outer(inside @ statistics.gram @ direction, direction)
     m = len(forged)
     wanted = (1 - shape.together) * np.eye(m) + shape.together
     rounding = RIDGE * float(np.trace(outside) + np.trace(spanned @ products.T))
     mix_outside = shape.outside * _turned(outside, wanted, rounding)
     within = max(1 - shape.cosine**2 - shape.tilt**2 - shape.outside**2, 0) ** 0.5
-    mix_inside = within * _turned(inside @ crowd.gram @ inside.T, wanted, rounding)
-    weights = np.array([shape.cosine, shape.tilt]) @ crowd.common + mix_inside @ inside - mix_outside @ spanned
+    mix_inside = within * _turned(inside @ statistics.gram @ inside.T, wanted, rounding)
+    weights = np.array([shape.cosine, shape.tilt]) @ statistics.common + mix_inside @ inside - mix_outside @ spanned
     for columns in column_blocks(forged.shape[1]):
-        honest, block = (rows[:, columns].double().numpy() for rows in (crowd.honest, forged))
+        honest, block = (rows[:, columns].double().numpy() for rows in (statistics.honest, forged))
         forged[:, columns] = torch.from_numpy(shape.norm * (weights @ honest + mix_outside @ block))
 
 
@@ -178,14 +180,14 @@ def _power(matrix: np.ndarray, exponent: float, rounding: float) -> np.ndarray:
     return power
 
 
-def settle_signs(forged: torch.Tensor, crowd: Crowd) -> None:
+def settle_signs(forged: torch.Tensor, statistics: HonestStatistics) -> None:
     """Turn the smallest coordinates of forged updates (m, d) round until the sign agreement is right, in place.
 
     The smallest, because turning them changes the other features least.
     """
     d = forged.shape[1]
-    lowest, highest = (crowd.middle[SIGN] + side * MARGIN * crowd.reach[SIGN] for side in (-1, 1))
-    positive = crowd.mean >= 0
+    lowest, highest = (statistics.middle[SIGN] + side * MARGIN * statistics.tolerance[SIGN] for side in (-1, 1))
+    positive = statistics.mean >= 0
     for row in forged:
         agrees = (row >= 0) == positive
         share = int(agrees.sum()) / d

@@ -1,4 +1,4 @@
-"""Honest updates as a crowd to hide in: OptiGradTrust's six features, as attackers without a root set estimate them."""
+"""What honest updates look like to attackers who hide among them: OptiGradTrust's six features, without a root set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RIDGE = 1e-12  # added to the inner products, relative, so that updates of which
 
 
 @dataclass(frozen=True, eq=False)
-class Crowd:
+class HonestStatistics:
     """The honest updates (h, d) of a round, and how far from their middle an update still passes for one of them.
 
     Attackers know neither the server's root set nor its networks, so each of the six features has a stand-in:
@@ -29,8 +29,8 @@ class Crowd:
     * Shapley value: inner product with the mean of the others, the first-order value.
 
     *The others* are all honest updates for a forged one, and all but itself for an honest one: measured against a mean
-    that it is part of, it would seem better than it is. ``middle`` (6,) are the medians, ``reach`` (6,) ``width`` times
-    the MADs, ``cosines`` the lowest and the highest cosine between two honest updates.
+    that it is part of, it would seem better than it is. ``middle`` (6,) are the medians, ``tolerance`` (6,) ``width``
+    times the MADs, ``cosines`` the lowest and the highest cosine between two honest updates.
 
     ``gram`` (h, h) are all inner products and ``inverse`` is its inverse; ``mean`` (d,) float64 is of length
     ``length``. ``common`` (2, h) are two directions as combinations of the honest updates: that of their mean, and
@@ -46,14 +46,14 @@ class Crowd:
     gram: np.ndarray
     inverse: np.ndarray
     middle: np.ndarray
-    reach: np.ndarray
+    tolerance: np.ndarray
     cosines: tuple[float, float]
 
     @staticmethod
-    def of(honest: torch.Tensor, *, width: float) -> Crowd:
+    def of(honest: torch.Tensor, *, width: float) -> HonestStatistics:
         """Look at the honest updates (h, d), h >= 3, once; their inner products have to be finite and not all zero."""
         h, d = honest.shape
-        gram, mean = gram_matrix(honest), mean_of(honest)
+        gram, mean = gram_matrix(honest.numpy()), mean_of(honest)
         length = dot(mean, mean) ** 0.5
         inverse = np.linalg.inv(gram + RIDGE * gram.trace() / h * np.eye(h))
         squares, sums = np.diag(gram), gram.sum(axis=1)
@@ -75,14 +75,14 @@ class Crowd:
         typical = (gram.trace() / h) ** 0.5
         rounding = ROUNDING * np.array([typical, 1, 1, typical, 1, typical * length])
         rounding[SIGN] = max(ROUNDING, 0.5 / d)  # the median of an even number of shares may lie between two
-        reach = np.maximum(width * np.median(np.abs(features - middle), axis=0), rounding)
+        tolerance = np.maximum(width * np.median(np.abs(features - middle), axis=0), rounding)
         pairs = cosines[~np.eye(h, dtype=bool)]
         along = np.full(h, 1 / (h * length))
         unit = np.divide(1 / h, norms, out=np.zeros(h), where=norms > 0)
         across = unit - (unit @ gram @ along) * along
         size = float(across @ gram @ across)
         common = np.stack([along, across / size**0.5 if size > ROUNDING**2 else np.zeros(h)])
-        return Crowd(
+        return HonestStatistics(
             honest=honest,
             mean=mean,
             length=length,
@@ -91,14 +91,14 @@ class Crowd:
             gram=gram,
             inverse=inverse,
             middle=middle,
-            reach=reach,
+            tolerance=tolerance,
             cosines=(float(pairs.min()), float(pairs.max())),
         )
 
     def features(self, forged: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """The six features (m, 6) of forged updates (m, d) that are all sent, and the cosines (m, m) between them."""
         h, m = len(self.honest), len(forged)
-        products, gram = products_of(forged, self.honest), gram_matrix(forged)
+        products, gram = products_of(forged, self.honest), gram_matrix(forged.numpy())
         norms, cosines = np.sqrt(np.diag(gram)), cosines_from(gram)
         outside = np.diag(gram) - np.einsum("ih,hk,ik->i", products, self.inverse, products)
         shapley = products.mean(axis=1)
@@ -123,7 +123,7 @@ class Crowd:
 
     def strain(self, features: np.ndarray) -> np.ndarray:
         """How far features (..., 6) are from the middle, the farthest of the six counting: (...), at most 1 inside."""
-        farthest: np.ndarray = (np.abs(features - self.middle) / self.reach).max(axis=-1)
+        farthest: np.ndarray = (np.abs(features - self.middle) / self.tolerance).max(axis=-1)
         return farthest
 
     def pair_strain(self, cosines: np.ndarray) -> np.ndarray:

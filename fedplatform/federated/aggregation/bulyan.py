@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fedplatform.core.coordinates import evenly_spaced
 from fedplatform.core.messages import Aggregate, Evidence
 from fedplatform.core.vectors import distances_from, gram_matrix
+from fedplatform.federated.aggregation.aggregator import Aggregator
 from fedplatform.federated.aggregation.feasibility import require_hospitals
 from fedplatform.federated.aggregation.krum import krum_scores
 from fedplatform.federated.aggregation.order_statistics import mean_around_median, rank_shares
@@ -33,22 +33,35 @@ def select_by_krum(distances: np.ndarray, *, f: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Bulyan:
+class Bulyan(Aggregator):
     """Bulyan over Krum (El Mhamdi et al., ICML 2018): coordinate-wise, among those whom Krum selects.
 
     Repeated Krum selects n - 2f updates; in every coordinate the n - 4f of their values that lie nearest to their
-    median are averaged. Needs n >= 4f + 3. Hostile are the 2f updates that were not selected; a hospital's weight is
-    the share of the values that were averaged.
+    median are averaged. Hostile are the 2f updates that were not selected; a hospital's weight is the share of the
+    values that were averaged. Raises ValueError unless n >= 4f + 3.
+
+    >>> Bulyan(f=1)([[1.0], [2.0], [3.0], [2.0], [2.0], [1.0], [50.0]]).delta
+    array([2.], dtype=float32)
     """
 
     f: int
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n, f = len(deltas), self.f
         require_hospitals(self, n=n, f=f, at_least=4 * f + 3, formula="n >= 4f + 3")
         selected = select_by_krum(distances_from(gram_matrix(deltas)), f=f)
         sample = evenly_spaced(deltas)[selected]
-        weights, hostile = torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.bool)
-        weights[selected] = rank_shares((sample - sample.quantile(0.5, dim=0)).abs(), 0, n - 4 * f)
+        weights, hostile = np.zeros(n), np.ones(n, dtype=bool)
+        with np.errstate(over="ignore"):  # a value infinitely far is far enough to be left out
+            distances = np.abs(sample - _median(sample))
+        weights[selected] = rank_shares(distances, 0, n - 4 * f)
         hostile[selected] = False
         return Aggregate(mean_around_median(deltas, chosen=selected, count=n - 4 * f), weights, hostile)
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """The median of every column, (n, s) to (s,) float32."""
+    ordered = np.sort(values, axis=0)
+    lower, upper = ordered[(len(values) - 1) // 2], ordered[len(values) // 2]
+    median: np.ndarray = upper - (upper - lower) * np.float32(0.5)
+    return median

@@ -5,21 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fedplatform.core.messages import Aggregate, Evidence
 from fedplatform.core.vectors import column_blocks, combine, shrinkage, squared_distances_to
+from fedplatform.federated.aggregation.aggregator import Aggregator
 from fedplatform.federated.aggregation.feasibility import require_updates
 
 
 @dataclass(frozen=True)
-class CenteredClipping:
+class CenteredClipping(Aggregator):
     """Centered clipping (Karimireddy et al., ICML 2021), from the previous aggregate and never from the mean.
 
+    v <- v + sum (g_i - v) min(1, radius / ||g_i - v||) / n, from v = ``Evidence.previous_delta`` (d,), ``steps`` times.
     The mean would be a starting point of the attackers' choice. ``radius`` is in units of the updates' L2 norm;
     ``None`` takes, in each of the ``steps``, the median of the distances to the point reached so far (first: to the
     previous aggregate), which a minority cannot move beyond the honest. Weights are the clipping factors, rescaled to
-    sum to 1.
+    sum to 1. Raises ValueError for n = 0, and when it is made, for radius <= 0 or steps < 1.
+
+    >>> CenteredClipping(radius=1.0)([[1.0], [1.0], [-100.0]]).delta.round(3)
+    array([0.333], dtype=float32)
     """
 
     radius: float | None = None
@@ -31,7 +35,7 @@ class CenteredClipping:
         if self.steps < 1:
             raise ValueError(f"CenteredClipping needs steps >= 1, got steps={self.steps}")
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n = len(deltas)
         require_updates(self, n)
         point, weights = evidence.previous_delta, np.zeros(n)
@@ -44,4 +48,4 @@ class CenteredClipping:
                 moved[columns] += left * point[columns]
             point = moved
             weights = left * weights + pulls
-        return Aggregate(point, torch.from_numpy(weights / weights.sum()), torch.zeros(n, dtype=torch.bool))
+        return Aggregate(point, weights / weights.sum(), np.zeros(n, dtype=bool))

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fedplatform.core.coordinates import random_columns
 from fedplatform.core.messages import Aggregate, Evidence
 from fedplatform.core.vectors import combine, gram_matrix, one_blas_thread
+from fedplatform.federated.aggregation.aggregator import Aggregator
 from fedplatform.federated.aggregation.feasibility import require_hospitals
 
 
@@ -24,12 +24,15 @@ def spectral_scores(gram: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class DnC:
+class DnC(Aggregator):
     """Divide-and-conquer (Shejwalkar and Houmansadr, NDSS 2021): mean of those whom no draw of coordinates filters out.
 
     Each of ``iterations`` draws ``num_coordinates`` coordinates and drops the ``filter_factor`` times f updates that
-    lie furthest along the main direction. Needs n > 2f; hostile is who was dropped in any draw. Where that is everybody
-    the step and the weights are zero.
+    lie furthest along the main direction. Hostile is who was dropped in any draw. Where that is everybody the step and
+    the weights are zero. Draws from ``Evidence.generator``. Raises ValueError unless n > 2f.
+
+    >>> DnC(f=1)([[1.0, 1.0], [1.0, 2.0], [2.0, 1.0], [2.0, 2.0], [-90.0, 90.0]]).delta
+    array([1.5, 1.5], dtype=float32)
     """
 
     f: int
@@ -37,7 +40,7 @@ class DnC:
     num_coordinates: int = 10_000
     iterations: int = 5
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n, f = len(deltas), self.f
         require_hospitals(self, n=n, f=f, at_least=2 * f + 1, formula="n > 2f")
         dropped = math.ceil(self.filter_factor * f)
@@ -47,4 +50,4 @@ class DnC:
             ranking = np.argsort(spectral_scores(gram_matrix(drawn)), kind="stable")
             hostile[ranking[max(n - dropped, 0) :]] = True
         weights = ~hostile / max(np.count_nonzero(~hostile), 1)
-        return Aggregate(combine(weights, deltas), torch.from_numpy(weights), torch.from_numpy(hostile))
+        return Aggregate(combine(weights, deltas), weights, hostile)

@@ -9,6 +9,7 @@ import torch
 
 from fedplatform.core.messages import Aggregate, Evidence
 from fedplatform.core.vectors import combine, cosines_from, gram_matrix, shrinkage
+from fedplatform.federated.aggregation.aggregator import Aggregator
 
 
 def majority_cluster(distances: np.ndarray) -> np.ndarray:
@@ -30,15 +31,19 @@ def majority_cluster(distances: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class FLAME:
+class FLAME(Aggregator):
     """FLAME (Nguyen et al., USENIX Security 2022): mean of the majority cluster, clipped, plus noise.
 
     Clusters by the cosine distance of the updates (the paper: of the models, which a rule does not see) and clips to
     the median norm. The noise, against what a backdoor leaves behind, is Gaussian with standard deviation ``noise``
     times the median norm in *every* coordinate; the default is the paper's for images. Its own norm is
     ``noise * sqrt(d)`` median norms, so beyond a million parameters it outweighs the step: set it smaller there, or 0
-    to leave it out. Needs n >= 2. Hostile is who lies outside the cluster, often an honest hospital unlike the others;
-    weights are shares of the mean.
+    to leave it out. Hostile is who lies outside the cluster, often an honest hospital unlike the others; weights are
+    shares of the mean. Draws from ``Evidence.generator``. Raises ValueError unless n >= 2, and when it is made, for
+    noise < 0.
+
+    >>> FLAME(noise=0.0)([[3.0, 4.0], [3.0, 4.0], [3.0, 4.0], [-30.0, -40.0]]).delta
+    array([3., 4.], dtype=float32)
     """
 
     noise: float = 0.001
@@ -47,7 +52,7 @@ class FLAME:
         if not self.noise >= 0:
             raise ValueError(f"FLAME needs noise >= 0, got noise={self.noise}")
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n, d = deltas.shape
         if n < 2:
             raise ValueError(f"FLAME needs n >= 2, got n={n}")
@@ -57,5 +62,5 @@ class FLAME:
         admitted = majority_cluster(1.0 - cosines_from(gram))
         weights = admitted / np.count_nonzero(admitted)
         step = combine(weights * shrinkage(norms, median), deltas)
-        step += self.noise * median * torch.randn(d, generator=evidence.generator)
-        return Aggregate(step, torch.from_numpy(weights), torch.from_numpy(~admitted))
+        step += self.noise * median * torch.randn(d, generator=evidence.generator).numpy()
+        return Aggregate(step, weights, ~admitted)

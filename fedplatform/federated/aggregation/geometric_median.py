@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fedplatform.core.messages import Aggregate, Evidence
 from fedplatform.core.vectors import combine, distances_from, gram_matrix
+from fedplatform.federated.aggregation.aggregator import Aggregator
 from fedplatform.federated.aggregation.feasibility import require_updates
 
 TOLERANCE = 1e-9
@@ -48,15 +48,18 @@ def geometric_median_weights(gram: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class GeometricMedian:
+class GeometricMedian(Aggregator):
     """Geometric median by Weiszfeld's iteration, as in RFA (Pillutla et al., IEEE TSP 2022), run until it stands.
 
-    Survives any minority of attackers. A hospital's weight is its weight in the median, the smaller the further it
-    lies.
+    delta = argmin_x sum ||g_i - x||. Survives any minority of attackers. A hospital's weight is its weight in the
+    median, the smaller the further it lies. Raises ValueError for n = 0.
+
+    >>> GeometricMedian()([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [30.0, 40.0]]).delta.round(3)
+    array([0., 0.], dtype=float32)
     """
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n = len(deltas)
         require_updates(self, n)
         weights = geometric_median_weights(gram_matrix(deltas))
-        return Aggregate(combine(weights, deltas), torch.from_numpy(weights), torch.zeros(n, dtype=torch.bool))
+        return Aggregate(combine(weights, deltas), weights, np.zeros(n, dtype=bool))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fedplatform.core.messages import Aggregate, Evidence
 from fedplatform.core.vectors import combine, distances_from, gram_matrix
+from fedplatform.federated.aggregation.aggregator import Aggregator
 from fedplatform.federated.aggregation.feasibility import require_hospitals
 
 
@@ -19,32 +19,40 @@ def krum_scores(distances: np.ndarray, num_neighbours: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Krum:
+class Krum(Aggregator):
     """The one update whose n - f - 2 nearest neighbours are nearest (Blanchard et al., NeurIPS 2017).
 
-    Needs n >= 2f + 3. Hostile are the f updates of the worst score, so with f > 0 somebody always is. Among equal
-    scores the earlier hospital wins.
+    score_i = sum of ||g_i - g_j||^2 over its n - f - 2 nearest g_j; the lowest wins, among equal scores the earlier
+    hospital. Hostile are the f updates of the worst score, so with f > 0 somebody always is. Raises ValueError unless
+    n >= 2f + 3.
+
+    >>> aggregate = Krum(f=1)([[9.0], [10.0], [11.0], [0.0], [100.0]])
+    >>> aggregate.delta, aggregate.hostile.tolist()
+    (array([10.], dtype=float32), [False, False, False, False, True])
     """
 
     f: int
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n, f = len(deltas), self.f
         require_hospitals(self, n=n, f=f, at_least=2 * f + 3, formula="n >= 2f + 3")
         return _mean_of_best(deltas, f=f, m=1)
 
 
 @dataclass(frozen=True)
-class MultiKrum:
+class MultiKrum(Aggregator):
     """Mean of the m updates of the best Krum score (Blanchard et al., NeurIPS 2017); ``m=None`` takes n - f of them.
 
-    Needs n >= 2f + 3 and 1 <= m <= n - f. Hostile are the f updates of the worst score.
+    Hostile are the f updates of the worst score. Raises ValueError unless n >= 2f + 3 and 1 <= m <= n - f.
+
+    >>> MultiKrum(f=1, m=3)([[9.0], [10.0], [11.0], [0.0], [100.0]]).delta
+    array([10.], dtype=float32)
     """
 
     f: int
     m: int | None = None
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n, f = len(deltas), self.f
         require_hospitals(self, n=n, f=f, at_least=2 * f + 3, formula="n >= 2f + 3")
         m = n - f if self.m is None else self.m
@@ -53,10 +61,10 @@ class MultiKrum:
         return _mean_of_best(deltas, f=f, m=m)
 
 
-def _mean_of_best(deltas: torch.Tensor, *, f: int, m: int) -> Aggregate:
+def _mean_of_best(deltas: np.ndarray, *, f: int, m: int) -> Aggregate:
     n = len(deltas)
     ranking = np.argsort(krum_scores(distances_from(gram_matrix(deltas)), n - f - 2), kind="stable")
     weights, hostile = np.zeros(n), np.zeros(n, dtype=bool)
     weights[ranking[:m]] = 1 / m
     hostile[ranking[n - f :]] = True
-    return Aggregate(combine(weights, deltas), torch.from_numpy(weights), torch.from_numpy(hostile))
+    return Aggregate(combine(weights, deltas), weights, hostile)

@@ -5,30 +5,44 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fedplatform.core.messages import Aggregate, Evidence
 from fedplatform.core.vectors import combine
+from fedplatform.federated.aggregation.aggregator import Aggregator
 from fedplatform.federated.aggregation.feasibility import require_updates
 
 
 @dataclass(frozen=True)
-class Mean:
-    """The plain mean: every hospital counts the same. Breaks under one attacker."""
+class Mean(Aggregator):
+    """The plain mean of updates (n, d): every hospital counts the same. Breaks under one attacker.
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    delta = (g_1 + ... + g_n) / n. Raises ValueError for n = 0.
+
+    >>> Mean()([[0.0, 2.0], [4.0, 6.0]]).delta
+    array([2., 4.], dtype=float32)
+    """
+
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n = len(deltas)
         require_updates(self, n)
         weights = np.full(n, 1 / n)
-        return Aggregate(combine(weights, deltas), torch.from_numpy(weights), torch.zeros(n, dtype=torch.bool))
+        return Aggregate(combine(weights, deltas), weights, np.zeros(n, dtype=bool))
 
 
 @dataclass(frozen=True)
-class WeightedMean:
+class WeightedMean(Aggregator):
     """FedAvg (McMahan et al., AISTATS 2017): hospitals count by the examples they claim. Breaks under one attacker.
 
-    Nobody can check a claim, so a count enters as at most ``cap`` times the round's median count; ``cap=math.inf`` is
-    FedAvg as published. Raises ValueError where a claim is negative or all of the capped claims are zero.
+    delta = sum w_i g_i with w_i = min(c_i, cap * median(c)) / sum. Nobody can check a claim c_i, so a count enters as
+    at most ``cap`` times the round's median count; ``cap=math.inf`` is FedAvg as published. The claims are
+    ``Evidence.num_examples`` (n,). Raises ValueError where a claim is negative or the median claim is not positive.
+
+    >>> from dataclasses import replace
+    >>> from fedplatform.federated.aggregation import default_evidence
+    >>> updates = np.array([[0.0], [4.0], [8.0]], np.float32)
+    >>> told = replace(default_evidence(updates), num_examples=np.array([10, 10, 1000]))
+    >>> WeightedMean(cap=2.0)(updates, told).weights
+    array([0.25, 0.25, 0.5 ])
     """
 
     cap: float = 3.0
@@ -37,10 +51,10 @@ class WeightedMean:
         if not self.cap > 0:
             raise ValueError(f"WeightedMean needs cap > 0, got cap={self.cap}")
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n = len(deltas)
         require_updates(self, n)
-        claims = evidence.num_examples.numpy().astype(np.float64)
+        claims = evidence.num_examples.astype(np.float64)
         median = float(np.median(claims))
         if claims.min() < 0 or median <= 0:
             raise ValueError(
@@ -48,4 +62,4 @@ class WeightedMean:
             )
         counts = np.minimum(claims, self.cap * median)
         weights = counts / counts.sum()
-        return Aggregate(combine(weights, deltas), torch.from_numpy(weights), torch.zeros(n, dtype=torch.bool))
+        return Aggregate(combine(weights, deltas), weights, np.zeros(n, dtype=bool))

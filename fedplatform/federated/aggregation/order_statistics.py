@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
 
 from fedplatform.core.vectors import column_blocks
 
@@ -18,7 +17,7 @@ from fedplatform.core.vectors import column_blocks
 # NumPy costs half a microsecond whatever the width: 100 rows took twice as long in blocks of 1 MB.
 CACHED_VALUES = 2**21
 NARROWEST, WIDEST = 1024, 16384
-RANKED = 256  # columns whose ranks are looked up at a time, each of which takes some forty bytes a row
+RANKED = 256  # columns whose ranks are looked up at a time, each of which takes some sixty bytes a row
 UNREAD = -1
 
 
@@ -85,23 +84,22 @@ def block_width(n: int) -> int:
     return min(max(CACHED_VALUES // n, NARROWEST), WIDEST)
 
 
-def mean_of_ranks(deltas: torch.Tensor, first: int, stop: int) -> torch.Tensor:
+def mean_of_ranks(deltas: np.ndarray, first: int, stop: int) -> np.ndarray:
     """Mean of the values of rank ``first`` to ``stop - 1``, smallest 0, in every column: (n, d) to (d,) float32."""
-    rows = deltas.numpy()
-    n, d = rows.shape
+    n, d = deltas.shape
     network = pruned_network(tuple(0 if first <= rank < stop else UNREAD for rank in range(n)))
     result = np.empty(d, dtype=np.float32)
     buffer = np.empty((n + 1, block_width(n)), dtype=np.float32)
     for columns in column_blocks(d, width=block_width(n)):
         block = buffer[:, : columns.stop - columns.start]
-        block[:n] = rows[:, columns]
+        block[:n] = deltas[:, columns]
         wires = list(block[:n])
         run(network, wires, block[n])
         total = wires[first]
         for wire in wires[first + 1 : stop]:
             total += wire
         np.multiply(total, np.float32(1 / (stop - first)), out=result[columns])
-    return torch.from_numpy(result)
+    return result
 
 
 def median_ranks(n: int) -> tuple[int, int]:
@@ -109,47 +107,63 @@ def median_ranks(n: int) -> tuple[int, int]:
     return (n - 1) // 2, n // 2 + 1
 
 
-def mean_around_median(deltas: torch.Tensor, *, chosen: np.ndarray, count: int) -> torch.Tensor:
+def mean_around_median(deltas: np.ndarray, *, chosen: np.ndarray, count: int) -> np.ndarray:
     """Mean of the ``count`` values of ``chosen`` rows nearest to their median in every column: (n, d) to (d,) float32.
 
     They are neighbours in rank, so it is enough to find the first of them; of two equally far sets the lower counts.
     """
-    rows = deltas.numpy()
-    n, d = len(chosen), rows.shape[1]
+    n, d = len(chosen), deltas.shape[1]
     network = pruned_network(tuple(range(n)))
     middle, after = median_ranks(n)
     result = np.empty(d, dtype=np.float32)
     buffer = np.empty((n + 1, block_width(n)), dtype=np.float32)
     for columns in column_blocks(d, width=block_width(n)):
         block = buffer[:, : columns.stop - columns.start]
-        block[:n] = rows[chosen, columns]
+        block[:n] = deltas[chosen, columns]
         wires = list(block[:n])
         run(network, wires, block[n])
         median = sum(wires[middle:after]) / np.float32(after - middle)
         nearest = np.full(median.shape, np.inf, dtype=np.float32)
         first = np.zeros(median.shape, dtype=np.int32)
         for start in range(n - count + 1):
-            reach = np.maximum(median - wires[start], wires[start + count - 1] - median)
-            np.copyto(first, start, where=reach < nearest)
-            np.minimum(nearest, reach, out=nearest)
+            spread = np.maximum(median - wires[start], wires[start + count - 1] - median)
+            np.copyto(first, start, where=spread < nearest)
+            np.minimum(nearest, spread, out=nearest)
         total = np.zeros(median.shape, dtype=np.float32)
         for rank, wire in enumerate(wires):
             np.add(total, wire, out=total, where=(first <= rank) & (rank < first + count))
         result[columns] = total / np.float32(count)
-    return torch.from_numpy(result)
+    return result
 
 
-def rank_shares(values: torch.Tensor, first: int, stop: int) -> torch.Tensor:
+def rank_shares(values: np.ndarray, first: int, stop: int) -> np.ndarray:
     """How often each row holds a rank from ``first`` to ``stop - 1``: (n, s) to (n,) float64 that sums to 1.
 
     Rows that tie in a column share the ranks they hold between them.
     """
-    columns = values.T.contiguous()
-    shares = torch.empty(columns.shape, dtype=torch.float64)
-    for some, into in zip(columns.split(RANKED), shares.split(RANKED), strict=True):
-        ordered = some.sort(dim=1).values
-        below = torch.searchsorted(ordered, some)
-        upto = torch.searchsorted(ordered, some, right=True)
-        held = (upto.clamp(max=stop) - below.clamp(min=first)).clamp(min=0)
-        into.copy_(held.double() / (upto - below))
-    return shares.mean(dim=0) / (stop - first)
+    n, s = values.shape
+    held = np.zeros(n)
+    for columns in column_blocks(s, width=RANKED):
+        some = np.ascontiguousarray(values[:, columns].T)
+        order = np.argsort(some, axis=1)
+        ordered = np.take_along_axis(some, order, axis=1)
+        below, upto = _ranks_of_ties(ordered)
+        shares = np.maximum(np.minimum(upto, stop) - np.maximum(below, first), 0) / (upto - below)
+        by_row = np.empty_like(shares)
+        np.put_along_axis(by_row, order, shares, axis=1)
+        held += by_row.sum(axis=0)
+    held /= s
+    held /= stop - first
+    return held
+
+
+def _ranks_of_ties(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each value of ascending rows (s, n), how many are smaller and how many no larger, both (s, n)."""
+    n = ordered.shape[1]
+    ranks, edges = np.arange(n), ordered[:, 1:] != ordered[:, :-1]
+    starts, ends = np.zeros(ordered.shape, dtype=np.int64), np.full(ordered.shape, n, dtype=np.int64)
+    np.copyto(starts[:, 1:], ranks[1:], where=edges)
+    np.copyto(ends[:, :-1], ranks[1:], where=edges)
+    below = np.maximum.accumulate(starts, axis=1)
+    upto = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
+    return below, upto

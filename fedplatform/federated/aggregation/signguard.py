@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fedplatform.core.coordinates import random_columns
 from fedplatform.core.messages import Aggregate, Evidence
 from fedplatform.core.vectors import combine, cosines_from, gram_matrix, shrinkage
+from fedplatform.federated.aggregation.aggregator import Aggregator
 from fedplatform.federated.aggregation.feasibility import require_updates
 
 NARROWEST = 1e-3  # of a share or a cosine: updates this much alike are one cluster
@@ -26,20 +26,23 @@ def largest_cluster(features: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class SignGuard:
+class SignGuard(Aggregator):
     """SignGuard with similarity (Xu et al., ICDCS 2022): mean of the updates that pass two filters.
 
     First filter: the norm lies between ``smallest`` and ``largest`` times the median norm. Second: the shares of
     positive, negative and zero signs on a random ``sign_share`` of the coordinates, with the median cosine to all
     updates, fall into the largest mean-shift cluster. What passes is clipped to the median norm. Hostile is who fails
-    either filter; weights are shares of the mean.
+    either filter; weights are shares of the mean. Draws from ``Evidence.generator``. Raises ValueError for n = 0.
+
+    >>> SignGuard(sign_share=1.0)([[3.0, 4.0], [4.0, 3.0], [3.0, 4.0], [4.0, 3.0], [-300.0, -400.0]]).delta
+    array([3.5, 3.5], dtype=float32)
     """
 
     smallest: float = 0.1
     largest: float = 3.0
     sign_share: float = 0.1
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n, d = deltas.shape
         require_updates(self, n)
         gram = gram_matrix(deltas)
@@ -47,11 +50,11 @@ class SignGuard:
         median = float(np.median(norms))
         usual = (self.smallest * median <= norms) & (norms <= self.largest * median)
 
-        signs = random_columns(deltas, max(round(self.sign_share * d), 1), generator=evidence.generator).sign()
-        shares = [(signs == sign).double().mean(dim=1).numpy() for sign in (1, -1, 0)]
+        signs = np.sign(random_columns(deltas, max(round(self.sign_share * d), 1), generator=evidence.generator))
+        shares = [(signs == sign).mean(axis=1) for sign in (1, -1, 0)]
         alike = largest_cluster(np.stack([*shares, np.median(cosines_from(gram), axis=1)], axis=1))
 
         passed = usual & alike
         weights = passed / max(np.count_nonzero(passed), 1)
         step = combine(weights * shrinkage(norms, median), deltas)
-        return Aggregate(step, torch.from_numpy(weights), torch.from_numpy(~passed))
+        return Aggregate(step, weights, ~passed)

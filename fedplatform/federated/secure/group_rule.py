@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
-import torch
 
 from fedplatform.core.messages import Aggregate, Evidence, Judgement
-from fedplatform.core.vectors import cosines_to, squared_norms
+from fedplatform.core.vectors import cosines_to, norm_of, squared_norms
 from fedplatform.federated.aggregation import Aggregator
 from fedplatform.federated.secure.suspicion import GroupTest, NoisyGroupTesting
 from fedplatform.federated.trust import OptiGradTrust
@@ -41,11 +41,11 @@ class Groups:
     """The groups of a round: who is in them, their means (g, d), and for each hospital's row the place of its group."""
 
     members: tuple[tuple[str, ...], ...]
-    means: torch.Tensor
+    means: np.ndarray
     place_of: np.ndarray
 
     @staticmethod
-    def of(deltas: torch.Tensor, rows: tuple[tuple[str, ...], ...]) -> Groups:
+    def of(deltas: np.ndarray, rows: tuple[tuple[str, ...], ...]) -> Groups:
         """From a row for every hospital, its group's mean, and the group's members."""
         members = tuple(dict.fromkeys(rows))
         first = [rows.index(group) for group in members]
@@ -62,7 +62,7 @@ class Groups:
 
 
 @dataclass(frozen=True)
-class GroupTested:
+class GroupTested(Aggregator):
     """Any rule over means of groups, and a reputation of single hospitals inferred from the groups that they were in.
 
     A group is tested before the rule sees it: its length, grown by the root of its size, against that of clean groups,
@@ -78,16 +78,20 @@ class GroupTested:
     testing: NoisyGroupTesting = field(default_factory=NoisyGroupTesting)
 
     @property
-    def needs_root(self) -> bool:
+    def needs_root(self) -> bool:  # type: ignore[override]  # of an object and not of the class
         """Whether the rule behind compares with the server's own update."""
-        return bool(getattr(self.rule, "needs_root", False))
+        return self.rule.needs_root
 
     @property
-    def memory_kinds(self) -> tuple[type, ...]:
+    def memory_kinds(self) -> tuple[type, ...]:  # type: ignore[override]
         """What its memory is made of, for checkpoints."""
-        return (GroupMemory, GroupTest, *getattr(self.rule, "memory_kinds", ()))
+        return (GroupMemory, GroupTest, *self.rule.memory_kinds)
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def without(self, attack: str) -> Self:
+        """The same with the rule behind never taught this attack."""
+        return replace(self, rule=self.rule.without(attack))
+
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         if not evidence.groups:
             raise ValueError("GroupTested judges groups, got updates of single hospitals")
         memory = evidence.memory if isinstance(evidence.memory, GroupMemory) else GroupMemory()
@@ -117,8 +121,8 @@ class GroupTested:
         said = [_in_words(*severities) for severities in zip(times, too_long, cosines, strict=True)]
         return Aggregate(
             delta=judged.delta,
-            weights=torch.from_numpy((judged.weights / groups.sizes)[groups.place_of]),
-            hostile=torch.tensor([name in shut_out for name in evidence.hospital_ids]),
+            weights=(judged.weights / groups.sizes)[groups.place_of],
+            hostile=np.array([name in shut_out for name in evidence.hospital_ids]),
             judgements=tuple(
                 replace(
                     judged.judgements[place],
@@ -142,7 +146,7 @@ class GroupTested:
         if evidence.root_delta is None:
             return lengths, np.ones(len(lengths))
         cosines, _ = cosines_to(groups.means, evidence.root_delta)
-        return lengths / float(torch.linalg.vector_norm(evidence.root_delta, dtype=torch.float64)), cosines
+        return lengths / norm_of(evidence.root_delta), cosines
 
     def _judge(
         self, groups: Groups, rows: np.ndarray, lengths: np.ndarray, evidence: Evidence, memory: GroupMemory
@@ -151,20 +155,20 @@ class GroupTested:
         n = len(groups.members)
         weights, sound, judgements = np.zeros(n), np.ones(n), [Judgement()] * n
         if not len(rows):
-            return Judged(torch.zeros(groups.means.shape[1]), weights, sound, judgements, memory.inner)
+            return Judged(np.zeros(groups.means.shape[1], dtype=np.float32), weights, sound, judgements, memory.inner)
         means = groups.means[rows]
         if evidence.root_delta is not None:
-            means = means * torch.from_numpy(CEILING / np.maximum(lengths[rows], CEILING)).float()[:, None]
+            means = means * (CEILING / np.maximum(lengths[rows], CEILING)).astype(np.float32)[:, None]
         behind = replace(
             evidence,
             hospital_ids=tuple("+".join(groups.members[row]) for row in rows),
-            num_examples=torch.from_numpy(groups.sizes[rows]),
+            num_examples=groups.sizes[rows],
             memory=memory.inner,
             groups=(),
         )
-        aggregate = _without_reputation(self.rule)(means, behind)
-        weights[rows] = aggregate.weights.numpy()
-        sound[rows] = 1.0 - aggregate.hostile.numpy()
+        aggregate = _without_reputation(self.rule).aggregate(means, behind)
+        weights[rows] = aggregate.weights
+        sound[rows] = 1.0 - aggregate.hostile
         if aggregate.judgements:
             for row, judgement in zip(rows, aggregate.judgements, strict=True):
                 sound[row], judgements[row] = judgement.trust, judgement
@@ -178,7 +182,7 @@ class GroupTested:
 class Judged:
     """The step of the rule behind, and for each of g groups its weight, soundness and judgement."""
 
-    delta: torch.Tensor
+    delta: np.ndarray
     weights: np.ndarray
     sound: np.ndarray
     judgements: list[Judgement]

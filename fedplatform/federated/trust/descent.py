@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fedplatform.core.messages import Root
 from fedplatform.core.vectors import combine, products_with
@@ -24,7 +23,7 @@ class Descent:
     rate: float = 5.0
     most: float = 2.0
 
-    def __call__(self, weights: np.ndarray, factors: np.ndarray, deltas: torch.Tensor, root: Root) -> np.ndarray:
+    def __call__(self, weights: np.ndarray, factors: np.ndarray, deltas: np.ndarray, root: Root) -> np.ndarray:
         """New weights (n,) from those of trust; ``factors`` (n,) are what the updates (n, d) are clipped by."""
         counted = int(np.count_nonzero(weights))
         if counted < 2:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedplatform.federated.trust.fingerprint import SKETCH, Fingerprints
-from fedplatform.federated.trust.networks import Weights, adam, born, with_weights
+from fedplatform.federated.trust.networks import Weights, adam, initialised, with_weights
 from fedplatform.federated.trust.scorer import Lesson
 from fedplatform.federated.trust.update_vae import bounded
 
@@ -84,7 +84,7 @@ class DualAttention:
             _example(lesson.fingerprints, ~lesson.byzantine, np.where(lesson.byzantine, byzantine_weight, 1.0))
             for lesson in lessons
         )
-        network = with_weights(_Network, born(_Network, generator))
+        network = with_weights(_Network, initialised(_Network, generator))
         optimizer = adam(network, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         count = max(1, round(HOSPITALS_A_STEP * len(lessons) / len(byzantine)))
         for _ in range(STEPS):

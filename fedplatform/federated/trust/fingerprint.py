@@ -7,10 +7,9 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from fedplatform.core.seeding import numpy_generator
-from fedplatform.core.vectors import BLOCK, cosines_from, double_blocks, one_blas_thread, products_with
+from fedplatform.core.vectors import BLOCK, cosines_from, double_blocks, norm_of, one_blas_thread, products_with
 
 FEATURES = ("reconstruction_error", "root_cosine", "peer_cosine", "norm", "sign_agreement", "shapley")
 SKETCH = 512  # numbers in the fixed random projection of an update
@@ -79,32 +78,31 @@ class Fingerprints:
         return np.column_stack([np.tanh(self.z / 3), *own]).astype(np.float32)
 
 
-def measure(deltas: torch.Tensor, root_delta: torch.Tensor) -> Measurements:
+def measure(deltas: np.ndarray, root_delta: np.ndarray) -> Measurements:
     """Go over the updates (n, d) and the root update (d,), one block of columns in memory at a time.
 
     A zero counts as positive in the sign agreement.
     """
-    rows, root = deltas.numpy(), root_delta.numpy()
-    n, d = rows.shape
+    n, d = deltas.shape
     block_signs, column_signs = _projection(-(-d // BLOCK))
     gram, agreeing, projected = np.zeros((n, n)), np.zeros(n, dtype=np.int64), np.zeros((n, BLOCK))
     differing = np.empty((n, BLOCK), dtype=np.int32)
     with one_blas_thread():
-        for sign, (columns, block) in zip(block_signs, double_blocks(rows), strict=True):
+        for sign, (columns, block) in zip(block_signs, double_blocks(deltas), strict=True):
             width = columns.stop - columns.start
             gram += block @ block.T
             add_up = np.add if sign > 0 else np.subtract
             add_up(projected[:, :width], block, out=projected[:, :width])
             # The sign bit of an exclusive or, moved down, is -1 where signs differ: no product that could underflow.
             bits = differing[:, :width]
-            np.bitwise_xor(rows[:, columns].view(np.int32), root[columns].view(np.int32), out=bits)
+            np.bitwise_xor(deltas[:, columns].view(np.int32), root_delta[columns].view(np.int32), out=bits)
             np.right_shift(bits, 31, out=bits)
             agreeing += width + np.add.reduce(bits, axis=1, dtype=np.int32)
     projected *= column_signs
     return Measurements(
         gram=gram,
         root_products=products_with(deltas, root_delta),
-        root_norm=float(torch.linalg.vector_norm(root_delta, dtype=torch.float64)),
+        root_norm=norm_of(root_delta),
         sign_agreement=agreeing / d,
         sketches=projected.reshape(n, -1, SKETCH).sum(axis=1),
     )

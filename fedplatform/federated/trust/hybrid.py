@@ -51,13 +51,13 @@ class Hybrid:
     def prepare(self, lessons: Sequence[Lesson], *, generator: torch.Generator) -> HybridSkill:
         """Learn the lessons. Raises ValueError where there are none."""
         prior = self.prior.prepare(lessons, generator=generator)
-        sights = [self._sight(lesson.fingerprints, prior) for lesson in lessons]
-        return HybridSkill(prior, self.policy.practise(lessons, sights, generator=generator))
+        observations = [self._observation(lesson.fingerprints, prior) for lesson in lessons]
+        return HybridSkill(prior, self.policy.practise(lessons, observations, generator=generator))
 
     def score(self, fingerprints: Fingerprints, reputation: np.ndarray, skill: object) -> np.ndarray:
         """Trust (n,) float64."""
         assert isinstance(skill, HybridSkill)
-        level = self.policy.act(self._sight(fingerprints, skill.prior), reputation, skill.policy)
+        level = self.policy.act(self._observation(fingerprints, skill.prior), reputation, skill.policy)
         prior = self.prior.score(fingerprints, reputation, skill.prior)
         return self.tau * level + (1 - self.tau) * prior
 
@@ -66,11 +66,11 @@ class Hybrid:
     ) -> HybridSkill:
         """The skill after a round."""
         assert isinstance(skill, HybridSkill)
-        sight = self._sight(fingerprints, skill.prior)
+        observation = self._observation(fingerprints, skill.prior)
         return HybridSkill(
             self.prior.learn(fingerprints, beliefs, skill.prior, generator=generator),
-            self.policy.remember(fingerprints, sight, beliefs, skill.policy, generator=generator),
+            self.policy.remember(fingerprints, observation, beliefs, skill.policy, generator=generator),
         )
 
-    def _sight(self, fingerprints: Fingerprints, prior: object) -> np.ndarray:
+    def _observation(self, fingerprints: Fingerprints, prior: object) -> np.ndarray:
         return np.column_stack([fingerprints.table(), self.prior.hidden(fingerprints, prior)])

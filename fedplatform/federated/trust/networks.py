@@ -1,4 +1,4 @@
-"""Small networks as values: born from a generator, trained on a copy, kept as plain tensors that a checkpoint can hold.
+"""Small networks as values: initialised by a generator, trained on a copy, kept as tensors that a checkpoint can hold.
 
 Building one touches nobody else's random stream, and what was handed out never changes under its holder.
 """
@@ -17,7 +17,7 @@ Weights = dict[str, torch.Tensor]
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def born(build: Callable[[], nn.Module], generator: torch.Generator) -> Weights:
+def initialised(build: Callable[[], nn.Module], generator: torch.Generator) -> Weights:
     """The first weights of a network, drawn from ``generator``."""
     with lent_stream(int(torch.randint(2**62, (1,), generator=generator))):
         return dict(build().state_dict())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 
 from fedplatform.core.messages import Aggregate, Evidence, Judgement, Root
 from fedplatform.core.vectors import combine, cosines_from, shrinkage
+from fedplatform.federated.aggregation.aggregator import Aggregator
 from fedplatform.federated.aggregation.feasibility import require_updates
 from fedplatform.federated.trust.anomaly import AnomalyDetection
 from fedplatform.federated.trust.descent import Descent
@@ -53,7 +54,7 @@ class TrustMemory:
 
 
 @dataclass(frozen=True)
-class OptiGradTrust:
+class OptiGradTrust(Aggregator):
     """OptiGradTrust (Karami et al., arXiv 2507.23638) with reputation (after ITEGAM-JETIA 2026).
 
     Every update gets a six-feature fingerprint; a scorer turns it into this round's trust, and reputation carries that
@@ -64,13 +65,33 @@ class OptiGradTrust:
     it still has to help the root set in order to count.
 
     Hostile are the distrusted, the excluded and the copies. With everybody distrusted the step and the weights are
-    zero. Needs a root set, and knows nothing of f.
+    zero. Knows nothing of f. Raises ValueError for n = 0 and without ``Evidence.root`` and its ``root_delta``.
 
     ``fall`` and ``rise`` are of :class:`Reputation`, whose value enters to the power ``reputation_power`` (0 forgets:
     it neither weighs nor excludes). ``permutations`` and ``smoothing`` are of the Shapley values: how many orders a
     round, and how much of the newest value enters their moving average. ``root_steps`` are of the descent (0: none).
     ``unseen`` names an attack that the rehearsal leaves out, for tables in which no scorer may have seen the attack
     that it is judged by.
+
+    >>> from fedplatform.core.messages import Rehearsal
+    >>> from fedplatform.federated.aggregation import default_evidence
+    >>> class Valley:  # a root set whose loss is the squared distance of a step to (1, ..., 1)
+    ...     delta = np.ones(64, np.float32)
+    ...     def losses(self, steps):
+    ...         return ((steps - self.delta) ** 2).mean(axis=1)
+    ...     def gradient(self, step):
+    ...         return 2 * (step - self.delta) / 64
+    ...     def rehearse(self, *, num_hospitals, num_rounds, generator):
+    ...         rounds = 1 + torch.randn(num_rounds, num_hospitals, 64, generator=generator).numpy()
+    ...         return [Rehearsal(honest, -honest, self.delta, 0 * self.delta, self) for honest in rounds]
+    >>> updates = 1 + np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+    >>> updates[0] *= -5
+    >>> evidence = replace(default_evidence(updates), root=Valley(), root_delta=Valley.delta)
+    >>> aggregate = OptiGradTrust()(updates, evidence)
+    >>> aggregate.hostile.tolist(), aggregate.weights[0]
+    ([True, False, False, False, False], np.float64(0.0))
+    >>> aggregate.judgements[0].reason.split("; ")[:2]
+    ['norm 4.8 times the median', 'points away from the root update']
     """
 
     scorer: TrustScorer = BY_RULE
@@ -87,7 +108,7 @@ class OptiGradTrust:
     needs_root: ClassVar[bool] = True
 
     @property
-    def memory_kinds(self) -> tuple[type, ...]:
+    def memory_kinds(self) -> tuple[type, ...]:  # type: ignore[override]  # of an object and not of the class
         """What its memory is made of, for checkpoints.
 
         Raises ValueError for a scorer that learns and does not say what its skill is made of.
@@ -102,7 +123,7 @@ class OptiGradTrust:
         """How reputation is carried over rounds."""
         return Reputation(fall=self.fall, rise=self.rise)
 
-    def without(self, attack: str) -> OptiGradTrust:
+    def without(self, attack: str) -> Self:
         """The same rule, never taught this attack."""
         return replace(self, unseen=attack)
 
@@ -113,7 +134,7 @@ class OptiGradTrust:
         if hospitals < 3:
             raise ValueError(f"OptiGradTrust compares hospitals with their median and needs n >= 3, got n={hospitals}")
 
-    def __call__(self, deltas: torch.Tensor, evidence: Evidence) -> Aggregate:
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         n, ids = len(deltas), evidence.hospital_ids
         require_updates(self, n)
         if evidence.root is None or evidence.root_delta is None:
@@ -141,7 +162,7 @@ class OptiGradTrust:
         alone = copies.sum(axis=1) <= 1
         reputation = np.array([standing.reputation for standing in after])
         earned = np.where(hostile, 0.0, trust * reputation**self.reputation_power)
-        weights = self._weights(earned, evidence.num_examples.numpy(), copies=copies)
+        weights = self._weights(earned, evidence.num_examples, copies=copies)
         factors = self._clipping(weights, measured.norms)
         weights = Descent(self.root_steps)(weights, factors, deltas, evidence.root)
         memory = TrustMemory(
@@ -155,8 +176,8 @@ class OptiGradTrust:
             memory = self._refreshed(memory, evidence.generator)
         return Aggregate(
             delta=combine(weights * factors, deltas),
-            weights=torch.from_numpy(weights),
-            hostile=torch.from_numpy(hostile | ~alone),
+            weights=weights,
+            hostile=hostile | ~alone,
             judgements=_judgements(fingerprints, trust, before, after),
             memory=memory,
         )
@@ -174,7 +195,7 @@ class OptiGradTrust:
         return TrustMemory({}, {}, state, sketches, self.scorer.prepare(lessons, generator=generator))
 
     def _shapley(
-        self, deltas: torch.Tensor, measured: Measurements, evidence: Evidence, memory: TrustMemory
+        self, deltas: np.ndarray, measured: Measurements, evidence: Evidence, memory: TrustMemory
     ) -> dict[str, float]:
         """This round's Shapley values, smoothed over rounds."""
         assert evidence.root is not None

@@ -14,14 +14,14 @@ from torch import nn
 from torch.nn import functional
 
 from fedplatform.federated.trust.fingerprint import FEATURES, Fingerprints
-from fedplatform.federated.trust.networks import Weights, adam, born, with_weights
+from fedplatform.federated.trust.networks import Weights, adam, initialised, with_weights
 from fedplatform.federated.trust.reputation import Reputation, Standing
 from fedplatform.federated.trust.scorer import Lesson
 
 LEVELS = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
 WIDTH = 64
-SWEEPS = 10  # plays of all lessons, by an ever less curious policy
-CURIOSITY = (1.0, 0.1)  # chance of a random level in the first sweep and in the last
+SWEEPS = 10  # plays of all lessons, with ever fewer random levels
+EPSILON = (1.0, 0.1)  # chance of a random level in the first sweep and in the last
 STEPS_A_SWEEP = 40
 BATCH = 128
 LEARNING_RATE = 2e-3
@@ -32,21 +32,21 @@ REPUTATION = Reputation()  # by which hospitals of a lesson rise and fall with t
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
-    """One round to act in: ``sight`` (n, k) float32 is what the policy sees of each hospital beside its reputation.
+class Step:
+    """One round to act in: ``observation`` (n, k) float32 is what the policy sees of each hospital beside reputation.
 
-    ``lies`` (n,) is the chance that it lies, 0 or 1 in a lesson; ``shapley`` (n,) its Shapley value.
+    ``byzantine`` (n,) is the chance that it is Byzantine, 0 or 1 in a lesson; ``shapley`` (n,) its Shapley value.
     """
 
     hospital_ids: tuple[str, ...]
-    sight: np.ndarray
+    observation: np.ndarray
     byzantine: np.ndarray
     shapley: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
-    """What a policy lived through, one row a hospital and round; ``following`` says nothing where nothing ``goes_on``.
+    """What a policy has played, one row a hospital and round; ``following`` says nothing where nothing ``goes_on``.
 
     ``states`` and ``following`` are (m, k + 1) float32, ``actions`` (m,) int64 places in LEVELS, ``rewards`` (m,)
     float32, ``goes_on`` (m,) bool.
@@ -61,11 +61,11 @@ class Transitions:
 
 @dataclass(frozen=True, eq=False)
 class PolicySkill:
-    """The online network's weights, the lessons as episodes of scenes, and the rounds since the last refresh."""
+    """The online network's weights, the lessons as episodes of steps, and the rounds since the last refresh."""
 
     weights: Weights
-    lessons: tuple[tuple[Scene, ...], ...]
-    recent: tuple[Scene, ...] = ()
+    lessons: tuple[tuple[Step, ...], ...]
+    recent: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class TrustPolicy:
     discount: float = 0.5
     refresh: int = 10
 
-    skill_kinds: ClassVar[tuple[type, ...]] = (PolicySkill, Scene)
+    skill_kinds: ClassVar[tuple[type, ...]] = (PolicySkill, Step)
 
     @property
     def needs_lessons(self) -> bool:
@@ -98,31 +98,31 @@ class TrustPolicy:
         return self.practise(lessons, [lesson.fingerprints.table() for lesson in lessons], generator=generator)
 
     def practise(
-        self, lessons: Sequence[Lesson], sights: Sequence[np.ndarray], *, generator: torch.Generator
+        self, lessons: Sequence[Lesson], observations: Sequence[np.ndarray], *, generator: torch.Generator
     ) -> PolicySkill:
-        """Learn lessons of whose hospitals the policy sees these ``sights``, one (n, k) float32 a lesson."""
+        """Learn lessons of whose hospitals the policy sees these ``observations``, one (n, k) float32 a lesson."""
         if not lessons:
             raise ValueError("TrustPolicy learns from lessons, got none")
-        scenes = [
-            (lesson.attack, _scene(lesson.fingerprints, sight, lesson.byzantine.astype(np.float64)))
-            for lesson, sight in zip(lessons, sights, strict=True)
+        steps = [
+            (lesson.attack, _step_of(lesson.fingerprints, observation, lesson.byzantine.astype(np.float64)))
+            for lesson, observation in zip(lessons, observations, strict=True)
         ]
-        episodes = tuple(tuple(s for _, s in group) for _, group in groupby(scenes, key=lambda pair: pair[0]))
-        weights = born(partial(_Network, sights[0].shape[1] + 1), generator)
-        curiosity = np.linspace(*CURIOSITY, SWEEPS)
-        weights = self._train(weights, episodes, curiosity, learning_rate=LEARNING_RATE, generator=generator)
+        episodes = tuple(tuple(s for _, s in group) for _, group in groupby(steps, key=lambda pair: pair[0]))
+        weights = initialised(partial(_Network, observations[0].shape[1] + 1), generator)
+        epsilons = np.linspace(*EPSILON, SWEEPS)
+        weights = self._train(weights, episodes, epsilons, learning_rate=LEARNING_RATE, generator=generator)
         return PolicySkill(weights, episodes)
 
     def score(self, fingerprints: Fingerprints, reputation: np.ndarray, skill: object) -> np.ndarray:
         """Trust (n,) float64, each one of LEVELS."""
         return self.act(fingerprints.table(), reputation, skill)
 
-    def act(self, sight: np.ndarray, reputation: np.ndarray, skill: object) -> np.ndarray:
+    def act(self, observation: np.ndarray, reputation: np.ndarray, skill: object) -> np.ndarray:
         """The levels (n,) float64 of hospitals of whom the policy sees this (n, k) float32."""
         assert isinstance(skill, PolicySkill)
-        network = with_weights(partial(_Network, sight.shape[1] + 1), skill.weights)
+        network = with_weights(partial(_Network, observation.shape[1] + 1), skill.weights)
         with torch.inference_mode():
-            values = network(_states(sight, reputation))
+            values = network(_states(observation, reputation))
         levels: np.ndarray = LEVELS[values.argmax(dim=1).numpy()]
         return levels
 
@@ -135,7 +135,7 @@ class TrustPolicy:
     def remember(
         self,
         fingerprints: Fingerprints,
-        sight: np.ndarray,
+        observation: np.ndarray,
         beliefs: np.ndarray,
         skill: object,
         *,
@@ -143,38 +143,38 @@ class TrustPolicy:
     ) -> PolicySkill:
         """The skill after a round of whose hospitals the policy saw this (n, k) float32."""
         assert isinstance(skill, PolicySkill)
-        recent = (*skill.recent, _scene(fingerprints, sight, 1.0 - beliefs))
+        recent = (*skill.recent, _step_of(fingerprints, observation, 1.0 - beliefs))
         if len(recent) < self.refresh:
             return replace(skill, recent=recent)
-        curiosity = np.full(REFRESHER_SWEEPS, CURIOSITY[-1])
+        epsilons = np.full(REFRESHER_SWEEPS, EPSILON[-1])
         weights = self._train(
-            skill.weights, (*skill.lessons, recent), curiosity, learning_rate=REFRESHER_RATE, generator=generator
+            skill.weights, (*skill.lessons, recent), epsilons, learning_rate=REFRESHER_RATE, generator=generator
         )
         return replace(skill, weights=weights, recent=())
 
     def _train(
         self,
         weights: Weights,
-        episodes: Sequence[Sequence[Scene]],
-        curiosity: np.ndarray,
+        episodes: Sequence[Sequence[Step]],
+        epsilons: np.ndarray,
         *,
         learning_rate: float,
         generator: torch.Generator,
     ) -> Weights:
-        """Play all episodes once for each entry of ``curiosity``, and learn from all that was lived so far.
+        """Play all episodes once for each entry of ``epsilons``, and learn from all that was played so far.
 
         The target network is the online one as it was at the start of the sweep.
         """
-        build = partial(_Network, episodes[0][0].sight.shape[1] + 1)
+        build = partial(_Network, episodes[0][0].observation.shape[1] + 1)
         online = with_weights(build, weights)
         optimizer = adam(online, learning_rate=learning_rate)
-        replay: list[Transitions] = []
-        for epsilon in curiosity:
-            replay.extend(self._play(episode, online, epsilon, generator) for episode in episodes)
-            lived = _joined(replay)
+        played: list[Transitions] = []
+        for epsilon in epsilons:
+            played.extend(self._play(episode, online, epsilon, generator) for episode in episodes)
+            replay = _joined(played)
             target = with_weights(build, dict(online.state_dict()))
             for _ in range(STEPS_A_SWEEP):
-                batch = _rows(lived, torch.randint(len(lived.actions), (BATCH,), generator=generator))
+                batch = _rows(replay, torch.randint(len(replay.actions), (BATCH,), generator=generator))
                 aims = double_dqn_targets(batch, online=online, target=target, discount=self.discount)
                 values = online(batch.states).gather(1, batch.actions[:, None]).squeeze(1)
                 loss = functional.mse_loss(values, aims)
@@ -184,28 +184,28 @@ class TrustPolicy:
         return dict(online.state_dict())
 
     def _play(
-        self, episode: Sequence[Scene], online: nn.Module, epsilon: float, generator: torch.Generator
+        self, episode: Sequence[Step], online: nn.Module, epsilon: float, generator: torch.Generator
     ) -> Transitions:
         """Act through an episode, a random level with chance ``epsilon``; a reputation begins at random.
 
         It then follows the hospital's levels.
         """
-        hospitals = [hospital for scene in episode for hospital in scene.hospital_ids]
+        hospitals = [hospital for step in episode for hospital in step.hospital_ids]
         chances = torch.rand(len(hospitals), generator=generator).tolist()
         standings = {hospital: Standing(chance) for hospital, chance in zip(hospitals, chances, strict=True)}
         played: list[tuple[torch.Tensor, torch.Tensor, np.ndarray]] = []
-        for scene in episode:
-            n = len(scene.hospital_ids)
-            states = _states(scene.sight, np.array([standings[h].reputation for h in scene.hospital_ids]))
+        for step in episode:
+            n = len(step.hospital_ids)
+            states = _states(step.observation, np.array([standings[h].reputation for h in step.hospital_ids]))
             states[:, :-1] += NOISE * torch.randn(n, states.shape[1] - 1, generator=generator)
             with torch.inference_mode():
                 greedy = online(states).argmax(dim=1)
-            curious = torch.rand(n, generator=generator) < epsilon
-            actions = torch.where(curious, torch.randint(len(LEVELS), (n,), generator=generator), greedy)
+            explores = torch.rand(n, generator=generator) < epsilon
+            actions = torch.where(explores, torch.randint(len(LEVELS), (n,), generator=generator), greedy)
             levels = LEVELS[actions.numpy()]
-            earned = n * rewards(levels, scene.byzantine, scene.shapley, self)  # times n: one size for every federation
+            earned = n * rewards(levels, step.byzantine, step.shapley, self)  # times n: one size for every federation
             played.append((states, actions, earned))
-            for hospital, level in zip(scene.hospital_ids, levels.tolist(), strict=True):
+            for hospital, level in zip(step.hospital_ids, levels.tolist(), strict=True):
                 standings[hospital] = REPUTATION.after(standings[hospital], level)
         states = torch.cat([states for states, _, _ in played])
         actions = torch.cat([actions for _, actions, _ in played])
@@ -219,11 +219,11 @@ class TrustPolicy:
 def rewards(levels: np.ndarray, byzantine: np.ndarray, shapley: np.ndarray, policy: TrustPolicy) -> np.ndarray:
     """Each hospital's part (n,) float64 of a round's reward; their sum is the reward itself.
 
-    ``levels`` (n,) are the trust given, ``lies`` (n,) the chance of a lie. dACC is the change of the root loss by the
-    additivity of Shapley values, sum w phi / sum |phi|, so hospital k's part is its own term. FPR is the trust that the
-    honest were refused over their number, FNR the trust that attackers were given over theirs; each is a sum over
-    hospitals, and where beliefs stand in for the truth their numbers are expected ones, at least 1, so that a faint
-    suspicion against everybody is no attacker. Var(w) is a mean over hospitals.
+    ``levels`` (n,) are the trust given, ``byzantine`` (n,) the chance that it is Byzantine. dACC is the change of the
+    root loss by the additivity of Shapley values, sum w phi / sum |phi|, so hospital k's part is its own term. FPR is
+    the trust that the honest were refused over their number, FNR the trust that attackers were given over theirs; each
+    is a sum over hospitals, and where beliefs stand in for the truth their numbers are expected ones, at least 1, so
+    that a faint suspicion against everybody is no attacker. Var(w) is a mean over hospitals.
     """
     honest = 1.0 - byzantine
     helped = levels * shapley / max(float(np.abs(shapley).sum()), 1e-12)
@@ -254,13 +254,13 @@ def double_dqn_targets(
         return batch.rewards + discount * later * batch.goes_on
 
 
-def _scene(fingerprints: Fingerprints, sight: np.ndarray, byzantine: np.ndarray) -> Scene:
+def _step_of(fingerprints: Fingerprints, observation: np.ndarray, byzantine: np.ndarray) -> Step:
     shapley = fingerprints.values[:, FEATURES.index("shapley")]
-    return Scene(fingerprints.hospital_ids, sight, byzantine, shapley)
+    return Step(fingerprints.hospital_ids, observation, byzantine, shapley)
 
 
-def _states(sight: np.ndarray, reputation: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.column_stack([sight, reputation]).astype(np.float32))
+def _states(observation: np.ndarray, reputation: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.column_stack([observation, reputation]).astype(np.float32))
 
 
 def _next_rows(hospitals: Sequence[str]) -> torch.Tensor:
@@ -283,9 +283,9 @@ def _joined(parts: Sequence[Transitions]) -> Transitions:
     )
 
 
-def _rows(lived: Transitions, rows: torch.Tensor) -> Transitions:
+def _rows(replay: Transitions, rows: torch.Tensor) -> Transitions:
     return Transitions(
-        lived.states[rows], lived.actions[rows], lived.rewards[rows], lived.following[rows], lived.goes_on[rows]
+        replay.states[rows], replay.actions[rows], replay.rewards[rows], replay.following[rows], replay.goes_on[rows]
     )
 
 

@@ -27,7 +27,7 @@ MOST_BYZANTINE = 4
 def honest_sketches(rounds: Sequence[Rehearsal]) -> np.ndarray:
     """The sketches of everything honest in some played rounds, the root updates with them: (m, SKETCH) float32."""
     return np.concatenate(
-        [relative_sketches(measure(torch.cat([r.honest, r.root_delta[None]]), r.root_delta)) for r in rounds]
+        [relative_sketches(measure(np.concatenate([r.honest, r.root_delta[None]]), r.root_delta)) for r in rounds]
     )
 
 
@@ -70,9 +70,9 @@ def _all_lessons(
         byzantine[attackers.numpy()] = True
         attack = ATTACKS[name]() if count else None
         for number, played in enumerate(rounds, start=1):
-            sent = played.honest.clone()
+            sent = played.honest.copy()
             for attacker, forged in _forged(attack, played, attackers, number, generator):
-                sent[attacker] = forged
+                sent[attacker] = forged.numpy()
             measured = measure(sent, played.root_delta)
             worth = worth_of(sent, measured.norms, played.root)
             fingerprints = take(
@@ -92,17 +92,17 @@ def _forged(
     number: int,
     generator: torch.Generator,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(attacker, what it sends) for every attacker of a played round."""
+    """(attacker, what it sends) for every attacker of a played round; attacks forge tensors."""
     if attack is None:
         return
-    n = len(played.honest)
-    situation = Situation(n, len(attackers), number, played.previous_delta, generator)
+    n, updates = len(played.honest), torch.from_numpy(played.honest)
+    situation = Situation(n, len(attackers), number, torch.from_numpy(played.previous_delta), generator)
     if isinstance(attack, Collusion):
-        honest = played.honest[[row for row in range(n) if row not in attackers]]
+        honest = updates[[row for row in range(n) if row not in attackers]]
         together = attack.collude(honest, situation)
         yield from zip(attackers.tolist(), together.expand(len(attackers), -1), strict=True)
     for attacker in attackers.tolist():
         if isinstance(attack, UpdatePoisoning):
-            yield attacker, attack.corrupt(played.honest[attacker], situation)
+            yield attacker, attack.corrupt(updates[attacker], situation)
         elif isinstance(attack, DataPoisoning):
-            yield attacker, played.label_flipped[attacker]
+            yield attacker, torch.from_numpy(played.label_flipped[attacker])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedplatform.federated.trust.fingerprint import SKETCH
-from fedplatform.federated.trust.networks import Weights, adam, born, with_weights
+from fedplatform.federated.trust.networks import Weights, adam, initialised, with_weights
 
 LATENT = 64
 LONGEST = 10.0  # median norms; a longer sketch is cut to this, so that no error overflows and no lesson explodes
@@ -45,7 +45,7 @@ class UpdateVae:
         """
         if not len(sketches):
             raise ValueError("UpdateVae learns from sketches, got none")
-        network = with_weights(_Network, state.weights if state else born(_Network, generator))
+        network = with_weights(_Network, state.weights if state else initialised(_Network, generator))
         optimizer = adam(network, learning_rate=LEARNING_RATE)
         known = _scaled(sketches)
         for _ in range(steps):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from fedplatform.core.messages import Root
 from fedplatform.core.vectors import mix, shrinkage
@@ -12,7 +11,7 @@ from fedplatform.federated.trust.shapley import Worth
 AT_ONCE = 16  # steps in memory together
 
 
-def worth_of(deltas: torch.Tensor, norms: np.ndarray, root: Root) -> Worth:
+def worth_of(deltas: np.ndarray, norms: np.ndarray, root: Root) -> Worth:
     """The worth of coalitions of the hospitals that sent ``deltas`` (n, d): minus the root loss after their step.
 
     The step is the mean of the members' updates, each cut to the median norm of the round, as the server would take
