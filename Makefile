@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo load soak speed browser lint test clean
+.PHONY: demo load soak speed browser lint quick test test-full clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,8 +44,17 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Three tiers of tests; CONTRIBUTING.md says what each runs. Workers share trained fixtures, kept in .cache/.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+quick: $(VENV)/.ready lint
+	$(PYTEST) -m unit
+
 test: $(VENV)/.ready browser lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not (cluster or slow)"
+
+test-full: $(VENV)/.ready browser lint
+	$(PYTEST)
 
 clean:
-	rm -rf $(VENV) .venv-peers build dist *.egg-info
+	rm -rf $(VENV) .venv-peers .cache build dist *.egg-info

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +17,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 import pytest
 from endpoint_process import Endpoint, published_copy, started
+from filelock import FileLock
 from tiny_defence import DEFENCE, RUN, write_spots
 
 from fedplatform.defence.settings import DefenceSettings
@@ -35,16 +38,51 @@ SMALL = {
     "root_size": 20,
 }
 
+ROOT = Path(__file__).parents[1]
+
+# What the tests of a file use, by marker; CONTRIBUTING.md says which tier runs which. A file that stands nowhere here
+# holds unit tests, unless a fixture of a test says otherwise.
+MARKERS = {
+    "cluster": ("test_cluster", "test_faults", "test_faults_network", "test_joining"),
+    "ray": ("test_ray_cohort", "test_tune"),
+    "serve": ("test_endpoint", "test_endpoint_schema", "test_gateway", "test_http", "test_proxy"),
+    "docs": ("test_docs",),
+    "training": (
+        *("test_benchmark", "test_checkpoint", "test_defended_run", "test_robustness", "test_threats", "test_cli"),
+        *("test_attacks_harm", "test_optigradtrust", "test_purifier", "test_serving_engine", "test_training_faults"),
+        *(
+            "test_secure_federation",
+            "test_api",
+            "test_start_up",
+            "test_personal",
+            "test_serving_diagnose",
+            "test_bundle",
+        ),
+        *("test_federation", "test_outside", "test_tracking", "test_serving_intake", "test_speed", "test_tune_parts"),
+        *("test_masked_autoencoder", "test_residual_sensor", "test_training", "test_evasion", "test_certificate"),
+        *("test_endpoint_parts", "test_trust_scorers", "test_data_sources", "test_defended_classifier"),
+    ),
+}
+OF_FIXTURE = {"browser": "browser", "endpoint": "serve", "ray_here": "ray", "machines": "cluster"}
+
 # The files that take longest. Begun last, one of them would leave the other worker with nothing to do.
 LONG_FILES = (
-    *("test_docs", "test_faults", "test_faults_network", "test_robustness", "test_cluster", "test_benchmark"),
+    *("test_faults", "test_faults_network", "test_robustness", "test_cluster", "test_docs", "test_benchmark"),
     *("test_defended_run", "test_ray_cohort", "test_tune", "test_endpoint", "test_cli", "test_serving_intake"),
-    "test_joining",
+    *("test_joining", "test_quickstart", "test_threats", "test_checkpoint", "test_training_faults"),
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the long files; the order within a file stays."""
+    """Mark every test by what it uses, and begin with the long files; the order within a file stays."""
+    of_file = {name: marker for marker, names in MARKERS.items() for name in names}
+    for item in items:
+        found = {OF_FIXTURE[name] for name in getattr(item, "fixturenames", ()) if name in OF_FIXTURE}
+        found |= {of_file[item.path.stem]} if item.path.stem in of_file else set()
+        for marker in found:
+            item.add_marker(marker)
+        if not found and not item.get_closest_marker("slow"):
+            item.add_marker("unit")
     place = {name: number for number, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
@@ -80,32 +118,56 @@ def spots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def digest_of_training() -> str:
+    """Of all code that decides what the trained fixture is."""
+    sources = [file for name in ("core", "data", "attacks", "learning", "defence", "federated", "experiments")
+               for file in (ROOT / "fedplatform" / name).rglob("*.py")]  # fmt: skip
+    files = [*sources, ROOT / "tests/helpers/tiny_defence.py", ROOT / "constraints.txt"]
+    return sha256(b"".join(sorted(sha256(file.read_bytes()).digest() for file in files))).hexdigest()[:16]
+
+
 @pytest.fixture(scope="session")
-def undefended(spots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run ``undefended/spots``, the same with its defence, ``defended/spots``, and ``stages.json``, trained once.
+
+    They are kept in ``.cache/`` for later calls, under a digest of the code that they depend on.
+    """
+    kept = ROOT / ".cache" / "trained" / digest_of_training()
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(kept.with_suffix(".lock")):
+        if not kept.exists():
+            making = tmp_path_factory.mktemp("making")
+            data = making / "spots.npz"
+            write_spots(data)
+            experiment = Experiment.from_settings({**RUN, "data": str(data)})
+            run(experiment, engine=InProcessEngine(), runs=making / "undefended", name="spots")
+            shutil.copytree(making / "undefended", making / "defended")
+            stages: list[str] = []
+            settings = DefenceSettings.from_settings(DEFENCE)
+            folder = making / "defended" / "spots"
+            defend(folder, settings, engine=InProcessEngine(), observer=lambda stage, *_: stages.append(stage))
+            (making / "stages.json").write_text(json.dumps(stages))
+            shutil.move(making, kept)
+    return kept
+
+
+@pytest.fixture(scope="session")
+def undefended(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run that has no defence yet. Nobody writes here; copy it."""
-    experiment = Experiment.from_settings({**RUN, "data": str(spots)})
-    folder, _ = run(experiment, engine=InProcessEngine(), runs=tmp_path_factory.mktemp("runs"), name="spots")
-    return folder.path
+    return Path(shutil.copytree(trained / "undefended" / "spots", tmp_path_factory.mktemp("runs") / "spots"))
 
 
 @pytest.fixture(scope="session")
-def stages() -> list[str]:
+def stages(trained: Path) -> list[str]:
     """The stages of training in the order in which the rounds of ``defended`` were told of."""
-    return []
+    told: list[str] = json.loads((trained / "stages.json").read_text())
+    return told
 
 
 @pytest.fixture(scope="session")
-def defended(undefended: Path, stages: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def defended(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the same run with its defence, trained in one process. Nobody writes here; copy it."""
-    folder = tmp_path_factory.mktemp("defended") / "spots"
-    shutil.copytree(undefended, folder)
-    defend(
-        folder,
-        DefenceSettings.from_settings(DEFENCE),
-        engine=InProcessEngine(),
-        observer=lambda stage, _rounds, _report: stages.append(stage),
-    )
-    return folder
+    return Path(shutil.copytree(trained / "defended" / "spots", tmp_path_factory.mktemp("defended") / "spots"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ import torch
 from aggregation_rounds import a_round
 
 from fedplatform.core.messages import Aggregate, Evidence
-from fedplatform.experiments.experiment import ALL_RULES, Experiment, ExperimentError, parse_rule
+from fedplatform.experiments.experiment import Experiment, ExperimentError
+from fedplatform.experiments.rule_text import ALL_RULES, parse_rule
 from fedplatform.federated.aggregation import (
     FLAME,
     RULES,
