@@ -311,7 +311,7 @@ def test_an_attacker_that_was_not_tried_is_named_and_the_minimum_does_not_win():
     assert whole.worst is not None
     assert whole.worst.tier == "T5"
     assert [row.defence for row in strong.rows if strong.is_best_worst(row)] == ["purify_all_tuned"]
-    _, line = (line for line in defence_markdown(left_out).splitlines() if line.startswith("| whole"))
+    _, line = (line for line in defence_markdown(left_out).splitlines() if line.startswith("| full"))
     assert line.endswith("| – | – | – | **82.5** | 82.5 (T5; not tried: T3, T4 and T4_unnoticed) |")
 
 
