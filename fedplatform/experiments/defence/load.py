@@ -94,14 +94,23 @@ class DefendedRun:
         )
 
     def _measured(self, defence: str, settings: DefenceSettings) -> Usual:
-        """What is usual of the clean validation scans of all hospitals that have some; nobody is told who lies."""
+        """What is usual of the clean validation scans of all hospitals that have some; none is known to be Byzantine.
+
+        A Byzantine hospital that never trained, as under a colluding attack, has no model and measures nothing.
+        """
         hospitals = [
             replace(self.hospital(hospital_id), settings=settings)
             for hospital_id, shard in zip(self.experiment.inside, self.manifest.hospitals, strict=True)
-            if any(shard.counts[Role.VALIDATION])
+            if any(shard.counts[Role.VALIDATION]) and self._has_model(hospital_id)
         ]
         calibrated = [(each.calibrated(defence), each.validation[0]) for each in hospitals]
         return Usual.of(calibrated, defence, settings, f=self.experiment.f)
+
+    def _has_model(self, hospital_id: str) -> bool:
+        return all(
+            not self.trainer.initial_personal or (folder / "hospitals" / f"{hospital_id}.safetensors").is_file()
+            for folder in (self.path, self.path / DEFENCE / TUNED)
+        )
 
     @staticmethod
     def network(path: Path, manifest: Manifest, builder: ModelBuilder, stage: str) -> nn.Module:
