@@ -59,7 +59,14 @@ MARKERS = {
             "test_bundle",
         ),
         *("test_federation", "test_outside", "test_tracking", "test_serving_intake", "test_speed", "test_tune_parts"),
-        *("test_masked_autoencoder", "test_residual_sensor", "test_training", "test_sampling", "test_evasion", "test_certificate"),
+        *(
+            "test_masked_autoencoder",
+            "test_residual_sensor",
+            "test_training",
+            "test_sampling",
+            "test_evasion",
+            "test_certificate",
+        ),
         *("test_endpoint_parts", "test_trust_scorers", "test_data_sources", "test_defended_classifier"),
     ),
 }

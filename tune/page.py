@@ -21,7 +21,7 @@ from tune.phase import Budget, Search
 from tune.study import Study, turned
 from tune.trial import Choice, State, Trial
 
-COLOURS = ("#0072b2", "#b35900", "#00694e", "#9b2d86", "#55606b", "#b3261e", "#3b3b98", "#7a6a00")  # told apart by all
+COLOURS = ("#0072b2", "#b35900", "#00694e", "#9b2d86", "#55606b", "#b3261e", "#3b3b98", "#7a6a00")  # distinct to all
 MARKS = {State.FINISHED: "o", State.STOPPED: "x", State.FAILED: "v"}
 SHOWN = 40
 

@@ -21,7 +21,7 @@ class ClusterError(FedplatformError, RuntimeError):
 
 
 class AccessError(ClusterError):
-    """A cluster that cannot be entered, or one's own credentials that will not do; one line, with what to do."""
+    """A cluster that cannot be joined, or invalid credentials; one line, with what to do."""
 
 
 def settings(environment: Mapping[str, str]) -> dict[str, str]:

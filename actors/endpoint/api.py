@@ -27,7 +27,7 @@ MEANINGS = {
     405: "The page does not take this method.",
     413: "The upload is too large.",
     415: "The upload is of no kind that is read here.",
-    422: "The upload is whole but no scan, or a parameter will not do.",
+    422: "The upload is complete but not a scan, or a parameter is invalid.",
     429: "Too many scans in too short a time; the header Retry-After says when to come back.",
     503: "The server is busy, or a part of it is being started; the header Retry-After says when to come back.",
 }
@@ -122,7 +122,7 @@ def _unavailable(request: Request, _: Unavailable) -> Response:
 def _will_not_do(request: Request, problem: RequestValidationError) -> Response:
     first = problem.errors()[0]
     where = first["loc"][-1]
-    return error_response(request, 422, f"The parameter {where} will not do: {first['msg']}.")
+    return error_response(request, 422, f"Invalid parameter {where}: {first['msg']}.")
 
 
 @api.exception_handler(HTTPException)

@@ -31,9 +31,9 @@ from fedplatform.core.specification import nearest
 def fedplatform() -> None:
     """Trustworthy federated learning for medical imaging.
 
-    Hospitals train one diagnostic model without showing each other their scans, while some of them lie. This program
-    runs such a federation on Ray, compares aggregation rules against attacks, and audits data for the leaks that make
-    published figures lie.
+    Hospitals train one diagnostic model without sharing their scans, while some of them may be Byzantine. This program
+    runs such a federation on Ray, compares aggregation rules under attack, defends and serves the model, and audits
+    data for leaks between training and test scans.
 
     \b
     First steps:

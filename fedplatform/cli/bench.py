@@ -37,7 +37,7 @@ def bench() -> None:
     type=click.Choice(["group_safe", "random"]),
     default="group_safe",
     show_default=True,
-    help="how test scans are set apart; random cuts patients, and lies",
+    help="how the test set is split: group_safe keeps a patient's scans together; random overestimates accuracy",
 )
 @click.option("--size", type=click.INT, metavar="N", help="pixels a side [default: 64]")
 @click.option(
@@ -134,9 +134,9 @@ def defence(
     help="seeds; cells show mean and spread",
 )
 @click.option(
-    "--hospitals", type=click.INT, metavar="N", help="number of hospitals, attackers among them [default: 10]"
+    "--hospitals", type=click.INT, metavar="N", help="number of hospitals, Byzantine ones included [default: 10]"
 )
-@click.option("--byzantine", type=click.INT, metavar="N", help="how many of them lie [default: 3]")
+@click.option("--byzantine", type=click.INT, metavar="N", help="how many of them are Byzantine [default: 3]")
 @click.option("--rounds", type=click.INT, metavar="N", help="rounds [default: the data set's]")
 @click.option("--model", metavar="SPEC", help="classifier [default: small_cnn(width=8)]")
 @click.option("--size", type=click.INT, metavar="N", help="pixels a side [default: the data set's]")

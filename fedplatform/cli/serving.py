@@ -113,7 +113,7 @@ def serve(
     \b
     Examples:
       fedplatform serve runs/scan
-      fedplatform keys add keys.json hospital-00
+      fedplatform keys add hospital-00 --keys keys.json
       fedplatform serve runs/scan --host 0.0.0.0 --keys keys.json --tls-cert cert.pem --tls-key key.pem
       fedplatform serve runs/scan --build serve.yaml
     """

@@ -17,7 +17,7 @@ NAN = float("nan")
 
 
 class HospitalState(StrEnum):
-    """What became of a hospital in a round. The five are told apart because each asks for another remedy."""
+    """What became of a hospital in a round. Each of the five needs another remedy."""
 
     REPORTED = "reported"  # its update arrived and was used
     LATE = "late"  # nothing arrived before the deadline

@@ -255,8 +255,8 @@ def _warnings(report: AuditReport) -> tuple[str, ...]:
     gap = report.random_accuracy - report.group_safe_accuracy
     if gap > 0.05:
         found.append(
-            f"a random split lies: looking up the nearest picture scores {report.random_accuracy:.3f} on it and "
-            f"{report.group_safe_accuracy:.3f} on a group-safe one; split by group"
+            "a random split overestimates accuracy: looking up the nearest picture scores "
+            f"{report.random_accuracy:.3f} on it and {report.group_safe_accuracy:.3f} on a group-safe one; split by group"
         )
     if report.duplicates:
         found.append(f"copies pixel by pixel: {report.duplicates} of {report.scans} scans repeat another")

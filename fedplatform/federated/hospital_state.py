@@ -25,7 +25,7 @@ class SupersededError(FedplatformError, RuntimeError):
 
 @dataclass(frozen=True)
 class Launch:
-    """One start of a federation's processes: the how manieth, and the last round that was finished before it."""
+    """A launch of the federation: its sequence number and the last round completed before it."""
 
     number: int
     resumed_from: int

@@ -43,7 +43,7 @@ class Membership:
         scans = {role: len(self._shard.labels(role)) for role in (Role.TRAIN, Role.VALIDATION, Role.TEST)}
         shown = scans[Role.VALIDATION] + scans[Role.TEST]
         yield f"federation: {terms.data}, {terms.hospitals} hospitals, run {terms.run}"
-        yield f"told apart: {', '.join(terms.classes)}"
+        yield f"classes: {', '.join(terms.classes)}"
         yield (
             f"training: {terms.training['model']} by {terms.training['algorithm']}, {experiment.rounds} rounds of "
             f"{experiment.local_epochs} epochs"

@@ -39,7 +39,7 @@ class Terms(Settings):
     run: str = Field(pattern="^[0-9a-f]{32}$", description="this run and no other, drawn at random")
     data: str = Field(max_length=100, description="what the federation calls its data")
     hospitals: int = Field(ge=1, description="hospitals that take part")
-    classes: tuple[str, ...] = Field(min_length=1, description="what scans are told apart into, in this order")
+    classes: tuple[str, ...] = Field(min_length=1, description="the classes, by label")
     channels: int = Field(ge=1, le=16, description="channels of a scan")
     transport: TransportName = Field("exact", description="how an update travels")
     training: dict[str, str | int | float] = Field(description="of the experiment")

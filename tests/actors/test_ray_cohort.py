@@ -1,4 +1,4 @@
-"""Hospitals as Ray actors: the same bits as in one process, and every way to fail told apart."""
+"""Hospitals as Ray actors: the same bits as in one process, and a state of its own for every way to fail."""
 
 from __future__ import annotations
 

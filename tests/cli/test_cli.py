@@ -136,13 +136,13 @@ def test_data_list_names_every_data_set(monkeypatch: pytest.MonkeyPatch, capsys:
     assert all(name in shown for name in ("lesions", "br35h", "alzheimer", "lc25000", "mnist", "cifar10"))
 
 
-def test_the_audit_says_whether_a_random_split_lies(
+def test_the_audit_says_whether_a_random_split_overestimates_accuracy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], real_data: Path
 ) -> None:
     assert call(monkeypatch, "data", "audit", "br35h", "--data-folder", real_data) == 0
     shown = capsys.readouterr().out
     assert "438 given" in shown
-    assert "a random split lies" in shown
+    assert "a random split overestimates accuracy" in shown
 
 
 def test_a_comparison_goes_on_where_it_stopped(

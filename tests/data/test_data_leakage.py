@@ -82,7 +82,7 @@ def test_a_dark_border_does_not_hide_a_twin_and_a_black_picture_has_none() -> No
     assert not thumbnail(np.zeros((64, 64), np.uint8)).any()
 
 
-def test_an_audit_warns_where_a_random_split_would_lie() -> None:
+def test_an_audit_warns_where_a_random_split_would_overestimate_accuracy() -> None:
     originals = blobs(60, seed=4)
     labels = np.arange(60) % 2
     pictures = np.concatenate([originals, np.uint8(np.clip(originals * 1.1, 0, 255)), originals[:3], originals[:1]])
@@ -95,7 +95,7 @@ def test_an_audit_warns_where_a_random_split_would_lie() -> None:
     assert report.random_accuracy > 0.75
     assert report.group_safe_accuracy < 0.65
     words = " | ".join(report.warnings)
-    assert "a random split lies" in words
+    assert "a random split overestimates accuracy" in words
     assert "4 of 124 scans repeat another" in words
     assert "3 of 124 scans have a copy of another class" in words
     assert "give the patients" in words
@@ -131,7 +131,7 @@ def test_br35h_scores_98_by_looking_up_pixels_and_80_when_twins_stay_together() 
     assert report.given_groups == 438
     assert 300 < report.found_groups < 450
     assert report.twins / report.scans == pytest.approx(0.94, abs=0.02)
-    assert report.warnings[0].startswith("a random split lies")
+    assert report.warnings[0].startswith("a random split overestimates accuracy")
 
 
 @dataclass(frozen=True, eq=False)

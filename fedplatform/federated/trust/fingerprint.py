@@ -156,7 +156,7 @@ def robust_z(values: np.ndarray, *, votes: np.ndarray) -> np.ndarray:
     """Distance of every value (n, 6) to its column's median, in units of the MAD scaled to a standard deviation.
 
     Median and MAD are of those with a vote (n,) bool, so that attackers who all send the same move them only once. The
-    spread is at least ``LEAST_SPREAD``, so that hospitals which hardly differ are not told apart by noise.
+    spread is at least ``LEAST_SPREAD``, so that noise does not separate hospitals which hardly differ.
     """
     median = np.median(values[votes], axis=0)
     spread = MAD_TO_STD * np.median(np.abs(values[votes] - median), axis=0)

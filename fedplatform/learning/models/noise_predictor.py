@@ -30,7 +30,7 @@ class NoisePredictor:
     t_max: int = 200
 
     def __call__(self, *, channels: int, num_classes: int, size: int) -> NoiseUnet:
-        """About 620,000 parameters, for any size; raises ValueError where ``width`` or ``t_max`` will not do."""
+        """About 620,000 parameters, for any size; raises ValueError for an invalid ``width`` or ``t_max``."""
         del num_classes, size
         if self.width % GROUPS:
             raise ValueError(f"noise_predictor needs a width that is a multiple of {GROUPS}, got {self.width}")
