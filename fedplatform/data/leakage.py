@@ -256,7 +256,8 @@ def _warnings(report: AuditReport) -> tuple[str, ...]:
     if gap > 0.05:
         found.append(
             "a random split overestimates accuracy: looking up the nearest picture scores "
-            f"{report.random_accuracy:.3f} on it and {report.group_safe_accuracy:.3f} on a group-safe one; split by group"
+            f"{report.random_accuracy:.3f} on it and {report.group_safe_accuracy:.3f} on a group-safe one; "
+            "split by group"
         )
     if report.duplicates:
         found.append(f"copies pixel by pixel: {report.duplicates} of {report.scans} scans repeat another")
