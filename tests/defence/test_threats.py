@@ -17,7 +17,7 @@ from fedplatform.experiments.defence.load import DefendedRun
 
 BUDGET = Budget(steps=8, eot=2, queries=80)
 EPSILON = 8 / 255
-DRAWS = 8
+DRAWS = 32  # of the defence's noise: of fewer, chance would decide which of two attacks looks stronger
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,12 @@ def images(parts: tuple[HospitalParts, HospitalParts]) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def labels(parts: tuple[HospitalParts, HospitalParts]) -> torch.Tensor:
     return parts[0].test[1][:24]
+
+
+@pytest.fixture(scope="module")
+def every_scan(parts: tuple[HospitalParts, HospitalParts]) -> tuple[torch.Tensor, torch.Tensor]:
+    """All test scans and labels, where few would leave the comparison of two attacks to chance."""
+    return parts[0].test
 
 
 def attack(
@@ -99,8 +105,9 @@ def test_the_same_seed_makes_the_same_attack(
 
 @pytest.mark.parametrize("epsilon", [4 / 255, 8 / 255, 12 / 255])
 def test_who_knows_the_whole_defence_does_at_least_what_the_grey_box_does(
-    whole: Victim, images: torch.Tensor, labels: torch.Tensor, epsilon: float
+    whole: Victim, every_scan: tuple[torch.Tensor, torch.Tensor], epsilon: float
 ) -> None:
+    images, labels = every_scan
     grey, grey_loss = fresh(whole.defended, attack("T2", whole, images, labels, epsilon), labels)
     exact, exact_loss = fresh(whole.defended, attack("T4", whole, images, labels, epsilon), labels)
     assert exact <= grey + 0.5
@@ -117,8 +124,9 @@ def test_the_exact_gradient_finds_what_the_grey_box_misses(
 
 
 def test_patience_costs_the_defence_at_least_what_haste_does(
-    whole: Victim, images: torch.Tensor, labels: torch.Tensor
+    whole: Victim, every_scan: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
+    images, labels = every_scan
     _, hasty = fresh(whole.defended, attack("T4", whole, images, labels, budget=Budget(steps=4, eot=2)), labels)
     _, patient = fresh(
         whole.defended, attack("T4_strong", whole, images, labels, budget=Budget(steps=4, eot=2)), labels
