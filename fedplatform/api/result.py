@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
+import shutil
+import weakref
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -46,9 +47,10 @@ class Result:
     [1]
     """
 
-    def __init__(self, path: Path, *, keep: TemporaryDirectory[str] | None = None) -> None:
+    def __init__(self, path: Path, *, temporary: Path | None = None) -> None:
         self.path = path
-        self._keep = keep  # removes the folder when the result is gone
+        if temporary is not None:  # goes with the result, or with the process
+            weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
         self.experiment = Experiment.from_settings(RunFolder(path).read_settings())
 
     @classmethod

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 import pandas as pd
 
@@ -47,18 +48,23 @@ def run(
     2
     """
     wanted = experiment_of(experiment, settings)
-    temporary = TemporaryDirectory(prefix="fedplatform-") if folder is None else None
-    place = Path(temporary.name) / "run" if temporary else Path(folder or "")
-    run_folder, _ = run_in_folder(
-        wanted,
-        engine=engine or InProcessEngine(),
-        runs=place.parent,
-        name=place.name,
-        callbacks=callbacks,
-        resumable=temporary is None,
-        tracked=False,
-    )
-    result = Result(run_folder.path, keep=temporary)
+    temporary = Path(mkdtemp(prefix="fedplatform-")) if folder is None else None
+    place = temporary / "run" if temporary else Path(folder or "")
+    try:
+        run_folder, _ = run_in_folder(
+            wanted,
+            engine=engine or InProcessEngine(),
+            runs=place.parent,
+            name=place.name,
+            callbacks=callbacks,
+            resumable=temporary is None,
+            tracked=False,
+        )
+    except BaseException:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    result = Result(run_folder.path, temporary=temporary)
     result.experiment = wanted  # as it was given: scans in memory have no name in a file
     return result
 

@@ -115,7 +115,7 @@ def claim(
 
 def _partial(path: Path) -> Path:
     """Another name in the same folder, with the same suffix, which no other process uses."""
-    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+    return path.with_name(f".{path.stem[:80]}.{secrets.token_hex(4)}.partial{path.suffix}")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -110,6 +110,13 @@ class Evidence:
     stream from which a randomised rule draws; ``root`` that data set itself; ``memory`` what the rule handed over in
     the round before (``Aggregate.memory``), None in the first. Under secure aggregation ``groups`` names, for each
     update, the hospitals whose mean it is; else it is empty.
+
+    >>> import fedplatform as fp
+    >>> import torch
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> evidence = fp.Evidence(("a", "b"), np.array([10, 30]), np.zeros(1, np.float32), generator)
+    >>> fp.WeightedMean()([[1.0], [5.0]], evidence).delta.tolist()
+    [4.0]
     """
 
     hospital_ids: tuple[str, ...]
@@ -156,6 +163,10 @@ class Aggregate:
     ``delta`` is (d,) float32, the step of the server; ``weights`` (n,) float64, non-negative, how much each hospital
     counted, summing to 1 (or all zero where the rule refused everybody); ``hostile`` (n,) bool, whom the rule shut out.
     ``judgements`` are n, or none from a rule that scores nobody; ``memory`` comes back as ``Evidence.memory``.
+
+    >>> import fedplatform as fp
+    >>> fp.Mean()([[1.0, 2.0], [3.0, 4.0]]).weights.tolist()
+    [0.5, 0.5]
     """
 
     delta: np.ndarray

@@ -8,9 +8,11 @@ from fedplatform.core.wording import number, percent, share
 
 
 def load_template(name: str, *packages: str) -> jinja2.Template:
-    """A page of the folder ``templates/`` of the first of these packages that has it; it may include any of theirs."""
+    """A page in the folder ``templates/`` of one of these packages; it may include theirs, and those of this one."""
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package, "templates") for package in packages]),
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader(package, "templates") for package in (*packages, "fedplatform.core")]
+        ),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

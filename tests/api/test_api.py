@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ def test_all_is_exactly_the_public_names() -> None:
 def test_every_public_name_says_what_it_is_by_an_example_that_runs(name: str) -> None:
     public = getattr(fp, name)
     assert public.__doc__
-    (test,) = doctest.DocTestFinder(recurse=False).find(public, name, globs={"fp": fp, "np": np})
+    names = {**vars(sys.modules[public.__module__]), "fp": fp, "np": np}
+    (test,) = doctest.DocTestFinder(recurse=False).find(public, name, globs=names)
     assert test.examples, f"{name} has no example"
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert runner.run(test).failed == 0

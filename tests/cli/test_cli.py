@@ -330,7 +330,7 @@ def test_a_folder_that_is_no_run_has_no_report(
         (["evaluate", "NOWHERE"], "holds no finished run"),
         (["evaluate", "RUN"], "has no trained defence; 'fedplatform defend"),
         (["evaluate", "RUN", "--tiers", "T0,T6"], "no tier is called 'T6'"),
-        (["evaluate", "RUN", "--defences", "hole"], "no defence is called 'hole'; did you mean 'full'?"),
+        (["evaluate", "RUN", "--defences", "ful"], "no defence is called 'ful'; did you mean 'full'?"),
         (["evaluate", "RUN", "--epsilons", "8"], "epsilons are in pixels of [0, 1], as 8/255"),
         (["evaluate", "RUN", "--epsilons", ""], "epsilons are in pixels of [0, 1], as 8/255"),
         (["certify", "RUN"], "has no trained defence; 'fedplatform defend"),

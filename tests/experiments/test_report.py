@@ -254,14 +254,14 @@ def test_a_browser_shows_the_whole_story_of_a_run_and_asks_nobody_for_anything(t
 
     headline = browser.find_element(By.TAG_NAME, "h1").text
     assert headline == (
-        "10 hospitals, 3 of them lying by sign_flip, trained resnet18 on br35h for 8 rounds under the rule multi_krum "
+        "10 hospitals, 3 of them Byzantine (sign_flip), trained resnet18 on br35h for 8 rounds under the rule multi_krum "
         "and ended with accuracy 88.8%, macro-F1 87.4% and AUC 93.0%; "
         "the rule shut out hospital-7, hospital-8 and hospital-9, exactly the 3 attackers."
     )
     hospitals = cells(browser, "#hospitals")
     assert len(hospitals) == 10
     assert hospitals[9][0] == "hospital-9"
-    assert "attacker" in hospitals[9][1]
+    assert "Byzantine" in hospitals[9][1]
     assert hospitals[9][2] == "–"
     assert [row[1] for row in hospitals[:7]] == ["honest"] * 7
     events = cells(browser, "#events")
@@ -271,7 +271,7 @@ def test_a_browser_shows_the_whole_story_of_a_run_and_asks_nobody_for_anything(t
         "sent something that is not an update",
         "delta holds 12 values that are not finite",
     ] in events
-    assert ["2–8", "hospital-9 attacker", "was shut out by the rule", "its update is far from its 6 nearest"] in events
+    assert ["2–8", "hospital-9 Byzantine", "was shut out by the rule", "its update is far from its 6 nearest"] in events
     assert cells(browser, "#confusion") == [["healthy", "90\n94.7%", "5\n5.3%"], ["tumour", "6\n6.2%", "90\n93.8%"]]
     assert len(cells(browser, "#phases")) == 3
     assert ["partition", "{concentration: 0.5, kind: dirichlet}"] in cells(browser, "#settings")
@@ -298,7 +298,7 @@ def test_every_cell_of_the_heat_map_is_drawn_and_says_why(tmp_path, browser):
     assert min(sizes) > 8
     titles = browser.execute_script("return arguments[0].map(cell => cell.textContent)", drawn)
     assert "hospital-1, round 3: crashed, weight 0 (its process died (signal 9))" in titles
-    assert [label.text for label in browser.find_elements(By.CSS_SELECTOR, ".heat .lie")] == ["attacker"] * 3
+    assert [label.text for label in browser.find_elements(By.CSS_SELECTOR, ".heat .lie")] == ["Byzantine"] * 3
 
 
 def test_trust_and_reputation_are_drawn_with_a_line_for_every_hospital(tmp_path, browser):
@@ -313,9 +313,9 @@ def test_trust_and_reputation_are_drawn_with_a_line_for_every_hospital(tmp_path,
         ticks = figure.find_elements(By.CSS_SELECTOR, ".chart text[text-anchor=end]")
         assert [tick.text for tick in ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
     assert figures[1].find_element(By.TAG_NAME, "figcaption").text == (
-        "Mean after round 8: honest hospitals 0.9, attackers 0.1."
+        "Mean after round 8: honest hospitals 0.9, Byzantine hospitals 0.1."
     )
-    assert all("One attacker" in figure.find_element(By.CSS_SELECTOR, ".legend").text for figure in figures)
+    assert all("One Byzantine hospital" in figure.find_element(By.CSS_SELECTOR, ".legend").text for figure in figures)
 
     script = (
         "return [...arguments[0].querySelectorAll('circle')].map(dot => [dot.textContent, +dot.getAttribute('cy')])"
@@ -348,7 +348,7 @@ def test_the_fingerprint_of_every_update_is_drawn_feature_by_feature(tmp_path, b
     ]
     for block in blocks:
         names = [label.text for label in block.find_elements(By.CSS_SELECTOR, ".name")]
-        assert names == [f"hospital-{index}{' attacker' if index > 6 else ''}" for index in range(10)]
+        assert names == [f"hospital-{index}{' Byzantine' if index > 6 else ''}" for index in range(10)]
         drawn = block.find_elements(By.TAG_NAME, "use")
         places = browser.execute_script(
             "return arguments[0].map(cell => [cell.getBoundingClientRect().x, cell.getBoundingClientRect().y])", drawn
@@ -528,7 +528,7 @@ def test_two_hospitals_one_round_no_attack_and_no_samples_are_a_run_too(tmp_path
     (folder / "samples.npz").unlink()
     browser.get(write_report(folder).as_uri())
 
-    assert "all of them honest" in browser.find_element(By.TAG_NAME, "h1").text
+    assert "all honest" in browser.find_element(By.TAG_NAME, "h1").text
     assert "the rule shut nobody out" in browser.find_element(By.TAG_NAME, "h1").text
     body = browser.find_element(By.TAG_NAME, "main").text
     assert "every hospital reported in every round" in body

@@ -102,7 +102,9 @@ def _every_hospital(run: FinishedRun, field: str, *, has_dots: bool) -> list[Ser
     series = []
     for history in run.hospitals:
         own = {record.round_number: getattr(record, field) for record in history.records}
-        key, style = ("One attacker", "thin-attacker") if history.is_byzantine else ("One honest hospital", "thin")
+        key, style = (
+            ("One Byzantine hospital", "thin-attacker") if history.is_byzantine else ("One honest hospital", "thin")
+        )
         values = tuple(own.get(report.round_number, math.nan) for report in run.rounds)
         series.append(Series(history.hospital_id, key, style, values, has_dots=has_dots))
     return series
@@ -112,7 +114,7 @@ def _means(series: Sequence[Series], numbers: Sequence[int]) -> str:
     """Where honest hospitals and attackers stood in the last round that has figures."""
     last = max(place for one in series for place, value in enumerate(one.values) if math.isfinite(value))
     says = []
-    for kind, style in (("honest hospitals", "thin"), ("byzantine", "thin-attacker")):
+    for kind, style in (("honest hospitals", "thin"), ("Byzantine hospitals", "thin-attacker")):
         values = [one.values[last] for one in series if one.style == style and math.isfinite(one.values[last])]
         if values:
             says.append(f"{kind} {wording.number(sum(values) / len(values))}")
