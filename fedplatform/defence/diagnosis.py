@@ -15,8 +15,9 @@ class Diagnosis:
     where the scan was taken as it is; ``votes`` are the answers of the single purified copies.
 
     >>> import fedplatform as fp
-    >>> fp.Diagnosis(1, False, 0.9, (0.1, 0.9), anomaly_score=0.2, threshold=1.5, flagged=False, depth=0,
-    votes=()).label 1
+    >>> rest = {"anomaly_score": 0.2, "threshold": 1.5, "flagged": False, "depth": 0, "votes": ()}
+    >>> fp.Diagnosis(label=1, referred=False, confidence=0.9, probabilities=(0.1, 0.9), **rest).label
+    1
     """
 
     label: int

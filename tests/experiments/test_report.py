@@ -254,8 +254,8 @@ def test_a_browser_shows_the_whole_story_of_a_run_and_asks_nobody_for_anything(t
 
     headline = browser.find_element(By.TAG_NAME, "h1").text
     assert headline == (
-        "10 hospitals, 3 of them Byzantine (sign_flip), trained resnet18 on br35h for 8 rounds under the rule multi_krum "
-        "and ended with accuracy 88.8%, macro-F1 87.4% and AUC 93.0%; "
+        "10 hospitals, 3 of them Byzantine (sign_flip), trained resnet18 on br35h for 8 rounds under the rule "
+        "multi_krum and ended with accuracy 88.8%, macro-F1 87.4% and AUC 93.0%; "
         "the rule shut out hospital-7, hospital-8 and hospital-9, exactly the 3 attackers."
     )
     hospitals = cells(browser, "#hospitals")
