@@ -37,7 +37,7 @@ speed: $(VENV)/.ready
 
 # A browser looks at the report as a person would; without one those tests say that they were skipped.
 browser:
-	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null) \
+	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium >/dev/null) \
 		|| echo "no browser could be installed: the tests that look at pages will be skipped"
 
 lint: $(VENV)/.ready

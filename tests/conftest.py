@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -25,6 +26,9 @@ from fedplatform.experiments.defence.train import defend
 from fedplatform.experiments.engine import InProcessEngine
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.experiments.run import partition_data, run
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 SMALL = {
     "data": "fedplatform.data.lesions:Lesions(hospitals=5, patients_per_hospital=40)",
@@ -192,6 +196,21 @@ def ray_here() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, or a skip; of a module, for nothing else can call ``asyncio.run`` while Playwright is active."""
+    from playwright.sync_api import expect, sync_playwright
+    from watched_page import CHROMIUM, PATIENCE_MS
+
+    if not CHROMIUM.exists():
+        pytest.skip(f"a real browser is looked for at {CHROMIUM}")
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=PATIENCE_MS)
+        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"], timeout=PATIENCE_MS)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

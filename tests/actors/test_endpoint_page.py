@@ -3,12 +3,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from endpoint_process import Endpoint
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
+from watched_page import PATIENCE_MS, requests_of, watched_page
 
 from fedplatform.defence import KeyedNoise
 from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
@@ -16,8 +16,6 @@ from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.answer import picture
 from fedplatform.serving.secret import read_secret, secret_path
 
-CHROMIUM = Path("/usr/bin/chromium")
-PATIENCE_MS = 120_000  # of a machine that does much else
 HOSPITAL = "hospital-01"
 DROP = """([target, name, text]) => {
   const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
@@ -28,36 +26,17 @@ DROP = """([target, name, text]) => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"a real browser is looked for at {CHROMIUM}")
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=PATIENCE_MS)
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"], timeout=PATIENCE_MS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def page(browser: Browser, endpoint: Endpoint) -> Iterator[Page]:
     """The page, entered with the key of a hospital; it asks nobody else for anything and complains of nothing."""
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
-    page = context.new_page()
-    said: list[str] = []
-    asked: list[str] = []
-    # That an upload was refused the browser says by itself.
-    page.on("console", lambda one: said.append(one.text) if "Failed to load resource" not in one.text else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(endpoint.url, timeout=PATIENCE_MS)
-    page.get_by_label("API key of your hospital").fill(endpoint.keys[HOSPITAL])
-    page.keyboard.press("Enter")
-    expect(page.locator("#examples img")).to_have_count(8)
-    yield page
-    assert said == []
-    assert all(url.startswith((endpoint.url, "data:", "blob:")) for url in asked)
-    context.close()
+    refused_upload = "Failed to load resource"  # the browser itself reports it
+    size = {"width": 1200, "height": 900}
+    with watched_page(browser, endpoint.url, ignored=refused_upload, viewport=size) as page:
+        page.goto(endpoint.url, timeout=PATIENCE_MS)
+        page.get_by_label("API key of your hospital").fill(endpoint.keys[HOSPITAL])
+        page.keyboard.press("Enter")
+        expect(page.locator("#examples img")).to_have_count(8)
+        yield page
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +119,7 @@ def test_a_wrong_key_opens_nothing(browser: Browser, endpoint: Endpoint) -> None
 
 def test_the_api_page_is_there_and_asks_nobody_else(browser: Browser, endpoint: Endpoint) -> None:
     page = browser.new_page()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    asked = requests_of(page)
     page.goto(f"{endpoint.url}/docs", timeout=PATIENCE_MS)
     expect(page.get_by_text("/v1/diagnose")).to_be_visible()
     assert all(url.startswith((endpoint.url, "data:")) for url in asked)

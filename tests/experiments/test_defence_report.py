@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from playwright.sync_api import Browser, Page
 from scipy.stats import binomtest
-from selenium import webdriver
-from selenium.webdriver.common.by import By
+from watched_page import rendered, requests_of, watched_page
 
 import fedplatform
 from fedplatform.core.statistics import effective_size, sign_flips, wilson
@@ -33,7 +32,6 @@ from fedplatform.experiments.report.defence_pairs import defence_pairs, paired_m
 from fedplatform.experiments.report.defence_pictures import magnification
 from fedplatform.experiments.report.markdown_table import defence_markdown
 
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 PAPER, STRONG = 0.015, 8 / 255
 HEADING = {"dataset": "br35h", "pixels": 64, "split": "group_safe+dirichlet_0.5"}
 PENALTY = {"T0": 0.0, "T1": 0.1, "T2": 0.3, "T2_paper": 0.25, "T3": 0.5, "T4": 0.6, "T4_unnoticed": 0.55, "T5": 0.45}
@@ -143,55 +141,37 @@ def evaluated(folder: Path, scans: pd.DataFrame | None = None) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    if not (CHROMIUM.exists() and DRIVER.exists()):
-        pytest.skip(f"a real browser is looked for at {CHROMIUM} and {DRIVER}")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"):
-        options.add_argument(f"--{flag}")
-    for flag in ("disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-    yield driver
-    driver.quit()
+@pytest.fixture
+def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    """A wide page that must not complain and must ask for no file but those of the test."""
+    with watched_page(browser, tmp_path.as_uri(), viewport={"width": 1200, "height": 844}) as page:
+        yield page
 
 
-def set_width(browser: webdriver.Chrome, width: int) -> None:
-    metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+@pytest.fixture
+def telephone(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    size = {"width": 400, "height": 844}
+    with watched_page(browser, tmp_path.as_uri(), viewport=size, is_mobile=True) as page:
+        yield page
 
 
-def requested(browser: webdriver.Chrome) -> set[str]:
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return {
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent" and "request" in message["params"]
-    }
-
-
-def rows_of(browser: webdriver.Chrome, selector: str) -> list[list[str]]:
+def rows_of(page: Page, selector: str) -> list[list[str]]:
     # textContent: a table inside a closed <details> shows no text.
-    script = """return [...document.querySelectorAll(arguments[0] + ' tbody tr')].map(
-        row => [...row.children].map(cell => cell.textContent.trim()))"""
-    return browser.execute_script(script, selector)
+    script = "rows => rows.map(row => [...row.children].map(cell => cell.textContent.trim()))"
+    return page.locator(f"{selector} tbody tr").evaluate_all(script)
 
 
-def test_a_browser_shows_what_is_left_under_attack_and_asks_nobody_for_anything(tmp_path, browser):
+def test_a_browser_shows_what_is_left_under_attack_and_asks_nobody_for_anything(tmp_path, page):
     path = write_defence_report(evaluated(tmp_path / "demo"))
-    browser.get_log("performance")
-    set_width(browser, 1200)
-    browser.get(path.as_uri())
+    requests = requests_of(page)
+    page.goto(path.as_uri())
 
-    assert browser.find_element(By.TAG_NAME, "h1").text == (
+    assert page.locator("h1").inner_text() == (
         "Accuracy under the strongest attacker of T1 to T5: full defence keeps 87.5% at epsilon 0.015 and 77.5% at "
         "epsilon 8/255; no defence keeps 52.5% at epsilon 0.015 and 10.0% at epsilon 8/255."
     )
     low, high = wilson(31 / 40, 39)  # groups of one scan each, one of them spent on the mean
-    assert rows_of(browser, "#minima")[1] == [
+    assert rows_of(page, "#minima")[1] == [
         "full defence",
         "8/255",
         "77.5%",
@@ -200,18 +180,18 @@ def test_a_browser_shows_what_is_left_under_attack_and_asks_nobody_for_anything(
         "T4",
         "–",
     ]
-    tables = browser.find_elements(By.CSS_SELECTOR, ".grid-table")
-    assert [table.find_element(By.TAG_NAME, "caption").text for table in tables] == ["Epsilon 0.015", "Epsilon 8/255"]
-    heads = [cell.text for cell in tables[1].find_elements(By.CSS_SELECTOR, "thead th")]
+    tables = page.locator(".grid-table").all()
+    assert [rendered(table, "caption") for table in tables] == [["Epsilon 0.015"], ["Epsilon 8/255"]]
+    heads = rendered(tables[1], "thead th")
     assert heads == ["Defence", "Minimum\nT1 to T5", *(f"{tier.replace('_', ' ')}\nn = 40" for tier in USUAL_TIERS)]
-    by_name = {row[0]: row[1:] for row in rows_of(browser, ".grid-table")[len(DEFENCES) :]}
+    by_name = {row[0]: row[1:] for row in rows_of(page, ".grid-table")[len(DEFENCES) :]}
     assert by_name["nearest neighbour"][0] == "–"
     assert by_name["nearest neighbour"][5:] == ["not run"] * 4
     assert by_name["full defence"][0].startswith("77.5 ★")
     assert "5.0% referred" in by_name["full defence"][1]
     assert by_name["no defence"][0].startswith("10.0T4")
 
-    costs = {(row[0], row[1]): row[2:] for row in rows_of(browser, "#costs")}
+    costs = {(row[0], row[1]): row[2:] for row in rows_of(page, "#costs")}
     assert costs["full defence", "clean"][1] == "100.0%"
     assert costs["no defence", "8/255"] == [
         "0.0%",
@@ -221,45 +201,42 @@ def test_a_browser_shows_what_is_left_under_attack_and_asks_nobody_for_anything(
         "0",
         "3",
     ]
-    assert len(rows_of(browser, "#cells")) == len(cells())
-    assert ["eot", "4"] in rows_of(browser, "#budget")
-    assert ["seeds of the cells", "0"] in rows_of(browser, "#budget")
-    link = browser.find_element(By.CSS_SELECTOR, "a[download]").get_attribute("href")
+    assert len(rows_of(page, "#cells")) == len(cells())
+    assert ["eot", "4"] in rows_of(page, "#budget")
+    assert ["seeds of the cells", "0"] in rows_of(page, "#budget")
+    link = page.locator("a[download]").get_attribute("href")
     csv = pd.read_csv(io.StringIO(base64.b64decode(link.split(",", 1)[1]).decode()))
     assert csv["accuracy"].tolist() == cells()["accuracy"].tolist()
 
-    verdicts = [story.text for story in browser.find_elements(By.CSS_SELECTOR, ".story p")]
+    verdicts = rendered(page, ".story p")
     assert verdicts[0] == (
         "Truth: tumour. undefended: no tumour (wrong) → caught (score 4.1 > 1.9), purified to depth 60, "
         "answered: tumour (right)"
     )
     assert verdicts[2].endswith("not caught (score 1.2 ≤ 1.9), taken as it is, answered: no tumour (wrong)")
-    assert len(browser.find_elements(By.CSS_SELECTOR, ".story.wrong")) == 1
-    widths = browser.execute_script("return [...document.images].map(image => image.naturalWidth)")
+    assert page.locator(".story.wrong").count() == 1
+    widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
     assert widths == [64] * 4 * 5
-    assert browser.get_log("browser") == []
-    # chrome: is the browser drawing itself.
-    assert {url for url in requested(browser) if not url.startswith(("data:", "chrome:"))} == {path.as_uri()}
+    assert {url for url in requests if not url.startswith("data:")} == {path.as_uri()}
 
 
-def test_the_page_fits_a_telephone(tmp_path, browser):
-    set_width(browser, 400)
-    browser.get(write_defence_report(evaluated(tmp_path / "demo", attacked_scans(hardened=True))).as_uri())
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 400
+def test_the_page_fits_a_telephone(tmp_path, telephone):
+    telephone.goto(write_defence_report(evaluated(tmp_path / "demo", attacked_scans(hardened=True))).as_uri())
+    assert telephone.evaluate("document.documentElement.scrollWidth") <= 400
 
 
-def test_the_page_of_the_run_tells_of_the_attack_and_links_to_it(tmp_path, browser):
+def test_the_page_of_the_run_tells_of_the_attack_and_links_to_it(tmp_path, page):
     from test_report import run_folder
 
     folder = run_folder(tmp_path / "demo", rounds=2)
     assert "Under attack" not in write_report(folder).read_text(encoding="utf-8")
-    browser.get(write_report(evaluated(folder)).as_uri())
-    section = browser.find_element(By.ID, "under-attack")
-    assert "full defence keeps 87.5% at epsilon 0.015" in section.text
-    assert len(section.find_elements(By.CSS_SELECTOR, ".story")) == 2
-    section.find_element(By.TAG_NAME, "a").click()
-    assert browser.current_url == (folder / "evaluation.html").as_uri()
-    assert "under attack" in browser.title
+    page.goto(write_report(evaluated(folder)).as_uri())
+    section = page.locator("#under-attack")
+    assert "full defence keeps 87.5% at epsilon 0.015" in section.inner_text()
+    assert section.locator(".story").count() == 2
+    section.locator("a").click()
+    assert page.url == (folder / "evaluation.html").as_uri()
+    assert "under attack" in page.title()
 
 
 def test_the_drawn_curves_stand_where_the_figures_say(tmp_path):

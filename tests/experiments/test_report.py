@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 import re
 import shutil
@@ -20,8 +19,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from selenium import webdriver
-from selenium.webdriver.common.by import By
+from playwright.sync_api import Browser, Locator, Page
+from watched_page import rendered, requests_of, watched_page
 
 from fedplatform.core.messages import HospitalRecord, HospitalState, RoundReport
 from fedplatform.experiments.report import ReportError, comparison_markdown, read_run, write_comparison, write_report
@@ -29,8 +28,6 @@ from fedplatform.experiments.report.charts import draw_trust
 from fedplatform.experiments.report.fingerprint_map import FEATURES
 from fedplatform.experiments.run_folder import RunFolder
 from fedplatform.federated.trust.fingerprint import FEATURES as TRUST_FEATURES
-
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 
 
 def hospital_record(
@@ -207,138 +204,117 @@ def comparison_rows(*, seeds: int = 3) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    if not (CHROMIUM.exists() and DRIVER.exists()):
-        pytest.skip(f"a real browser is looked for at {CHROMIUM} and {DRIVER}")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"):
-        options.add_argument(f"--{flag}")
-    for flag in ("disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-    yield driver
-    driver.quit()
+@pytest.fixture
+def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    """A wide page that must not complain and must ask for no file but those of the test."""
+    with watched_page(browser, tmp_path.as_uri(), viewport={"width": 1200, "height": 844}) as page:
+        yield page
 
 
-def set_width(browser: webdriver.Chrome, width: int) -> None:
-    metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+@pytest.fixture
+def telephone(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    size = {"width": 390, "height": 844}
+    with watched_page(browser, tmp_path.as_uri(), viewport=size, is_mobile=True) as page:
+        yield page
 
 
-def page_width(browser: webdriver.Chrome) -> int:
-    return int(browser.execute_script("return document.documentElement.scrollWidth"))
+def cells(page: Page, selector: str) -> list[list[str]]:
+    return [rendered(row, "th, td") for row in page.locator(f"{selector} tbody tr").all()]
 
 
-def requested(browser: webdriver.Chrome) -> set[str]:
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return {
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent" and "request" in message["params"]
-    }
+def captions(page: Page | Locator, selector: str) -> list[str]:
+    """The text of each element of a drawing that is shown."""
+    return page.locator(f"{selector} >> visible=true").all_text_contents()
 
 
-def cells(browser: webdriver.Chrome, selector: str) -> list[list[str]]:
-    rows = browser.find_elements(By.CSS_SELECTOR, f"{selector} tbody tr")
-    return [[cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td")] for row in rows]
-
-
-def test_a_browser_shows_the_whole_story_of_a_run_and_asks_nobody_for_anything(tmp_path, browser):
+def test_a_browser_shows_the_whole_story_of_a_run_and_asks_nobody_for_anything(tmp_path, page):
     path = write_report(run_folder(tmp_path / "demo"))
-    browser.get_log("performance")
-    set_width(browser, 1200)
-    browser.get(path.as_uri())
+    requests = requests_of(page)
+    page.goto(path.as_uri())
 
-    headline = browser.find_element(By.TAG_NAME, "h1").text
+    headline = page.locator("h1").inner_text()
     assert headline == (
         "10 hospitals, 3 of them Byzantine (sign_flip), trained resnet18 on br35h for 8 rounds under the rule "
         "multi_krum and ended with accuracy 88.8%, macro-F1 87.4% and AUC 93.0%; "
         "the rule shut out hospital-7, hospital-8 and hospital-9, exactly the 3 attackers."
     )
-    hospitals = cells(browser, "#hospitals")
+    hospitals = cells(page, "#hospitals")
     assert len(hospitals) == 10
     assert hospitals[9][0] == "hospital-9"
     assert "Byzantine" in hospitals[9][1]
     assert hospitals[9][2] == "–"
     assert [row[1] for row in hospitals[:7]] == ["honest"] * 7
-    events = cells(browser, "#events")
+    events = cells(page, "#events")
     assert [
         "4",
         "hospital-1",
         "sent something that is not an update",
         "delta holds 12 values that are not finite",
     ] in events
-    assert ["2–8", "hospital-9 Byzantine", "was shut out by the rule", "its update is far from its 6 nearest"] in events
-    assert cells(browser, "#confusion") == [["healthy", "90\n94.7%", "5\n5.3%"], ["tumour", "6\n6.2%", "90\n93.8%"]]
-    assert len(cells(browser, "#phases")) == 3
-    assert ["partition", "{concentration: 0.5, kind: dirichlet}"] in cells(browser, "#settings")
-    assert "fedplatform run experiment.yaml" in browser.find_element(By.TAG_NAME, "pre").text
-    assert "no medical device" in browser.find_element(By.TAG_NAME, "footer").text
+    assert [
+        "2–8",
+        "hospital-9 Byzantine",
+        "was shut out by the rule",
+        "its update is far from its 6 nearest",
+    ] in events
+    assert cells(page, "#confusion") == [["healthy", "90\n94.7%", "5\n5.3%"], ["tumour", "6\n6.2%", "90\n93.8%"]]
+    assert len(cells(page, "#phases")) == 3
+    assert ["partition", "{concentration: 0.5, kind: dirichlet}"] in cells(page, "#settings")
+    assert "fedplatform run experiment.yaml" in page.locator("pre").inner_text()
+    assert "no medical device" in page.locator("footer").inner_text()
 
-    assert len(browser.find_elements(By.CSS_SELECTOR, ".scans figure")) == 6
-    assert len(browser.find_elements(By.CSS_SELECTOR, ".scans figure.wrong")) == 1
-    widths = browser.execute_script("return [...document.images].map(image => image.naturalWidth)")
+    assert page.locator(".scans figure").count() == 6
+    assert page.locator(".scans figure.wrong").count() == 1
+    widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
     assert widths == [64] * 6
-    assert all(image.get_attribute("alt") for image in browser.find_elements(By.TAG_NAME, "img"))
+    assert all(image.get_attribute("alt") for image in page.locator("img").all())
 
-    assert browser.get_log("browser") == []
-    # chrome: is the browser drawing itself.
-    assert {url for url in requested(browser) if not url.startswith(("data:", "chrome:"))} == {path.as_uri()}
+    assert {url for url in requests if not url.startswith("data:")} == {path.as_uri()}
 
 
-def test_every_cell_of_the_heat_map_is_drawn_and_says_why(tmp_path, browser):
-    browser.get(write_report(run_folder(tmp_path / "demo")).as_uri())
+def test_every_cell_of_the_heat_map_is_drawn_and_says_why(tmp_path, page):
+    page.goto(write_report(run_folder(tmp_path / "demo")).as_uri())
 
-    drawn = browser.find_elements(By.CSS_SELECTOR, ".heat use")
-    assert len(drawn) == 10 * 8
-    sizes = browser.execute_script("return arguments[0].map(cell => cell.getBoundingClientRect().width)", drawn)
-    assert min(sizes) > 8
-    titles = browser.execute_script("return arguments[0].map(cell => cell.textContent)", drawn)
+    drawn = page.locator(".heat use")
+    assert drawn.count() == 10 * 8
+    assert min(drawn.evaluate_all("cells => cells.map(cell => cell.getBoundingClientRect().width)")) > 8
+    titles = drawn.all_text_contents()
     assert "hospital-1, round 3: crashed, weight 0 (its process died (signal 9))" in titles
-    assert [label.text for label in browser.find_elements(By.CSS_SELECTOR, ".heat .lie")] == ["Byzantine"] * 3
+    assert captions(page, ".heat .lie") == ["Byzantine"] * 3
 
 
-def test_trust_and_reputation_are_drawn_with_a_line_for_every_hospital(tmp_path, browser):
+def test_trust_and_reputation_are_drawn_with_a_line_for_every_hospital(tmp_path, page):
     folder = scored_folder(tmp_path / "demo")
-    browser.get(write_report(folder).as_uri())
+    page.goto(write_report(folder).as_uri())
 
-    figures = browser.find_elements(By.CSS_SELECTOR, ".pair figure")
-    assert [figure.find_element(By.TAG_NAME, "h3").text for figure in figures] == ["Trust", "Reputation"]
+    figures = page.locator(".pair figure").all()
+    assert [rendered(figure, "h3") for figure in figures] == [["Trust"], ["Reputation"]]
     for figure in figures:
-        assert len(figure.find_elements(By.CSS_SELECTOR, ".chart path.thin")) == 7
-        assert len(figure.find_elements(By.CSS_SELECTOR, ".chart path.thin-attacker")) == 3
-        ticks = figure.find_elements(By.CSS_SELECTOR, ".chart text[text-anchor=end]")
-        assert [tick.text for tick in ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
-    assert figures[1].find_element(By.TAG_NAME, "figcaption").text == (
-        "Mean after round 8: honest hospitals 0.9, Byzantine hospitals 0.1."
-    )
-    assert all("One Byzantine hospital" in figure.find_element(By.CSS_SELECTOR, ".legend").text for figure in figures)
+        assert figure.locator(".chart path.thin").count() == 7
+        assert figure.locator(".chart path.thin-attacker").count() == 3
+        assert captions(figure, ".chart text[text-anchor=end]") == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+    assert rendered(figures[1], "figcaption") == ["Mean after round 8: honest hospitals 0.9, Byzantine hospitals 0.1."]
+    assert all("One Byzantine hospital" in figure.locator(".legend").inner_text() for figure in figures)
 
-    script = (
-        "return [...arguments[0].querySelectorAll('circle')].map(dot => [dot.textContent, +dot.getAttribute('cy')])"
-    )
-    said = dict(browser.execute_script(script, figures[1]))
+    script = "dots => dots.map(dot => [dot.textContent, +dot.getAttribute('cy')])"
+    said = dict(figures[1].locator("circle").evaluate_all(script))
     assert len(said) == 10 * 8 - 3  # three updates never arrived
     assert "hospital-1, round 3: 0.65" not in said  # it crashed
     assert said["hospital-9, round 8: 0.1"] == pytest.approx(198 - 0.1 * (198 - 12), abs=0.1)
     assert said["hospital-0, round 8: 0.9"] == pytest.approx(198 - 0.9 * (198 - 12), abs=0.1)
 
 
-def colour(browser: webdriver.Chrome, title: str) -> tuple[int, ...]:
+def colour(page: Page, title: str) -> tuple[int, ...]:
     """What the reader sees of the one cell with this title: a pixel near its corner, red, green and blue."""
-    script = """return [...document.querySelectorAll('.fingerprint use')].filter(c => c.textContent == arguments[0])"""
-    (cell,) = browser.execute_script(script, title)
-    return Image.open(io.BytesIO(cell.screenshot_as_png)).convert("RGB").getpixel((3, 3))
+    cell = page.locator(".fingerprint use", has_text=re.compile(f"^{re.escape(title)}$"))
+    return Image.open(io.BytesIO(cell.screenshot())).convert("RGB").getpixel((3, 3))
 
 
-def test_the_fingerprint_of_every_update_is_drawn_feature_by_feature(tmp_path, browser):
-    browser.get(write_report(scored_folder(tmp_path / "demo")).as_uri())
+def test_the_fingerprint_of_every_update_is_drawn_feature_by_feature(tmp_path, page):
+    page.goto(write_report(scored_folder(tmp_path / "demo")).as_uri())
 
-    blocks = browser.find_elements(By.CSS_SELECTOR, ".fingerprint")
-    assert [block.find_element(By.TAG_NAME, "h3").text for block in blocks] == [
+    blocks = page.locator(".fingerprint").all()
+    assert [block.locator("h3").inner_text() for block in blocks] == [
         "Reconstruction error",
         "Cosine to the root update",
         "Mean cosine to the others",
@@ -347,34 +323,32 @@ def test_the_fingerprint_of_every_update_is_drawn_feature_by_feature(tmp_path, b
         "Shapley value",
     ]
     for block in blocks:
-        names = [label.text for label in block.find_elements(By.CSS_SELECTOR, ".name")]
-        assert names == [f"hospital-{index}{' Byzantine' if index > 6 else ''}" for index in range(10)]
-        drawn = block.find_elements(By.TAG_NAME, "use")
-        places = browser.execute_script(
-            "return arguments[0].map(cell => [cell.getBoundingClientRect().x, cell.getBoundingClientRect().y])", drawn
+        names = [f"hospital-{index}{' Byzantine' if index > 6 else ''}" for index in range(10)]
+        assert captions(block, ".name") == names
+        places = block.locator("use").evaluate_all(
+            "cells => cells.map(cell => [cell.getBoundingClientRect().x, cell.getBoundingClientRect().y])"
         )
         assert len({tuple(place) for place in places}) == 10 * 8
-    titles = browser.execute_script("return [...document.querySelectorAll('.fingerprint use')].map(c => c.textContent)")
+    titles = page.locator(".fingerprint use").all_text_contents()
     assert "hospital-9, cosine to the root update, round 5: -0.41, z -8.4" in titles
     assert "hospital-7, norm, round 1: 9.5, z +9.0" in titles
     assert "hospital-1, norm, round 3: no figure, crashed" in titles
-    legend = browser.find_element(By.XPATH, "//h2[text()='Fingerprints of the updates']/following-sibling::ul").text
+    legend = page.locator("h2:text-is('Fingerprints of the updates') ~ ul").inner_text()
     assert "-6 and below" in legend
     assert "+6 and above" in legend
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_far_above_far_below_at_the_median_and_missing_are_four_colours(tmp_path, browser, scheme):
-    browser.get(write_report(scored_folder(tmp_path / "demo")).as_uri())
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+def test_far_above_far_below_at_the_median_and_missing_are_four_colours(tmp_path, page, scheme):
+    page.goto(write_report(scored_folder(tmp_path / "demo")).as_uri())
+    page.emulate_media(color_scheme=scheme)
 
-    far_above = colour(browser, "hospital-9, norm, round 5: 9.5, z +9.0")
-    far_below = colour(browser, "hospital-9, cosine to the root update, round 5: -0.41, z -8.4")
-    at_six = colour(browser, "hospital-9, sign agreement with the root, round 5: 0.46, z -6.0")
-    below = colour(browser, "hospital-9, mean cosine to the others, round 5: 0.12, z -3.0")
-    median = colour(browser, "hospital-0, norm, round 5: 0.4, z +0.0")
-    missing = colour(browser, "hospital-0, norm, round 2: no figure, late")
+    far_above = colour(page, "hospital-9, norm, round 5: 9.5, z +9.0")
+    far_below = colour(page, "hospital-9, cosine to the root update, round 5: -0.41, z -8.4")
+    at_six = colour(page, "hospital-9, sign agreement with the root, round 5: 0.46, z -6.0")
+    below = colour(page, "hospital-9, mean cosine to the others, round 5: 0.12, z -3.0")
+    median = colour(page, "hospital-0, norm, round 5: 0.4, z +0.0")
+    missing = colour(page, "hospital-0, norm, round 2: no figure, late")
     assert at_six == far_below
     assert len({far_above, far_below, below, median, missing}) == 5
     assert below == pytest.approx(np.mean([median, far_below], axis=0), abs=1)
@@ -421,7 +395,7 @@ def test_the_page_knows_every_feature_that_the_fingerprint_has():
     assert tuple(FEATURES) == TRUST_FEATURES
 
 
-def test_a_remark_on_an_update_that_was_used_is_an_event_too(tmp_path, browser):
+def test_a_remark_on_an_update_that_was_used_is_an_event_too(tmp_path, page):
     folder = run_folder(tmp_path / "demo", hospitals=4, byzantine=1, rounds=8)
     said = {
         3: (HospitalState.HOSTILE, "excluded: norm 31 times the median"),
@@ -437,10 +411,10 @@ def test_a_remark_on_an_update_that_was_used_is_an_event_too(tmp_path, browser):
         records[2] = replace(records[2], state=state, reason=reason)
         rounds.append(replace(report, hospitals=tuple(records)))
     write_tables(folder, rounds)
-    browser.get(write_report(folder).as_uri())
+    page.goto(write_report(folder).as_uri())
 
     figures = "excluded: norm 31 times the median (round 3; later ones with other figures)"
-    assert cells(browser, "#events") == [
+    assert cells(page, "#events") == [
         ["3–4", "hospital-2", "was shut out by the rule", figures],
         ["5", "hospital-2", "was shut out by the rule", "excluded: the same as hospital-1"],
         ["6", "hospital-2", "was shut out by the rule", "excluded: the same as hospital-2"],
@@ -471,7 +445,7 @@ def test_remarks_never_crowd_out_the_updates_that_were_not_used(tmp_path):
     assert [int(number) for number, _ in shown] == sorted(int(number) for number, _ in shown)
 
 
-def test_no_page_is_wider_than_a_phone(tmp_path, browser):
+def test_no_page_is_wider_than_a_phone(tmp_path, telephone):
     long_names = run_folder(
         tmp_path / "long", hospitals=30, byzantine=9, rounds=40, prefix="department-of-radiology-" * 4
     )
@@ -482,24 +456,22 @@ def test_no_page_is_wider_than_a_phone(tmp_path, browser):
     runs = [long_names, many_classes, crowd]
     pages = [*map(write_report, runs), write_comparison(tmp_path, comparison_rows())]
     for page in pages:
-        set_width(browser, 390)
-        browser.get(page.as_uri())
-        assert page_width(browser) <= 390, page
+        telephone.goto(page.as_uri())
+        assert telephone.evaluate("document.documentElement.scrollWidth") <= 390, page
 
 
-def test_the_page_is_dark_where_the_reader_asks_for_dark(tmp_path, browser):
-    browser.get(write_report(run_folder(tmp_path / "demo", rounds=2)).as_uri())
+def test_the_page_is_dark_where_the_reader_asks_for_dark(tmp_path, page):
+    page.goto(write_report(run_folder(tmp_path / "demo", rounds=2)).as_uri())
     lightness = {}
     for scheme in ("light", "dark"):
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-        colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        page.emulate_media(color_scheme=scheme)
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
         lightness[scheme] = int(re.findall(r"\d+", colour)[0])
     assert lightness["light"] > 200
     assert lightness["dark"] < 60
 
 
-def test_names_from_outside_stay_text_in_the_page(tmp_path, browser):
+def test_names_from_outside_stay_text_in_the_page(tmp_path, page):
     script = "<script>document.title='owned'</script>"
     folder = run_folder(tmp_path / "demo", classes=(script, "a<b>&\"'"), prefix=f"{script}<img src=x>", rounds=3)
     rounds = scored(read_run(folder).rounds)
@@ -507,13 +479,13 @@ def test_names_from_outside_stay_text_in_the_page(tmp_path, browser):
     spoken = replace(rounds[0], hospitals=(replace(first, reason=script), *others))
     write_tables(folder, [spoken, *rounds[1:]])
     path = write_report(folder)
-    browser.get(path.as_uri())
+    page.goto(path.as_uri())
 
-    assert browser.title == "demo · fedplatform"
-    assert browser.find_elements(By.TAG_NAME, "script") == []
-    assert len(browser.find_elements(By.TAG_NAME, "img")) == 6
-    assert cells(browser, "#hospitals")[0][0] == f"{script}<img src=x>-0"
-    assert [row[0] for row in cells(browser, "#confusion")] == [script, "a<b>&\"'"]
+    assert page.title() == "demo · fedplatform"
+    assert page.locator("script").count() == 0
+    assert page.locator("img").count() == 6
+    assert cells(page, "#hospitals")[0][0] == f"{script}<img src=x>-0"
+    assert [row[0] for row in cells(page, "#confusion")] == [script, "a<b>&\"'"]
 
 
 def test_a_hundred_hospitals_and_fifty_rounds_make_a_page_that_mail_can_carry(tmp_path):
@@ -523,17 +495,17 @@ def test_a_hundred_hospitals_and_fifty_rounds_make_a_page_that_mail_can_carry(tm
     assert path.stat().st_size < 6_000_000
 
 
-def test_two_hospitals_one_round_no_attack_and_no_samples_are_a_run_too(tmp_path, browser):
+def test_two_hospitals_one_round_no_attack_and_no_samples_are_a_run_too(tmp_path, page):
     folder = run_folder(tmp_path / "small", hospitals=2, byzantine=0, rounds=1)
     (folder / "samples.npz").unlink()
-    browser.get(write_report(folder).as_uri())
+    page.goto(write_report(folder).as_uri())
 
-    assert "all honest" in browser.find_element(By.TAG_NAME, "h1").text
-    assert "the rule shut nobody out" in browser.find_element(By.TAG_NAME, "h1").text
-    body = browser.find_element(By.TAG_NAME, "main").text
+    assert "all honest" in page.locator("h1").inner_text()
+    assert "the rule shut nobody out" in page.locator("h1").inner_text()
+    body = page.locator("main").inner_text()
     assert "every hospital reported in every round" in body
     assert "The server kept none." in body
-    assert [row[0] for row in cells(browser, "#confusion")] == ["class 0", "class 1"]
+    assert [row[0] for row in cells(page, "#confusion")] == ["class 0", "class 1"]
 
 
 def test_a_run_whose_loss_explodes_and_whose_accuracy_is_unknown_can_still_be_drawn(tmp_path):
@@ -643,23 +615,17 @@ def test_broken_files_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_the_comparison_marks_the_best_defence_and_no_reference(tmp_path, browser):
-    set_width(browser, 1200)
-    browser.get(write_comparison(tmp_path, comparison_rows()).as_uri())
+def test_the_comparison_marks_the_best_defence_and_no_reference(tmp_path, page):
+    page.goto(write_comparison(tmp_path, comparison_rows()).as_uri())
 
-    tables = browser.find_elements(By.TAG_NAME, "table")
+    tables = page.locator("table").all()
     assert len(tables) == 2
-    assert tables[0].find_element(By.TAG_NAME, "caption").text == (
-        "br35h, group_safe+dirichlet_0.5: 10 hospitals, 3 attackers, 15 rounds"
-    )
-    best = [cell.text for cell in tables[0].find_elements(By.CSS_SELECTOR, ".best")]
+    assert rendered(tables[0], "caption") == ["br35h, group_safe+dirichlet_0.5: 10 hospitals, 3 attackers, 15 rounds"]
+    best = rendered(tables[0], ".best")
     assert best == ["95.0 ± 1.0 ★\nn = 3", "90.0 ± 1.0 ★\nn = 3", "80.0 ± 1.0 ★\nn = 3"]
-    last = [
-        row.find_elements(By.CSS_SELECTOR, "td")[-1].text
-        for row in tables[0].find_elements(By.CSS_SELECTOR, "tbody tr")
-    ]
+    last = [row[-1] for row in (rendered(row, "td") for row in tables[0].locator("tbody tr").all())]
     assert last == ["50.0\nsign_flip", "70.0\nalie", "80.0\nalie", "–"]
-    link = browser.find_element(By.CSS_SELECTOR, "a[download]").get_attribute("href")
+    link = page.locator("a[download]").get_attribute("href")
     csv = base64.b64decode(link.split(",", 1)[1]).decode()
     pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(csv)), comparison_rows())
 
