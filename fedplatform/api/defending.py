@@ -42,10 +42,11 @@ class Defence(Mapping[str, DefendedClassifier]):
     >>> import fedplatform as fp
     >>> small = {"data": "lesions", "size": 32, "scans": 200, "hospitals": 2, "root_size": 20}
     >>> fp.defend(fp.run(**small, byzantine=0, rule="mean", rounds=1), preset="smoke")
-    full defence of hospital-00, hospital-01
+    full defence of hospital-00...
     """
 
-    def __init__(self, run: DefendedRun, row: str) -> None:
+    def __init__(self, result: Result, run: DefendedRun, row: str) -> None:
+        self._result = result  # whose folder the networks lie in: it must not go before
         self._run = run
         self._row = row
         self._made: dict[str, DefendedClassifier] = {}
@@ -95,7 +96,7 @@ def defend(
     if preset not in TRAINING:
         raise ExperimentError(f"no preset is called {preset!r}; there are {', '.join(TRAINING)}")
     chosen = DefenceSettings.from_settings({**TRAINING[preset], **settings})
-    return Defence(train_defence(result.path, chosen, engine=engine or InProcessEngine()), row)
+    return Defence(result, train_defence(result.path, chosen, engine=engine or InProcessEngine()), row)
 
 
 def evaluate(
