@@ -1,4 +1,4 @@
-"""What local training makes small: the usual loss, the loss under attack, or a generative network's own."""
+"""What local training minimises: the usual loss, the loss under attack, or a generative network's own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Objective(Protocol):
         generator: torch.Generator,
         progress: float,
     ) -> torch.Tensor:
-        """What a step of training makes small, a scalar; ``progress`` in [0, 1] is the share of all training done."""
+        """The loss that a step of training minimises, a scalar; ``progress`` in [0, 1] is the share of all training done."""
         ...
 
     def plain_loss(
