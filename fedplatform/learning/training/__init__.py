@@ -1,4 +1,4 @@
-"""Local training in a hospital: by which algorithm, which loss it minimises and on what; and the prediction after it."""
+"""Local training in a hospital: by which algorithm, which loss it minimises, on what; and the prediction after it."""
 
 from fedplatform.learning.parameters import PersonalState
 from fedplatform.learning.training.algorithms import (

@@ -30,7 +30,7 @@ class Objective(Protocol):
         generator: torch.Generator,
         progress: float,
     ) -> torch.Tensor:
-        """The loss that a step of training minimises, a scalar; ``progress`` in [0, 1] is the share of all training done."""
+        """The loss that a step minimises, a scalar; ``progress`` in [0, 1] is the share of all training done."""
         ...
 
     def plain_loss(
