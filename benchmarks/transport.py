@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from fedplatform.core.compute import one_thread
 from fedplatform.core.messages import Predictions, Reply
 from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
@@ -103,8 +104,9 @@ def _measured(cell: Experiment, name: str, shards: Path, state_folder: Path) -> 
     start = Trainer(local_training(cell, Manifest.load(shards))).initial_weights
     if name == NUDGED:
         start = np.nextafter(start, np.float32(np.inf))
-    cohort = Weighed(in_process_cohort(cell, shards, state_folder=state_folder))
-    last = list(ServerRole(cell, shards, cohort, start=start).reports())[-1]
+    with one_thread():
+        cohort = Weighed(in_process_cohort(cell, shards, state_folder=state_folder))
+        last = list(ServerRole(cell, shards, cohort, start=start).reports())[-1]
     return [
         {
             **dict(zip(KEY, (cell.seed, cell.rule_slug, cell.attack_slug, row, cell.rounds), strict=True)),

@@ -19,7 +19,7 @@ from fedplatform.experiments.engine import Engine, InProcessEngine
 from fedplatform.experiments.experiment import Experiment, load_settings
 from fedplatform.experiments.run import run as run_in_folder
 
-SMALLEST_ROOT_SHARE = 10  # of scans in memory, at most every tenth goes to the root set where none is asked for
+ROOT_SHARE = 10  # of scans in memory every tenth goes to the root set, up to 100, unless a size is given
 
 
 def run(
@@ -117,5 +117,5 @@ def experiment_of(experiment: Experiment | str | None, settings: dict[str, objec
     data = given.get("data")
     if isinstance(data, InMemoryScans):
         given.setdefault("size", max(8, data.side))
-        given.setdefault("root_size", min(100, len(data.labels) // SMALLEST_ROOT_SHARE))
+        given.setdefault("root_size", min(100, len(data.labels) // ROOT_SHARE))
     return Experiment.from_settings(given)

@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
+from fedplatform.core.compute import one_thread
 from fedplatform.core.files import write_whole
 from fedplatform.core.messages import RoundReport
 from fedplatform.data.shards import ROOT, Manifest, Shard
@@ -65,9 +66,10 @@ def defend(
     training = _Stages(path, settings, engine=engine, shards=shards or path / "shards", observer=observer)
     training.check()
     training.claim()
-    for stage, file in STAGES.items():
-        if not (training.folder / file).is_file():
-            getattr(training, stage)()
+    with one_thread():  # the server trains a reference here, whatever runs the hospitals
+        for stage, file in STAGES.items():
+            if not (training.folder / file).is_file():
+                getattr(training, stage)()
     return DefendedRun(path, shards=training.shards)
 
 
