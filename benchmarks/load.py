@@ -1,8 +1,9 @@
-"""The load test of the endpoint: ``python -m benchmarks.load RUN`` (``make load``). Loopback only, some four minutes.
+"""The load test of the endpoint: ``python -m benchmarks.load RUN`` (``make load``). Loopback only, some five minutes.
 
 It serves the run on this machine and sends, by Locust: clean scans to the bare classifier and to the full defence on
-the same server, in turns; scans of which one in ten is attacked; bursts beyond what the server holds; and the same
-while replicas are killed. Every answer is compared with the library's. ``docs/results/load.csv`` has a row a scenario.
+the same server, in turns; scans of which one in ten is attacked; bursts beyond what the server holds; the same while
+replicas are killed; and while the audit log is rotated, keys are changed and uploads stall. Every answer is compared
+with the library's. ``docs/results/load.csv`` has a row a scenario.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +22,7 @@ import time
 import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +35,8 @@ from fedplatform.defence import KeyedNoise
 from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.answer import picture
+from fedplatform.serving.api_keys import Keys
+from fedplatform.serving.audit_log import rotate
 from fedplatform.serving.publishing import publish_run
 from fedplatform.serving.secret import open_secret, secret_path
 from fedplatform.serving.versions import RunVersions, bundle_of
@@ -45,13 +51,13 @@ NAME = "fedplatform"  # of the application
 
 @dataclass(frozen=True)
 class Scenario:
-    """Which defence, how many attacked scans, how many users (steps of seconds and users), what is killed when."""
+    """Which defence, how many attacked scans, how many users (steps of seconds and users), what happens when."""
 
     name: str
     defence: str
     attacked_share: float
     steps: tuple[tuple[float, int], ...]
-    killed: tuple[tuple[float, str], ...] = ()
+    events: tuple[tuple[float, str], ...] = ()  # a replica's name is killed, the others are methods of Operator
 
 
 STEADY = ((SECONDS, USERS),)
@@ -69,7 +75,71 @@ SCENARIOS = (
         ((80, USERS),),
         ((5, "Diagnostician"), (20, "Purifying"), (35, "Ingress"), (50, "Auditor")),
     ),
+    Scenario(
+        "10 % attacked, log rotated, keys changed, uploads stall",
+        "full",
+        0.1,
+        ((60, USERS),),
+        (
+            *((5, "rotate_log"), (10, "truncate_log"), (15, "spoil_log"), (20, "spoil_keys"), (25, "mend_keys")),
+            *((30, "add_and_revoke_key"), (35, "stall_uploads"), (50, "rotate_log")),
+        ),
+    ),
 )
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Who runs the server while it is asked: rotates its log, changes its keys; and a client whose uploads stall."""
+
+    log: Path
+    keys_file: Path
+    secret: str
+    port: int
+
+    def rotate_log(self) -> None:
+        """As ``fedplatform audit rotate`` does."""
+        rotate(self.log)
+
+    def truncate_log(self) -> None:
+        """As logrotate does with copytruncate."""
+        shutil.copyfile(self.log, self.log.with_suffix(".copy"))
+        os.truncate(self.log, 0)
+
+    def spoil_log(self) -> None:
+        """A stray byte behind the last line."""
+        with self.log.open("ab") as file:
+            file.write(b"x")
+
+    def spoil_keys(self) -> None:
+        """A file of keys that is half written, for five seconds."""
+        shutil.copy2(self.keys_file, self.keys_file.with_suffix(".whole"))
+        self.keys_file.write_text(self.keys_file.read_text()[:40])
+
+    def mend_keys(self) -> None:
+        """And whole again."""
+        self.keys_file.with_suffix(".whole").replace(self.keys_file)
+
+    def add_and_revoke_key(self) -> None:
+        """Another key, given and taken back."""
+        keys = Keys.load(self.keys_file)
+        key_id = keys.add("another").split("_")[1]
+        keys.revoke(key_id)
+
+    def stall_uploads(self) -> None:
+        """A hundred uploads of one key that send their first line and nothing else, until the server ends them."""
+        head = (
+            f"POST /v1/diagnose HTTP/1.1\r\nHost: x\r\nX-API-Key: {self.secret}-other\r\nContent-Length: 1000\r\n"
+            "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+        )
+        sockets = [socket.create_connection(("127.0.0.1", self.port)) for _ in range(100)]
+        for one in sockets:
+            one.sendall(head.encode())
+            one.settimeout(60)
+        for one in sockets:
+            with suppress(OSError):
+                one.recv(1)
+            one.close()
 
 
 def main() -> None:
@@ -86,11 +156,14 @@ def main() -> None:
     from actors.endpoint.server import free_port, served
 
     place = str(chosen.run.resolve())
-    # One key, no limit: what is measured is the server.
-    arguments = EndpointArguments(versions=place, state=place, rate=1e6, burst=10**6)
+    # No limit of a rate: what is measured is the server.
     port = free_port("127.0.0.1")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
+        keys_file = Path(folder) / "keys.json"
+        keys = {name: Keys.load(keys_file).add(name) for name in DefendedRun(chosen.run).tested[:HOSPITALS]}
+        arguments = EndpointArguments(versions=place, state=place, keys=str(keys_file), rate=1e6, burst=10**6)
+        operator = Operator(arguments.audit_log, keys_file, next(iter(keys.values())), port)
         scans = {defence: _scans(chosen.run, number, Path(folder) / defence) for defence, number in numbers.items()}
         versions.crown(numbers[SCENARIOS[0].defence])
         with served(arguments, host="127.0.0.1", port=port):
@@ -98,7 +171,7 @@ def main() -> None:
                 versions.crown(numbers[scenario.defence])
                 url = f"http://127.0.0.1:{port}"
                 _wait_for(url, numbers[scenario.defence])
-                rows.append(_measured(scenario, url, scans[scenario.defence], Path(folder)))
+                rows.append(_measured(scenario, url, scans[scenario.defence], Path(folder), keys, operator))
                 print(json.dumps(rows[-1]), flush=True)
         versions.crown(numbers["full"])
     table = pd.DataFrame(rows)
@@ -144,13 +217,22 @@ def _scans(run_folder: Path, version: str, folder: Path) -> list[dict[str, objec
     return scans
 
 
-def _measured(scenario: Scenario, url: str, scans: list[dict[str, object]], folder: Path) -> dict[str, object]:
+def _measured(
+    scenario: Scenario,
+    url: str,
+    scans: list[dict[str, object]],
+    folder: Path,
+    keys: dict[str, str],
+    operator: Operator,
+) -> dict[str, object]:
     for scan in scans[:: len(scans) // HOSPITALS]:  # the models are loaded before the clock starts
-        _post(url, scan)
+        _post(url, scan, keys)
     plan, records = folder / "plan.json", folder / "records.jsonl"
     share = scenario.attacked_share
     plan.write_text(
-        json.dumps({"scans": scans, "attacked_share": share, "steps": scenario.steps, "records": str(records)})
+        json.dumps(
+            {"scans": scans, "attacked_share": share, "steps": scenario.steps, "records": str(records), "keys": keys}
+        )
     )
     locustfile = Path(__file__).with_name("locustfile.py")
     words = [
@@ -164,9 +246,9 @@ def _measured(scenario: Scenario, url: str, scans: list[dict[str, object]], fold
         "--loglevel",
         "ERROR",
     ]
-    killers = [threading.Timer(at, _kill, [part]) for at, part in scenario.killed]
-    for killer in killers:
-        killer.start()
+    timers = [threading.Timer(at, getattr(operator, what, partial(_kill, what))) for at, what in scenario.events]
+    for timer in timers:
+        timer.start()
     subprocess.run(
         [sys.executable, *words],
         env={**os.environ, "LOAD_PLAN": str(plan)},
@@ -175,8 +257,8 @@ def _measured(scenario: Scenario, url: str, scans: list[dict[str, object]], fold
         stderr=subprocess.DEVNULL,
         timeout=300,
     )
-    for killer in killers:
-        killer.join()
+    for timer in timers:
+        timer.join()
     frame = pd.DataFrame([json.loads(line) for line in records.read_text().splitlines()])
     answered = frame[frame["status"] == 200]
     refused = frame[frame["status"] == 503]
@@ -200,10 +282,10 @@ def _measured(scenario: Scenario, url: str, scans: list[dict[str, object]], fold
     return row
 
 
-def _post(url: str, scan: dict[str, object]) -> None:
+def _post(url: str, scan: dict[str, object], keys: dict[str, str]) -> None:
     data = Path(str(scan["file"])).read_bytes()
     body = b'--x\r\nContent-Disposition: form-data; name="scan"; filename="s"\r\n\r\n' + data + b"\r\n--x--\r\n"
-    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "X-API-Key": keys[str(scan["hospital"])]}
     request = urllib.request.Request(f"{url}/v1/diagnose?hospital={scan['hospital']}", body, headers)
     urllib.request.urlopen(request, timeout=60).read()
 

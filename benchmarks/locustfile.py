@@ -48,7 +48,10 @@ class Hospital(FastHttpUser):
         with self.client.post(
             f"/v1/diagnose?hospital={scan['hospital']}",
             data=BODIES[scan["file"]],
-            headers={"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"},
+            headers={
+                "Content-Type": f"multipart/form-data; boundary={BOUNDARY}",
+                "X-API-Key": PLAN["keys"][scan["hospital"]],
+            },
             catch_response=True,
         ) as response:
             record = {

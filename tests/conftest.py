@@ -232,9 +232,12 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
+WEB = ("--root-path", "/scan", "--allow-origin", "https://pacs.example")
+
+
 @pytest.fixture(scope="session")
 def endpoint(defended: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """One server for all tests that speak HTTP; who changes what it serves puts it back."""
     folder = tmp_path_factory.mktemp("endpoint")
-    with started(published_copy(defended, folder), folder, "--rate", "10000") as server:
+    with started(published_copy(defended, folder), folder, "--rate", "10000", *WEB) as server:
         yield server

@@ -15,13 +15,14 @@ from starlette.exceptions import HTTPException
 
 from actors.endpoint.authentication import TooFast
 from actors.endpoint.pipeline import Unavailable
+from actors.endpoint.web_clients import WebClients
 from actors.http.guard import RETRY_AFTER_S, Guard
 from fedplatform.serving.answer import ErrorAnswer
 from fedplatform.serving.intake import Refused
 
 MEANINGS = {
     400: "The upload is broken.",
-    401: "The API key is missing or opens nothing.",
+    401: "The API key is missing, unknown, revoked or expired.",
     403: "The API key opens another hospital's model.",
     404: "There is no such hospital, example or page.",
     405: "The page does not take this method.",
@@ -29,7 +30,8 @@ MEANINGS = {
     415: "The upload is of no kind that is read here.",
     422: "The upload is complete but not a scan, or a parameter is invalid.",
     429: "Too many scans in too short a time; the header Retry-After says when to come back.",
-    503: "The server is busy, or a part of it is being started; the header Retry-After says when to come back.",
+    503: "The server is busy, a part of it is being started, or its keys or its audit log cannot be used now; "
+    "the header Retry-After says when to come back.",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": meaning} for status, meaning in MEANINGS.items()
@@ -83,6 +85,7 @@ api = FastAPI(
     docs_url=None,
     redoc_url=None,
 )
+api.add_middleware(WebClients)
 api.add_middleware(Guard)
 
 
@@ -102,8 +105,8 @@ def error_response(
 
 @api.exception_handler(Refused)
 def _refused(request: Request, refusal: Refused) -> Response:
-    headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
-    return error_response(request, refusal.status, refusal.sentence, headers)
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_AFTER_S)}}
+    return error_response(request, refusal.status, refusal.sentence, headers.get(refusal.status))
 
 
 @api.exception_handler(TooFast)
@@ -133,13 +136,14 @@ def _http(request: Request, problem: HTTPException) -> Response:
 
 
 @api.get("/docs", include_in_schema=False)
-def docs() -> HTMLResponse:
+def docs(request: Request) -> HTMLResponse:
     """The OpenAPI description as a page that asks nobody else for anything."""
+    root = request.scope["root_path"]
     html = get_swagger_ui_html(
-        openapi_url="/openapi.json",
+        openapi_url=f"{root}/openapi.json",
         title="fedplatform: API",
-        swagger_js_url="/docs/swagger-ui-bundle.js",
-        swagger_css_url="/docs/swagger-ui.css",
+        swagger_js_url=f"{root}/docs/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}/docs/swagger-ui.css",
         swagger_favicon_url="data:,",
     )
     html.headers["content-security-policy"] = POLICY

@@ -24,6 +24,10 @@ class EndpointArguments(Settings):
         0.0, ge=0, description="GPUs that Diagnostician and Purifying take each; 0: ONNX Runtime on CPUs"
     )
     waiting: int = Field(64, ge=1, description="requests under way at a time; the next one is told to come back")
+    root_path: str = Field(
+        "", pattern=r"^(/[\w.~-]+)*/?$", description="path prefix under which a reverse proxy shows the endpoint"
+    )
+    allow_origins: list[str] = Field([], description="origins whose pages may ask from a browser (CORS); * for all")
 
     def where(self) -> Versions:
         """The versions that are served."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ from pathlib import Path
 from starlette.requests import Request
 
 from actors.endpoint.arguments import EndpointArguments
-from fedplatform.serving.api_keys import Keys
+from fedplatform.serving.api_keys import Keys, KeysError
 from fedplatform.serving.intake import Refused
 from fedplatform.serving.rate import TokenBucket
+
+log = logging.getLogger("ray.serve")  # of which Serve keeps the files
 
 NO_KEY = "-"  # in the place of a key's id, where nobody is asked for one
 
@@ -38,6 +41,9 @@ class Visitor:
         if self.hospital_id is not None:
             if wanted not in (None, self.hospital_id):
                 raise Refused(403, "This key opens another hospital's model.")
+            if self.hospital_id not in hospitals:
+                log.warning("key %s is for %r, which has no model here", self.key_id, self.hospital_id)
+                raise Refused(503, "The hospital of this key has no model on this server; tell whoever runs it.")
             return self.hospital_id
         if wanted is None and len(hospitals) == 1:
             return hospitals[0]
@@ -54,7 +60,9 @@ class Door:
     """Lets visitors in by their key, and counts what each of them sends."""
 
     def __init__(self, arguments: EndpointArguments) -> None:
-        self._keys = Keys.load(Path(arguments.keys)) if arguments.keys else None
+        # Not read yet: a replica that starts while the file is broken would never come up.
+        self._keys = Keys(Path(arguments.keys)) if arguments.keys else None
+        self._trouble = ""
         self._rate, self._burst = arguments.rate, arguments.burst
         self._buckets: dict[str, TokenBucket] = {}
 
@@ -64,7 +72,11 @@ class Door:
         return self._keys is not None
 
     def visitor(self, request: Request) -> Visitor:
-        """Who sent a request; raises :class:`Refused` with 401 where the key is missing or opens nothing."""
+        """Who sent a request.
+
+        Raises :class:`Refused` with 401 where the key is missing or opens nothing, with 503 where the file of keys
+        cannot be read: then nobody is let in, and the server's log says why.
+        """
         if self._keys is None:
             return Visitor(NO_KEY, None)
         secret = request.headers.get("x-api-key", "")
@@ -73,9 +85,16 @@ class Door:
             secret = token.strip()
         if not secret:
             raise Refused(401, "An API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY.")
-        key = self._keys.opened_by(secret)
+        try:
+            key = self._keys.opened_by(secret)
+        except KeysError as error:
+            if str(error) != self._trouble:
+                log.error("the API keys cannot be read, and nobody is let in: %s", error)
+            self._trouble = str(error)
+            raise Refused(503, "The server cannot read its API keys at the moment; try again.") from error
+        self._trouble = ""
         if key is None:
-            raise Refused(401, "This API key opens nothing.")
+            raise Refused(401, "This API key opens nothing: it is unknown, revoked or expired.")
         return Visitor(key.key_id, key.hospital_id)
 
     def count(self, visitor: Visitor, scans: int) -> None:

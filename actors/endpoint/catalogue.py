@@ -12,6 +12,7 @@ from actors.endpoint.model_store import ModelName
 from fedplatform.core.settings import ExperimentError
 from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.intake import Refused
+from fedplatform.serving.secret import fingerprint
 from fedplatform.serving.versions import CHAMPION, bundle_of, hospitals_in
 
 LOOK_EVERY_S = 2.0  # at the alias
@@ -21,10 +22,11 @@ log = logging.getLogger("ray.serve")  # of which Serve keeps the files
 
 @dataclass(frozen=True)
 class Edition:
-    """A version as it is served: a bundle of every hospital, read once."""
+    """A version as it is served: a bundle of every hospital and the fingerprint of its noise, read once."""
 
     version: str
     bundles: dict[str, Bundle]
+    noise_fingerprints: dict[str, str]
 
     @property
     def hospitals(self) -> tuple[str, ...]:
@@ -47,6 +49,7 @@ class Catalogue:
     """
 
     def __init__(self, arguments: EndpointArguments, warm: Callable[[ModelName], Awaitable[None]]) -> None:
+        self._arguments = arguments
         self._versions = arguments.where()
         self._warm = warm
         self._wanted = CHAMPION
@@ -98,4 +101,6 @@ class Catalogue:
 
     def _opened(self, version: str) -> Edition:
         folder = self._versions.folder(version)
-        return Edition(version, {name: bundle_of(folder, name) for name in hospitals_in(folder)})
+        hospitals = hospitals_in(folder)
+        fingerprints = {name: fingerprint(self._arguments.secret(name)) for name in hospitals}
+        return Edition(version, {name: bundle_of(folder, name) for name in hospitals}, fingerprints)

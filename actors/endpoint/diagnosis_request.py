@@ -27,6 +27,7 @@ class Matter:
     visitor: Visitor
     name: ModelName
     bundle: Bundle
+    noise_fingerprint: str
     slice_number: int | None
 
     def entry(self, digest: str, scan: int, outcome: Outcome) -> AuditEntry:
@@ -53,6 +54,7 @@ class Matter:
             referred=said.referred,
             confidence=said.confidence,
             counter=COUNTER,
+            noise_fingerprint=self.noise_fingerprint,
         )
 
     def certificate_entry(self, digest: str, certificate: Certificate, *, seed: int) -> CertificateEntry:

@@ -17,7 +17,6 @@ from fastapi import Query, Request
 from fastapi.responses import HTMLResponse, Response
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartParser
 
 from actors.endpoint.api import ERRORS, LOCKED, OPEN, POLICY, UPLOAD, api, request_id_of
@@ -27,8 +26,10 @@ from actors.endpoint.catalogue import Catalogue
 from actors.endpoint.diagnosis_request import Matter, model_answer, png_text, recent_answer
 from actors.endpoint.metrics import EndpointMetrics
 from actors.endpoint.model_store import ModelName
+from actors.endpoint.multipart import files_of
 from actors.endpoint.page import page
 from actors.endpoint.pipeline import Pipeline, Stopwatch, Unavailable
+from actors.endpoint.web_clients import configure
 from actors.endpoint.wire import (
     CertifyAnswer,
     DiagnoseAnswer,
@@ -61,6 +62,14 @@ class Upload:
     scans: np.ndarray
 
 
+@dataclass(eq=False)
+class Admission:
+    """A visitor who was let in, and whether the request has its place among those under way."""
+
+    visitor: Visitor
+    has_place: bool = False
+
+
 @serve.deployment(
     max_ongoing_requests=256,
     max_queued_requests=256,
@@ -82,6 +91,7 @@ class Ingress:
     ) -> None:
         # A patient's scan does not go to a temporary file: an upload stays in memory, bounded by the gateway.
         MultiPartParser.spool_max_size = BODY_BYTES
+        configure(root_path=arguments.root_path, origins=tuple(arguments.allow_origins))
         self._arguments = arguments
         self._door = Door(arguments)
         self._metrics = EndpointMetrics()
@@ -95,9 +105,10 @@ class Ingress:
         await self._catalogue.configure(UserConfiguration.from_settings(user_config))
 
     @api.get("/", include_in_schema=False)
-    async def page(self) -> HTMLResponse:
+    async def page(self, request: Request) -> HTMLResponse:
         """The page to drop a scan on."""
-        return HTMLResponse(page(asks_for_a_key=self._door.asks_for_a_key), headers={"content-security-policy": POLICY})
+        shown = page(asks_for_a_key=self._door.asks_for_a_key, root_path=request.scope["root_path"])
+        return HTMLResponse(shown, headers={"content-security-policy": POLICY})
 
     @api.get("/healthz", responses=OPEN)
     async def healthz(self) -> StateAnswer:
@@ -129,14 +140,13 @@ class Ingress:
         """Diagnose the scans in one or many files: PNG, JPEG, DICOM or NIfTI."""
         request_id = request_id_of(request)
         watch = Stopwatch(self._metrics)
-        async with self._admitted("diagnose", request) as visitor:
+        async with self._admitted("diagnose", request) as admission:
             with watch.stage("total"):
-                name, bundle = self._model(visitor, hospital)
-                matter = Matter(request_id, visitor, name, bundle, slice_number)
+                matter = self._matter(request_id, admission.visitor, hospital, slice_number)
                 with watch.stage("read"):
-                    uploads = await self._uploads(request, matter)
+                    uploads = await self._uploads(request, matter, admission)
                 scans = np.concatenate([upload.scans for upload in uploads])
-                outcomes = await self._pipeline.diagnose(name, scans, watch, wants_pictures=pictures)
+                outcomes = await self._pipeline.diagnose(matter.name, scans, watch, wants_pictures=pictures)
                 places = [(upload.digest, scan) for upload in uploads for scan in range(len(upload.scans))]
                 with watch.stage("record"):
                     await self._pipeline.write_down(
@@ -167,12 +177,11 @@ class Ingress:
         """Prove for one scan within which L2 radius no change at all alters the class."""
         request_id = request_id_of(request)
         watch = Stopwatch(self._metrics)
-        async with self._admitted("certify", request) as visitor:
+        async with self._admitted("certify", request) as admission:
             with watch.stage("total"):
-                name, bundle = self._model(visitor, hospital)
-                matter = Matter(request_id, visitor, name, bundle, slice_number)
+                matter = self._matter(request_id, admission.visitor, hospital, slice_number)
                 with watch.stage("read"):
-                    uploads = await self._uploads(request, matter)
+                    uploads = await self._uploads(request, matter, admission)
                 if [len(upload.scans) for upload in uploads] != [1]:
                     raise Refused(422, "One scan at a time is certified.")
                 (upload,) = uploads
@@ -180,7 +189,7 @@ class Ingress:
                 with watch.stage("certify"):
                     try:
                         certificate = await self._pipeline.certify(
-                            name, upload.scans, sigma=sigma, samples=samples, seed=seed
+                            matter.name, upload.scans, sigma=sigma, samples=samples, seed=seed
                         )
                     except ValueError as error:
                         raise Refused(422, "The purifier has not learned noise of this sigma.") from error
@@ -222,16 +231,12 @@ class Ingress:
         return Response((folder / name.hospital_id / example).read_bytes(), media_type="image/png")
 
     @asynccontextmanager
-    async def _admitted(self, route: str, request: Request) -> AsyncIterator[Visitor]:
-        """Who asks, and a place among the requests under way; counts how it ended."""
-        status = 200
-        self._under_way += 1
-        self._metrics.under_way("all", self._under_way)
+    async def _admitted(self, route: str, request: Request) -> AsyncIterator[Admission]:
+        """Who asks; counts how it ended, and gives back the place among the requests under way."""
+        status, admission = 200, None
         try:
-            visitor = self._door.visitor(request)
-            if self._under_way > self._arguments.waiting:
-                raise Unavailable
-            yield visitor
+            admission = Admission(self._door.visitor(request))
+            yield admission
         except Refused as refusal:
             status = refusal.status
             raise
@@ -242,36 +247,50 @@ class Ingress:
             status = 500
             raise
         finally:
-            self._under_way -= 1
-            self._metrics.under_way("all", self._under_way)
+            if admission is not None and admission.has_place:
+                self._under_way -= 1
+                self._metrics.under_way("all", self._under_way)
             self._metrics.answered(route, status)
+
+    def _take_place(self, admission: Admission) -> None:
+        """A place among the requests under way, once the upload is there: one that stalls takes none from others."""
+        if self._under_way >= self._arguments.waiting:
+            raise Unavailable
+        admission.has_place = True
+        self._under_way += 1
+        self._metrics.under_way("all", self._under_way)
+
+    def _matter(self, request_id: str, visitor: Visitor, hospital: str | None, slice_number: int | None) -> Matter:
+        name, bundle = self._model(visitor, hospital)
+        noise = self._catalogue.edition.noise_fingerprints[name.hospital_id]
+        return Matter(request_id, visitor, name, bundle, noise, slice_number)
 
     def _model(self, visitor: Visitor, hospital: str | None) -> tuple[ModelName, Bundle]:
         return self._catalogue.model(visitor.chosen(hospital, self._catalogue.edition.hospitals))
 
-    async def _uploads(self, request: Request, matter: Matter) -> list[Upload]:
+    async def _uploads(self, request: Request, matter: Matter, admission: Admission) -> list[Upload]:
         """The files of a request, read; raises :class:`Refused`, or :class:`TooFast`."""
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-            raise Refused(415, "Scans are sent as files called scan in multipart/form-data.")
-        async with request.form(max_files=LIMITS.scans, max_fields=0) as form:
-            files = form.getlist("scan")
-            if not files or len(files) != len(form.multi_items()):
-                raise Refused(422, "A request holds files called scan, at least one, and nothing else.")
-            datas = [await file.read() for file in files if isinstance(file, UploadFile)]
-        self._door.count(matter.visitor, len(datas))
+        files = await files_of(request, at_most=LIMITS.scans)
+        self._take_place(admission)
+        self._door.count(matter.visitor, len(files))
         card = matter.bundle.card
         uploads = []
-        for data in datas:
+        for file in files:
             async with self._readers:
-                scans = await asyncio.to_thread(
-                    read_scans,
-                    data,
-                    size=card.size,
-                    channels=card.channels,
-                    limits=LIMITS,
-                    slice_number=matter.slice_number,
-                )
-            uploads.append(Upload(sha256(data).hexdigest(), scans))
+                try:
+                    scans = await asyncio.to_thread(
+                        read_scans,
+                        file.data,
+                        size=card.size,
+                        channels=card.channels,
+                        limits=LIMITS,
+                        slice_number=matter.slice_number,
+                    )
+                except Refused as refusal:
+                    if len(files) == 1:
+                        raise
+                    raise Refused(refusal.status, f"{file.name}: {refusal.sentence}") from refusal
+            uploads.append(Upload(sha256(file.data).hexdigest(), scans))
         total = sum(len(upload.scans) for upload in uploads)
         if total > LIMITS.scans:
             raise Refused(413, f"A request may hold {LIMITS.scans} scans at most.")

@@ -20,7 +20,7 @@ from actors.endpoint.metrics import EndpointMetrics
 from actors.endpoint.model_store import Examined, ModelName, Treated
 from actors.endpoint.purifying import Flagged
 from fedplatform.defence import Certificate, Diagnosis
-from fedplatform.serving.audit import AuditEntry
+from fedplatform.serving.audit import AuditEntry, AuditError
 
 PATIENCE_S = 10.0  # for one stage; who waits longer is told to come back
 TRIES = 2  # a stage is a pure function of the scan, so where a replica dies another one is asked
@@ -88,7 +88,7 @@ class Pipeline:
         """Whether the log can be written; the other deployments are restarted by Serve where they are not well."""
         try:
             await _asked(self._auditor.head.remote)
-        except Unavailable:
+        except (Unavailable, AuditError):
             return False
         return True
 
@@ -113,7 +113,10 @@ class Pipeline:
     async def write_down(self, entries: Entries) -> None:
         """Have entries on the disk; raises :class:`Unavailable` where that cannot be promised."""
         # Not tried twice: a first try may have been written, and a line that stands twice tells of two answers.
-        await _asked(lambda: self._auditor.append.remote(entries), tries=1)
+        try:
+            await _asked(lambda: self._auditor.append.remote(entries), tries=1)
+        except AuditError as error:
+            raise Unavailable from error
 
     async def recent(self, hospital_ids: tuple[str, ...]) -> list[AuditEntry]:
         """The latest diagnoses for some hospitals, newest first."""

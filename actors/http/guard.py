@@ -1,5 +1,8 @@
 """In front of everything: bounds what a request may bring, and answers in JSON where Serve itself would not.
 
+No client holds up the others: an upload that stalls is ended, and what the uploads of one key (or, without a key, of
+one address) hold at a time is bounded, in bytes and in number.
+
 Serve's proxy takes a whole body into memory before anybody can object, answers in plain text where it is busy or not
 all up yet, and with a bare 500 where the replica died that had the request in its hands. This middleware runs in the
 proxy, where the environment variable :data:`actors.http.start.VARIABLE` says so (``fedplatform serve``, a federation
@@ -8,10 +11,14 @@ with hospitals outside and ``fedplatform node --head`` set it), and in the ingre
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import logging
+import re
 import uuid
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
@@ -20,7 +27,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 MEBIBYTE = 2**20
 BODY_BYTES = 64 * MEBIBYTE  # of one request
 ALL_BYTES = 256 * MEBIBYTE  # of all requests that are under way
+CLIENT_SHARE = 0.5  # of it, for the requests of one client
+CLIENT_UPLOADS = 32  # of one client that are not complete
+STALL_S = 15.0  # without a byte, an upload is over
 RETRY_AFTER_S = 1
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CARRIED_ID = "x-client-request-id"  # Serve would take x-request-id for its own
 # By these a client could change how Serve treats its requests: wait for ever, go to a replica of its choice.
 SERVES_OWN = frozenset(
     {
@@ -46,10 +58,13 @@ def middlewares() -> list[Middleware]:
 class Exchange:
     """One request under way: what it brought so far, what was answered."""
 
-    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    request_id: str
+    client: str
     received: int = 0
+    is_complete: bool = False
     is_too_large: bool = False
     is_too_much: bool = False
+    is_stalled: bool = False
     has_started: bool = False
     is_replaced: bool = False
 
@@ -57,11 +72,16 @@ class Exchange:
 class Guard:
     """ASGI middleware, see the module."""
 
-    def __init__(self, app: ASGIApp, *, body_bytes: int = BODY_BYTES, all_bytes: int = ALL_BYTES) -> None:
+    def __init__(
+        self, app: ASGIApp, *, body_bytes: int = BODY_BYTES, all_bytes: int = ALL_BYTES, stall_s: float = STALL_S
+    ) -> None:
         self._app = app
         self._body_bytes = body_bytes
         self._all_bytes = all_bytes
-        self._held = 0
+        self._client_bytes = max(body_bytes, CLIENT_SHARE * all_bytes)
+        self._stall_s = stall_s
+        self._held: Counter[str] = Counter()  # bytes by client
+        self._uploads: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, bounded; answer for whoever did not."""
@@ -71,24 +91,35 @@ class Guard:
         if scope["type"] != "http":  # a web socket: nothing here speaks it
             await send({"type": "websocket.close", "code": 1003})
             return
-        exchange = Exchange()
-        length = Headers(scope=scope).get("content-length", "0")
+        given = Headers(scope=scope)
+        is_empty = given.get("content-length", "0") == "0" and "transfer-encoding" not in given
+        exchange = Exchange(_request_id(given), _client(given, scope), is_complete=is_empty)
+        length = given.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._body_bytes:
             await self._refuse_size(exchange, send)
             return
         kept = [(name, value) for name, value in scope["headers"] if name.lower() not in SERVES_OWN]
+        kept = [(name, value) for name, value in kept if name.lower() != CARRIED_ID.encode()]
+        kept.append((CARRIED_ID.encode(), exchange.request_id.encode()))
         state = {**scope.get("state", {}), "request_id": exchange.request_id}
         scope = {**scope, "headers": kept, "state": state}
 
         async def bounded() -> Message:
-            message = await receive()
+            try:  # behind the last byte the next message is that the client leaves, and that may take its time
+                message = await asyncio.wait_for(receive(), None if exchange.is_complete else self._stall_s)
+            except TimeoutError:
+                exchange.is_stalled = True
+                return {"type": "http.disconnect"}  # whoever reads stops; the answer is given below
             size = len(message.get("body", b""))
             exchange.is_too_large |= exchange.received + size > self._body_bytes
-            exchange.is_too_much |= self._held + size > self._all_bytes
+            exchange.is_too_much |= self._held.total() + size > self._all_bytes
+            exchange.is_too_much |= self._held[exchange.client] + size > self._client_bytes
             if exchange.is_too_large or exchange.is_too_much:
-                return {"type": "http.disconnect"}  # whoever reads stops; the answer is given below
+                return {"type": "http.disconnect"}
             exchange.received += size
-            self._held += size
+            self._held[exchange.client] += size
+            if not message.get("more_body"):
+                self._completed(exchange)
             return message
 
         async def checked(message: Message) -> None:
@@ -99,15 +130,19 @@ class Guard:
                 if exchange.is_replaced:
                     return
                 exchange.has_started = True
-                # Serve adds an id of its own; the application's is the one that stands in the audit log.
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = headers.get("x-request-id", exchange.request_id)
+                # Serve adds an id of its own; this one stands in the audit log.
+                MutableHeaders(scope=message)["x-request-id"] = exchange.request_id
             await send(message)
 
+        if not is_empty and self._uploads[exchange.client] >= CLIENT_UPLOADS:
+            sentence = f"{CLIENT_UPLOADS} uploads of this client are not complete yet; finish them first."
+            await answer_error(send, 503, sentence, exchange.request_id)
+            return
+        self._uploads[exchange.client] += not is_empty
         try:
             await self._app(scope, bounded, checked)
         except Exception:
-            if exchange.is_too_large or exchange.is_too_much:
+            if exchange.is_too_large or exchange.is_too_much or exchange.is_stalled:
                 pass  # the application saw its client leave in the middle of an upload
             elif exchange.has_started:
                 raise
@@ -117,14 +152,25 @@ class Guard:
                 await answer_error(send, 500, sentence, exchange.request_id)
                 return
         finally:
-            self._held -= exchange.received
+            self._completed(exchange)
+            self._held[exchange.client] -= exchange.received
+            self._held += Counter()  # forgets the clients that hold nothing
         if exchange.has_started:
             return
         if exchange.is_too_large:
             await self._refuse_size(exchange, send)
+        elif exchange.is_stalled:
+            sentence = f"The upload stalled: nothing came for {self._stall_s:g} seconds."
+            await answer_error(send, 408, sentence, exchange.request_id)
         else:  # too much at once, or Serve had no answer because the replica died or is not there yet
             sentence = "The server is busy or a part of it is being started; try again."
             await answer_error(send, 503, sentence, exchange.request_id)
+
+    def _completed(self, exchange: Exchange) -> None:
+        if not exchange.is_complete:
+            exchange.is_complete = True
+            self._uploads[exchange.client] -= 1
+            self._uploads += Counter()
 
     async def _refuse_size(self, exchange: Exchange, send: Send) -> None:
         sentence = f"A request may hold {self._body_bytes // MEBIBYTE} MiB at most."
@@ -139,12 +185,26 @@ async def answer_error(send: Send, status: int, sentence: str, request_id: str) 
         (b"content-length", str(len(body)).encode()),
         (b"x-request-id", request_id.encode()),
     ]
-    if status == 413:  # what is still on its way is not read, so the connection is of no use
+    if status in (408, 413):  # what is still on its way is not read, so the connection is of no use
         headers.append((b"connection", b"close"))
     if status == 503:
         headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _request_id(headers: Headers) -> str:
+    """The client's own id, where it is one that fits into a log; else a new one."""
+    wanted = headers.get("x-request-id") or headers.get(CARRIED_ID, "")
+    return wanted if REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
+
+
+def _client(headers: Headers, scope: Scope) -> str:
+    """Who sends a request: whoever has its key, or else the address. The key itself is not kept."""
+    secret = headers.get("x-api-key") or headers.get("authorization")
+    if secret:
+        return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+    return str((scope.get("client") or ("",))[0])
 
 
 def _is_serves_own(start: Message) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ from fedplatform.cli.serving import RUN_OR_REGISTRY, say_fitting
 from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors
 
 FILE = click.Path(path_type=Path)
+SERVER_TAKES_S = 10.0  # to see that its log was moved; it looks every two seconds
 keys_option = click.option(
     "--keys", "path", type=FILE, default="keys.json", show_default=True, help="the file of keys, of mode 600"
 )
@@ -78,27 +80,35 @@ def keys() -> None:
 @keys.command(name="add")
 @click.argument("hospital", metavar="HOSPITAL")
 @keys_option
-def add_key(hospital: str, *, path: Path) -> None:
+@click.option(
+    "--expires", metavar="DATE|never", help="first day on which it opens nothing, as 2027-01-31 [default: in a year]"
+)
+def add_key(hospital: str, *, path: Path, expires: str | None) -> None:
     """Make a key for HOSPITAL and print its secret, once: only its hash is kept."""
     with one_line_errors():
-        from fedplatform.serving.api_keys import Keys
+        from fedplatform.serving.api_keys import Keys, expiry
 
-        click.echo(Keys.load(path).add(hospital))
-        click.echo("This secret is shown once; clients send it as 'Authorization: Bearer SECRET'.", err=True)
+        day = expiry(expires)
+        click.echo(Keys.load(path).add(hospital, expires=day))
+        ends = f"expires on {day}" if day else "never expires"
+        click.echo(
+            f"This secret is shown once and {ends}; clients send it as 'Authorization: Bearer SECRET'.", err=True
+        )
 
 
 @keys.command(name="list")
 @keys_option
 def list_keys(path: Path) -> None:
-    """List all keys, revoked ones too."""
+    """List all keys, revoked and expired ones too."""
     with one_line_errors():
         from rich.table import Table
 
-        from fedplatform.serving.api_keys import Keys
+        from fedplatform.serving.api_keys import Keys, today
 
-        table = Table("key", "hospital", "state")
+        table = Table("key", "hospital", "state", "expires")
         for key in Keys.load(path):
-            table.add_row(key.key_id, key.hospital_id, "revoked" if key.revoked else "open")
+            state = "revoked" if key.revoked else "open" if key.is_open(today()) else "expired"
+            table.add_row(key.key_id, key.hospital_id, state, str(key.expires or "never"))
         console.print(table)
 
 
@@ -137,8 +147,40 @@ def verify_log(log: Path, *, anchor: str | None) -> None:
             sys.exit(1)
         for line in found.torn:
             click.echo(f"line {line} says that a crash cut a line short; its bytes were set aside")
+        if found.before is not None:
+            click.echo(f"it continues a log that ended with the anchor {found.before}")
         click.echo(f"{found.head.lines} lines, all whole")
         click.echo(f"anchor: {found.head}")
+
+
+@audit.command(name="rotate")
+@click.argument("log", metavar="LOG", type=FILE)
+@click.option("--to", metavar="FILE", type=FILE, help="the old log's new name [default: LOG with the time in its name]")
+def rotate_log(log: Path, *, to: Path | None) -> None:
+    """Set LOG aside and begin a new one, chained to the last line of the old one.
+
+    A server that writes to LOG goes on without losing an answer. A broken LOG, which no server opens, is set aside in
+    the same way. Other tools may move or truncate the log as well, but only this prints the anchor of the old one.
+
+    \b
+    Example:
+      fedplatform audit rotate runs/scan/serving/audit.jsonl --to november.jsonl
+    """
+    with one_line_errors():
+        from fedplatform.serving.audit import AuditError, Verified, verify
+        from fedplatform.serving.audit_log import rotate
+
+        old = rotate(log, to=to)
+        click.echo(f"old log: {old}")
+        deadline = time.monotonic() + SERVER_TAKES_S
+        while not log.exists() or log.stat().st_size == 0:
+            if time.monotonic() > deadline:
+                raise AuditError(f"{log} is not there yet; the server that writes to it begins it with its next answer")
+            time.sleep(0.1)
+        found = verify(log)
+        if isinstance(found, Verified) and found.before is not None:
+            click.echo(f"anchor: {found.before}")
+        click.echo(f"new log: {log}")
 
 
 @audit.command(name="replay")

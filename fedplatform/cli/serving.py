@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedplatform.cli.terminal import console, one_line_errors
+
+if TYPE_CHECKING:
+    from actors.endpoint.arguments import EndpointArguments
 
 RUN_OR_REGISTRY = "RUN|models:/NAME"
 
@@ -91,6 +94,13 @@ def publish(run_folder: Path, *, defence: str, registry: str | None, champion: s
     metavar="X",
     help="GPUs that each of the two parts with networks takes; .5 lets them share one, 0 uses ONNX Runtime on CPUs",
 )
+@click.option("--root-path", default="", metavar="/PREFIX", help="path prefix under which a reverse proxy shows it")
+@click.option(
+    "--allow-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="web page that may ask from a browser, as https://pacs.example",
+)
 @click.option("--build", type=click.Path(path_type=Path), metavar="FILE", help="write the config for 'serve deploy'")
 def serve(
     run_or_registry: str,
@@ -103,6 +113,8 @@ def serve(
     state: Path | None,
     rate: float | None,
     gpus: float,
+    root_path: str,
+    allow_origin: tuple[str, ...],
     build: Path | None,
 ) -> None:
     """Serve a finished run: a page to drop a scan on, and an API behind it.
@@ -136,6 +148,8 @@ def serve(
             "state": str((state or Path(run_or_registry)).resolve()),
             "keys": str(keys.resolve()) if keys else "",
             "gpus": gpus,
+            "root_path": root_path,
+            "allow_origins": list(allow_origin),
         }
         if rate is not None:
             arguments |= {"rate": rate, "burst": max(64, int(4 * rate))}
@@ -151,6 +165,7 @@ def _serve(settings: dict[str, Any], *, host: str, port: int, tls: tuple[str, st
         build.write_text(text_of(config_of(arguments, host=host, port=port, tls=tls)))
         console.print(f"config: {build}, for 'serve deploy {build}'", soft_wrap=True)
         return
+    check_state(arguments)
     from actors.endpoint.server import free_port, served, wait_for_the_end
 
     port = port or free_port(host)
@@ -163,6 +178,22 @@ def _serve(settings: dict[str, Any], *, host: str, port: int, tls: tuple[str, st
         console.print(f"audit log: {arguments.audit_log}", soft_wrap=True)
         console.print("Research software and no medical device. Ctrl-C ends it.")
         wait_for_the_end()
+
+
+def check_state(arguments: EndpointArguments) -> None:
+    """Say in one line what would keep a server from answering, before Ray is started; warn of doubtful keys."""
+    from fedplatform.serving.api_keys import Keys, doubts, today
+    from fedplatform.serving.audit_log import AuditLog
+    from fedplatform.serving.versions import hospitals_in
+
+    AuditLog(arguments.audit_log).close()
+    versions = arguments.where()
+    hospitals = hospitals_in(versions.folder(versions.champion()))
+    for hospital_id in hospitals:
+        arguments.secret(hospital_id)
+    if arguments.keys:
+        for doubt in doubts(Keys.load(Path(arguments.keys)), hospitals, day=today()):
+            click.echo(f"warning: {doubt}", err=True)
 
 
 def say_fitting(hospital_id: str, done: int, total: int) -> None:

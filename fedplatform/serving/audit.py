@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,8 +12,6 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from fedplatform.core.errors import FedplatformError
-from fedplatform.core.files import sync_folder
-from fedplatform.core.private_files import OwnedFileError, write_owned
 
 GENESIS = "0" * 64  # stands for the line before the first
 HASH = b',"sha256":"'  # a line ends with it, 64 hexadecimal digits of the hash of all that stands before, and '"}'
@@ -33,7 +28,8 @@ class AuditEntry:
     """One scan's diagnosis, as far as an auditor needs it to repeat it; never a pixel, never a secret.
 
     ``time`` is ISO 8601 in UTC. ``input_sha256`` is of the upload's bytes; ``scan`` counts the scans in it from 0 and
-    ``slice_number`` is what was asked for. ``counter`` is that of KeyedNoise.
+    ``slice_number`` is what was asked for. ``counter`` is that of KeyedNoise, and ``noise_fingerprint`` tells
+    which secret keyed it.
     """
 
     request_id: str
@@ -56,6 +52,7 @@ class AuditEntry:
     referred: bool
     confidence: float
     counter: int
+    noise_fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +85,27 @@ class TornEntry:
     set_aside: str
 
 
-Entry = AuditEntry | CertificateEntry | TornEntry
-KINDS: Mapping[str, type[Entry]] = {"diagnosis": AuditEntry, "certificate": CertificateEntry, "torn": TornEntry}
+@dataclass(frozen=True, kw_only=True)
+class ContinuedEntry:
+    """The first line of a log that goes on where another one ended.
+
+    That log had ``lines_before`` lines, the last with the hash ``sha256_before``: its anchor. ``reason`` says what
+    became of it, and ``set_aside`` is where it lies beside this one, "" where whoever took it away knows.
+    """
+
+    lines_before: int
+    sha256_before: str
+    reason: str
+    set_aside: str
+
+
+Entry = AuditEntry | CertificateEntry | TornEntry | ContinuedEntry
+KINDS: Mapping[str, type[Entry]] = {
+    "diagnosis": AuditEntry,
+    "certificate": CertificateEntry,
+    "torn": TornEntry,
+    "continued": ContinuedEntry,
+}
 NAMES = {kind: name for name, kind in KINDS.items()}
 
 
@@ -117,10 +133,14 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Verified:
-    """Every line is whole and follows from the one before. ``torn`` are the lines that say that a crash cut one."""
+    """Every line is whole and follows from the one before. ``torn`` are the lines that say that a crash cut one.
+
+    ``before`` is the end of the log that this one continues, None where it is the first.
+    """
 
     head: Anchor
     torn: tuple[int, ...]
+    before: Anchor | None = None
 
 
 @dataclass(frozen=True)
@@ -131,103 +151,16 @@ class Broken:
     reason: str
 
 
-class AuditLog:
-    """The one writer of a log. Opening it sets a line aside that a crash cut short, and writes down that it did.
-
-    Raises :class:`AuditError` where another process writes to it, or its last line is not one of such a log. It is not
-    read from its beginning: that is for :func:`verify`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise AuditError(f"{path} cannot be opened: {error.strerror}") from error
-        try:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise AuditError(f"{path} is being written by another process") from None
-            sync_folder(path.parent)
-            self._size = os.fstat(self._file).st_size
-            self._head = Anchor(0, GENESIS)
-            self._find_head()
-        except BaseException:
-            os.close(self._file)
-            raise
-
-    @property
-    def head(self) -> Anchor:
-        """The present end of the log."""
-        return self._head
-
-    def append(self, *entries: AuditEntry | CertificateEntry) -> Anchor:
-        """Write entries, a line each; on return they are on the disk. Raises :class:`AuditError` and writes none."""
-        return self._append(*entries)
-
-    def close(self) -> None:
-        """Let another process write."""
-        os.close(self._file)
-        self._file = -1
-
-    def _append(self, *entries: Entry) -> Anchor:
-        head, lines = self._head, []
-        for entry in entries:
-            line, head = _line(entry, head)
-            lines.append(line)
-        data = b"".join(lines)
-        try:
-            there, here = self._path.stat(), os.fstat(self._file)
-            if (there.st_ino, there.st_dev, here.st_size) != (here.st_ino, here.st_dev, self._size):
-                raise AuditError(f"{self._path} was changed or moved by somebody else while it was written")
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._file, view) :]
-            os.fsync(self._file)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, self._size)
-            raise AuditError(f"{self._path} cannot be written: {error.strerror}") from error
-        self._size += len(data)
-        self._head = head
-        return head
-
-    def _find_head(self) -> None:
-        """Read the last whole line, and set aside what stands behind it."""
-        start = max(0, self._size - 2 * LONGEST_LINE)
-        end = os.pread(self._file, self._size - start, start)
-        whole, newline, torn = end.rpartition(b"\n")
-        last = whole.rpartition(b"\n")[2]
-        if newline:
-            read = _read_line(last)
-            if isinstance(read, str):
-                raise AuditError(f"the last line of {self._path} {read}; 'fedplatform audit verify' says more")
-            self._head = Anchor(read.number, read.sha256)
-        elif start:
-            raise AuditError(f"{self._path} is no audit log")
-        if torn:
-            name = f"{self._path.name}.torn-{hashlib.sha256(torn).hexdigest()[:16]}"
-            try:
-                write_owned(self._path.with_name(name), torn)
-                os.ftruncate(self._file, self._size - len(torn))
-            except (OSError, OwnedFileError) as error:
-                raise AuditError(f"a torn line of {self._path} cannot be set aside: {error}") from error
-            self._size -= len(torn)
-            self._append(TornEntry(length=len(torn), set_aside=name))
-
-
 def verify(path: Path, *, anchor: Anchor | None = None) -> Verified | Broken:
     """Check every line, and that the log still goes through ``anchor``; raises :class:`AuditError` if there is no log.
 
     Without an anchor a log that lost its last lines is a shorter log, and whole.
     """
-    head, torn = Anchor(0, GENESIS), []
+    head, torn, before = Anchor(0, GENESIS), [], None
     for number, raw in enumerate(_lines(path), start=1):
         if not raw.endswith(b"\n"):
             return Broken(number, "is cut short; whoever opens the log for writing sets it aside")
-        read = _read_line(raw[:-1])
+        read = read_line(raw[:-1])
         if isinstance(read, str):
             return Broken(number, read)
         if read.number != number:
@@ -239,16 +172,33 @@ def verify(path: Path, *, anchor: Anchor | None = None) -> Verified | Broken:
             return Broken(number, "is not the line that the anchor was taken of")
         if read.values.get("kind") == "torn":
             torn.append(number)
+        if read.values.get("kind") == "continued":
+            if number > 1:
+                return Broken(number, "says that a log is continued, which only a first line does")
+            try:
+                before = Anchor.parse(f"{read.values['lines_before']}:{read.values['sha256_before']}")
+            except (KeyError, AuditError):
+                return Broken(number, "does not say which log it continues")
     if anchor is not None and anchor.lines > head.lines:
         return Broken(head.lines + 1, f"is missing: the anchor was taken of {anchor.lines} lines")
-    return Verified(head, tuple(torn))
+    return Verified(head, tuple(torn), before)
+
+
+def whole_lines(path: Path, count: int) -> Anchor:
+    """The anchor of a log's first ``count`` lines, which :func:`verify` found whole."""
+    head = Anchor(0, GENESIS)
+    for number, raw in zip(range(count), _lines(path), strict=False):
+        read = read_line(raw[:-1])
+        assert isinstance(read, Line)
+        head = Anchor(number + 1, read.sha256)
+    return head
 
 
 def read_entry(path: Path, line: int) -> Entry:
     """The entry in a line, counted from 1; raises :class:`AuditError` where there is none, or it was changed."""
     for number, raw in enumerate(_lines(path), start=1):
         if number == line:
-            read = _read_line(raw.removesuffix(b"\n"))
+            read = read_line(raw.removesuffix(b"\n"))
             if isinstance(read, str):
                 raise AuditError(f"line {line} of {path} {read}")
             return _entry(read)
@@ -256,14 +206,16 @@ def read_entry(path: Path, line: int) -> Entry:
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
+    """A line as it was read: its place, the hash of the line before, its own, and all its values."""
+
     number: int
     previous: str
     sha256: str
     values: dict[str, object]
 
 
-def _line(entry: Entry, head: Anchor) -> tuple[bytes, Anchor]:
+def line_of(entry: Entry, head: Anchor) -> tuple[bytes, Anchor]:
     """The entry as the line behind ``head``, and the new head."""
     values = {field.name: _plain(getattr(entry, field.name)) for field in fields(entry)}
     body = {"line": head.lines + 1, "previous": head.sha256, "kind": NAMES[type(entry)], **values}
@@ -284,7 +236,7 @@ def _plain(value: object) -> object:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read_line(raw: bytes) -> _Line | str:
+def read_line(raw: bytes) -> Line | str:
     """A line without its end, or what is wrong with it. Every byte of it is hashed or is compared."""
     start, tail = raw[:-TAIL], raw[-TAIL:]
     sha256 = hashlib.sha256(start).hexdigest()
@@ -292,12 +244,12 @@ def _read_line(raw: bytes) -> _Line | str:
         return "was changed: its hash is another"
     try:
         values = json.loads(raw)
-        return _Line(int(values["line"]), str(values["previous"]), sha256, values)
+        return Line(int(values["line"]), str(values["previous"]), sha256, values)
     except (ValueError, TypeError, KeyError, RecursionError):
         return "is no line of an audit log"
 
 
-def _entry(read: _Line) -> Entry:
+def _entry(read: Line) -> Entry:
     kind = KINDS.get(str(read.values.get("kind")))
     if kind is None:
         raise AuditError(f"line {read.number} is of a kind that is not known here: {read.values.get('kind')!r}")

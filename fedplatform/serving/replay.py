@@ -12,6 +12,7 @@ from fedplatform.defence import KeyedNoise
 from fedplatform.serving.audit import AuditEntry, AuditError
 from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.intake import Limits, read_scans
+from fedplatform.serving.secret import fingerprint
 
 TOLERANCE = 1e-4  # between the engines of a server and of an auditor
 
@@ -27,12 +28,17 @@ def replay(
     """What comes out otherwise than was written down, a sentence each; nothing where the answer is repeated.
 
     ``data`` is the upload, ``bundle`` the hospital's in the version that the entry names, ``secret`` the key of its
-    noise. Raises :class:`AuditError` where the upload or the model is another one.
+    noise. Raises :class:`AuditError` where the upload, the model or the secret is another one.
     """
     if bundle.digest != entry.model_digest:
         raise AuditError("this is not the model of that line: its SHA-256 is another")
     if hashlib.sha256(data).hexdigest() != entry.input_sha256:
         raise AuditError("this is not the scan of that line: its SHA-256 is another")
+    if fingerprint(secret) != entry.noise_fingerprint:
+        raise AuditError(
+            f"this is not the secret of that line: its fingerprint is {fingerprint(secret)}, the line says "
+            f"{entry.noise_fingerprint}"
+        )
     card = bundle.card
     scans = read_scans(data, size=card.size, channels=card.channels, limits=limits, slice_number=entry.slice_number)
     if entry.scan >= len(scans):

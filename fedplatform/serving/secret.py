@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def read_secret(path: Path) -> bytes:
     if len(secret) != LENGTH:
         raise OwnedFileError(f"{path} holds no secret: {2 * LENGTH} hexadecimal digits")
     return secret
+
+
+def fingerprint(secret: bytes) -> str:
+    """Sixteen hexadecimal digits that tell secrets apart and say nothing of them; they stand in the audit log."""
+    return hashlib.sha256(b"fedplatform: fingerprint of a noise secret\0" + secret).hexdigest()[:16]
 
 
 def open_secret(path: Path) -> bytes:

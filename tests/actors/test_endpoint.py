@@ -4,18 +4,17 @@ import json
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import requests
 import torch
-from endpoint_process import HOSPITALS, Endpoint, resident_bytes
+from endpoint_process import HOSPITALS, Endpoint, resident_bytes, traffic
 from hostile_uploads import dicom_bytes, hostile_uploads, nifti_bytes, picture_bytes, scan_pixels, volume_voxels
 
 from fedplatform.data.images import to_images
@@ -118,7 +117,10 @@ def test_a_key_opens_its_own_hospitals_model_and_nothing_else(endpoint: Endpoint
     url = f"{endpoint.url}/v1/diagnose"
     assert requests.post(url, files=files, timeout=60).status_code == 401
     wrong = requests.post(url, files=files, headers={"X-API-Key": "x" * 43}, timeout=60)
-    assert (wrong.status_code, wrong.json()["error"]) == (401, "This API key opens nothing.")
+    assert (wrong.status_code, wrong.json()["error"]) == (
+        401,
+        "This API key opens nothing: it is unknown, revoked or expired.",
+    )
     other = endpoint.diagnose(NOISE, hospital_id="hospital-00", hospital="hospital-01")
     assert (other.status_code, other.json()["error"]) == (403, "This key opens another hospital's model.")
     bearer = {"Authorization": f"Bearer {endpoint.keys['hospital-00']}"}
@@ -222,26 +224,6 @@ def test_overload_is_told_to_come_back_and_nothing_hangs(endpoint: Endpoint) -> 
             assert response.json()["error"]
 
 
-@contextmanager
-def traffic(endpoint: Endpoint) -> Iterator[list[requests.Response]]:
-    """Two clients that ask one question after the other while the block runs; the responses."""
-    responses: list[requests.Response] = []
-    over = threading.Event()
-
-    def ask() -> None:
-        while not over.is_set():
-            responses.append(endpoint.diagnose(NOISE))
-
-    with ThreadPoolExecutor(2) as pool:
-        asking = [pool.submit(ask) for _ in range(2)]
-        try:
-            yield responses
-        finally:
-            over.set()
-        for one in asking:
-            one.result()
-
-
 def wait_until(endpoint: Endpoint, version: str) -> None:
     deadline = time.monotonic() + 60
     while requests.get(f"{endpoint.url}/readyz", timeout=60).json().get("version") != version:
@@ -250,7 +232,7 @@ def wait_until(endpoint: Endpoint, version: str) -> None:
 
 
 def test_a_version_is_rolled_out_and_back_without_a_lost_request(endpoint: Endpoint) -> None:
-    with traffic(endpoint) as responses:
+    with traffic(endpoint, NOISE) as responses:
         for number in ("2", "1"):
             RunVersions(endpoint.run).crown(number)
             wait_until(endpoint, number)
@@ -267,7 +249,7 @@ def test_a_version_is_rolled_out_and_back_without_a_lost_request(endpoint: Endpo
 def test_a_killed_replica_costs_at_most_what_it_had_in_its_hands(endpoint: Endpoint, part: str) -> None:
     (expected,) = endpoint.diagnose(NOISE).json()["answers"]
     (victim,) = endpoint.processes(f"ray::ServeReplica:fedplatform:{part}")
-    with traffic(endpoint) as responses:
+    with traffic(endpoint, NOISE) as responses:
         while not responses:
             time.sleep(0.05)
         os.kill(victim, signal.SIGKILL)

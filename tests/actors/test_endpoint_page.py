@@ -112,7 +112,7 @@ def test_a_wrong_key_opens_nothing(browser: Browser, endpoint: Endpoint) -> None
     page.goto(endpoint.url, timeout=PATIENCE_MS)
     page.get_by_label("API key of your hospital").fill("wrong")
     page.keyboard.press("Enter")
-    expect(page.locator("#model")).to_have_text("This API key opens nothing.")
+    expect(page.locator("#model")).to_have_text("This API key opens nothing: it is unknown, revoked or expired.")
     expect(page.locator("#ask")).to_be_hidden()
     page.close()
 

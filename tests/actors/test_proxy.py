@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from actors.http.guard import Guard
+from actors.http.guard import CLIENT_UPLOADS, Guard
 
 App = Callable[[dict, Callable[[], Awaitable[dict]], Callable[[dict], Awaitable[None]]], Awaitable[None]]
 
@@ -143,4 +143,77 @@ def test_headers_by_which_a_client_could_steer_serve_are_taken_off() -> None:
 
     headers = {"x-request-timeout-seconds": "0", "Serve_Multiplexed_Model_Id": "x", "x-api-key": "k"}
     asked(looks, headers=headers)
-    assert seen == [b"x-api-key"]
+    assert seen == [b"x-api-key", b"x-client-request-id"]
+
+
+def test_a_clients_own_request_id_is_kept_where_it_fits_into_a_log() -> None:
+    for name in ("x-request-id", "X-Request-Id"):
+        assert asked(reads_all, headers={name.lower(): "study-7.scan_2"})[1]["x-request-id"] == "study-7.scan_2"
+    for wrong in ("", "a b", "x" * 65, "\n", "é", "../etc"):
+        assert asked(reads_all, headers={"x-request-id": wrong})[1]["x-request-id"] != wrong
+
+
+def test_the_guard_behind_another_one_keeps_the_id_of_the_first() -> None:
+    status, headers, _ = asked(Guard(reads_all), b"x", headers={"x-request-id": "mine"})
+    assert (status, headers["x-request-id"]) == (200, "mine")
+
+
+class Uploads:
+    """Requests of several clients on one guard, each of which sends its body when it is told to."""
+
+    def __init__(self, **bounds: float) -> None:
+        self.guard = Guard(reads_all, **bounds)
+
+    async def send(self, key: str, *bodies: bytes, stalls: bool = False) -> int:
+        messages = [{"type": "http.request", "body": body, "more_body": True} for body in bodies]
+        messages += [] if stalls else [{"type": "http.request", "body": b"", "more_body": False}]
+        statuses: list[int] = []
+
+        async def receive() -> dict:
+            if not messages:
+                await asyncio.Event().wait()
+            await asyncio.sleep(0)
+            return messages.pop(0)
+
+        async def answer(message: dict) -> None:
+            statuses.extend([message["status"]] if "status" in message else [])
+
+        headers = [(b"x-api-key", key.encode()), (b"transfer-encoding", b"chunked")]
+        await self.guard({"type": "http", "headers": headers, "path": "/", "method": "POST"}, receive, answer)
+        return statuses[0]
+
+
+def test_an_upload_that_stalls_is_ended_and_gives_back_what_it_held() -> None:
+    async def one_after_the_other() -> list[int]:
+        uploads = Uploads(body_bytes=10, all_bytes=10, stall_s=0.05)
+        return [await uploads.send("a", b"x" * 10, stalls=True), await uploads.send("b", b"y" * 10)]
+
+    assert asyncio.run(one_after_the_other()) == [408, 200]
+
+
+def test_uploads_of_one_key_that_stall_hold_up_nobody_else() -> None:
+    async def together() -> tuple[list[int], list[int]]:
+        uploads = Uploads(body_bytes=10, all_bytes=40, stall_s=0.5)
+        stalled = [asyncio.create_task(uploads.send("a", b"x" * 4, stalls=True)) for _ in range(50)]
+        await asyncio.sleep(0.1)
+        others = [await uploads.send(key, b"y" * 10) for key in ("b", "c", "b")]
+        return others, await asyncio.gather(*stalled)
+
+    others, stalled = asyncio.run(together())
+    assert others == [200, 200, 200]
+    assert set(stalled) == {408, 503}
+    assert stalled.count(408) == 5, "as many as half of all bytes allow"
+
+
+def test_a_client_has_a_bounded_number_of_uploads_that_are_not_complete() -> None:
+    async def together() -> tuple[int, list[int], int]:
+        uploads = Uploads(stall_s=0.3)
+        stalled = [asyncio.create_task(uploads.send("a", b"x", stalls=True)) for _ in range(40)]
+        await asyncio.sleep(0.1)
+        other = await uploads.send("b", b"y")
+        answers = await asyncio.gather(*stalled)
+        return other, answers, await uploads.send("a", b"x")
+
+    other, stalled, again = asyncio.run(together())
+    assert (other, again) == (200, 200)
+    assert (stalled.count(408), stalled.count(503)) == (CLIENT_UPLOADS, 40 - CLIENT_UPLOADS)

@@ -8,8 +8,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ class Endpoint:
     metrics: str
     run: Path
     keys: dict[str, str]
+    keys_file: Path
     pid: int
 
     def headers(self, hospital_id: str = "hospital-01") -> dict[str, str]:
@@ -99,10 +102,30 @@ def started(run: Path, folder: Path, *options: str) -> Iterator[Endpoint]:
             time.sleep(0.2)
         metrics = re.search(r"metrics: (\S+)", said.read_text())
         assert metrics is not None
-        yield Endpoint(f"http://127.0.0.1:{port}", metrics[1], run, keys, server.pid)
+        yield Endpoint(f"http://127.0.0.1:{port}", metrics[1], run, keys, folder / "keys.json", server.pid)
     finally:
         server.terminate()
         server.wait(timeout=60)
+
+
+@contextmanager
+def traffic(endpoint: Endpoint, scan: bytes) -> Iterator[list[requests.Response]]:
+    """Two clients that ask one question after the other while the block runs; the responses."""
+    responses: list[requests.Response] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            responses.append(endpoint.diagnose(scan))
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        try:
+            yield responses
+        finally:
+            over.set()
+        for one in asking:
+            one.result()
 
 
 def published_copy(defended: Path, folder: Path) -> Path:

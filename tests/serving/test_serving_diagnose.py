@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,14 @@ from fedplatform.data.error import DataError
 from fedplatform.data.images import to_images
 from fedplatform.defence import DefendedClassifier, Diagnosis, KeyedNoise
 from fedplatform.experiments.defence.load import DefendedRun
-from fedplatform.serving.audit import AuditEntry, AuditError, AuditLog
+from fedplatform.serving.api_keys import today
+from fedplatform.serving.audit import AuditEntry, AuditError
+from fedplatform.serving.audit_log import AuditLog
 from fedplatform.serving.bundle import CARD, Bundle
 from fedplatform.serving.diagnose import FolderDiagnosis
 from fedplatform.serving.intake import Limits, read_scans
 from fedplatform.serving.replay import replay
+from fedplatform.serving.secret import fingerprint
 from fedplatform.serving.versions import RunVersions, bundle_of
 
 SECRET = bytes(range(32))
@@ -224,6 +228,7 @@ def entry_of(whole: DefendedClassifier, data: bytes, hospital: str, *, model_dig
         referred=diagnosis.referred,
         confidence=diagnosis.confidence,
         counter=0,
+        noise_fingerprint=fingerprint(SECRET),
     )
 
 
@@ -241,7 +246,10 @@ def test_a_line_is_replayed_and_what_was_written_down_wrongly_is_named(
     assert entry.votes
     form = {"bundle": flagging, "limits": Limits()}
     assert replay(entry, data, secret=SECRET, **form) == ()
-    assert replay(entry, data, secret=bytes(32), **form), "another secret is another noise"
+    with pytest.raises(AuditError, match=f"not the secret of that line.*{entry.noise_fingerprint}"):
+        replay(entry, data, secret=bytes(32), **form)
+    other = replace(entry, noise_fingerprint=fingerprint(bytes(32)))
+    assert replay(other, data, secret=bytes(32), **form), "another secret is another noise"
     assert replay(replace(entry, counter=1), data, secret=SECRET, **form), "another counter, too"
     wrong = replace(entry, label=1 - entry.label, depth=entry.depth + 1, parts={**entry.parts, "tampering": 99.0})
     said = " ".join(replay(wrong, data, secret=SECRET, **form))
@@ -286,9 +294,13 @@ def test_keys_are_given_listed_and_revoked_from_the_command_line(tmp_path: Path)
     assert status == 0
     secret = said.splitlines()[0]
     assert secret.startswith("fed_")
-    assert "shown once" in said
+    assert "shown once and expires on" in said
     key_id = secret.split("_")[1]
     assert "open" in command("keys", "list", *file)[1]
+    assert str(today() + timedelta(days=365)) in command("keys", "list", *file)[1]
+    status, said = command("keys", "add", "lyon", "--expires", "soon", *file)
+    assert status == 1
+    assert said == "fedplatform: a key expires on a day, as 2027-01-31, or never, got 'soon'\n"
     assert command("keys", "revoke", key_id, *file)[0] == 0
     assert "revoked" in command("keys", "list", *file)[1]
     status, said = command("keys", "revoke", "other", *file)
@@ -313,6 +325,11 @@ def test_a_log_is_verified_and_replayed_from_the_command_line(published: Path, h
     status, said = command(*words, "--line", "2")
     assert status == 1
     assert said == f"fedplatform: label was {1 - entry.label}, is {entry.label}\n"
+    status, said = command("audit", "rotate", path, "--to", tmp_path / "old.log")
+    assert status == 0
+    assert said == f"old log: {tmp_path / 'old.log'}\nanchor: {anchor}\nnew log: {path}\n"
+    assert f"it continues a log that ended with the anchor {anchor}" in command("audit", "verify", path)[1]
+    path = tmp_path / "old.log"
     path.write_bytes(path.read_bytes().replace(b'"scan":0', b'"scan":1', 1))
     status, said = command("audit", "verify", path)
     assert status == 1

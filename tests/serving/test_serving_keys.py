@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedplatform.core.private_files import OwnedFileError
-from fedplatform.serving.api_keys import Keys, KeysError
+from fedplatform.serving.api_keys import Keys, KeysError, doubts, expiry, today
 from fedplatform.serving.rate import TokenBucket
 from fedplatform.serving.secret import open_secret, read_secret
 
@@ -50,6 +51,7 @@ def test_a_secret_says_what_it_is_and_the_file_keeps_its_hash_beside_the_name_of
             "hospital_id": hospital,
             "sha256": hashlib.sha256(secret.encode()).hexdigest(),
             "revoked": False,
+            "expires": None,
         }
         for secret, hospital in zip(secrets, ("lyon", "utrecht", "lyon"), strict=True)
     ]
@@ -66,6 +68,44 @@ def test_to_revoke_a_key_leaves_the_others_and_its_own_line(tmp_path: Path) -> N
     assert [keys.opened_by(secret) is None for secret in secrets] == [False, True, False]
     with pytest.raises(KeysError, match=f"^no key 'x'; there are: {', '.join(names)}$"):
         keys.revoke("x")
+
+
+def test_a_key_opens_its_model_until_the_day_on_which_it_expires(tmp_path: Path) -> None:
+    keys = Keys.load(tmp_path / "keys.json")
+    for days, opens in ((-1, False), (0, False), (1, True), (400, True)):
+        secret = keys.add("lyon", expires=today() + timedelta(days=days))
+        assert (keys.opened_by(secret) is not None) == opens, days
+    assert [key.expires for key in Keys.load(tmp_path / "keys.json")] == [
+        today() + timedelta(days=days) for days in (-1, 0, 1, 400)
+    ]
+
+
+def test_a_key_lasts_a_year_unless_another_day_is_named() -> None:
+    assert expiry(None) == today() + timedelta(days=365)
+    assert expiry("never") is None
+    assert expiry("2999-12-31") == date(2999, 12, 31)
+    for wrong in ("tomorrow", "31.12.2999", "", str(today())):
+        with pytest.raises(KeysError, match="expires"):
+            expiry(wrong)
+
+
+def test_the_keeper_of_the_keys_is_told_of_those_that_let_nobody_in(tmp_path: Path) -> None:
+    keys = Keys.load(tmp_path / "keys.json")
+    day = today()
+    assert doubts(keys, ["lyon"], day=day) == ["no key is open, so nobody can ask: fedplatform keys add HOSPITAL"]
+    keys.add("lyon", expires=day + timedelta(days=100))
+    assert doubts(keys, ["lyon"], day=day) == []
+    keys.add("lyno")
+    keys.add("lyon", expires=day + timedelta(days=3))
+    keys.add("lyon", expires=day - timedelta(days=3))
+    _, typo, soon, gone = keys
+    assert doubts(keys, ["lyon", "nice"], day=day) == [
+        f"key {typo.key_id} is for 'lyno', which has no model here: lyon, nice",
+        f"key {soon.key_id} of lyon expires on {soon.expires}",
+        f"key {gone.key_id} of lyon expired on {gone.expires}",
+    ]
+    keys.revoke(typo.key_id)
+    assert len(doubts(keys, ["lyon"], day=day)) == 2, "of a key that was revoked nobody needs to be told"
 
 
 @given(st.text())

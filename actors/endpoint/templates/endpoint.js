@@ -3,6 +3,7 @@ const at = id => document.getElementById(id);
 const text = (id, words) => { at(id).textContent = words; };
 const percent = share => `${(100 * share).toFixed(1)} %`;
 const words = name => name.replaceAll("_", " ");
+const root = at("api").dataset.root; // the path prefix of a reverse proxy
 const asksForAKey = at("key") !== null;
 let key = "";
 let models = [];
@@ -17,7 +18,7 @@ function address(path, parameters = {}) {
 async function ask(path, options = {}) {
   let response;
   try {
-    response = await fetch(path, { ...options, headers: key ? { "X-API-Key": key } : {} });
+    response = await fetch(root + path, { ...options, headers: key ? { "X-API-Key": key } : {} });
   } catch {
     throw new Error("The server does not answer.");
   }
