@@ -28,7 +28,7 @@ import torch
 
 from fedplatform.core.seeding import torch_generator
 from fedplatform.defence import KeyedNoise
-from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
+from fedplatform.defence.threats import Victim, attack_hospital
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.answer import picture
 from fedplatform.serving.publishing import publish_run
@@ -125,8 +125,14 @@ def _scans(run_folder: Path, version: str, folder: Path) -> list[dict[str, objec
         bundle = bundle_of(RunVersions(run_folder).folder(version), hospital_id)
         defended = bundle.defended(KeyedNoise(open_secret(secret_path(run_folder, hospital_id))))
         images, labels = parts.test[0][:SCANS], parts.test[1][:SCANS]
-        attacker = Attacker(EPSILON, Budget(), torch_generator(0, "load", hospital_id))
-        attacked = TIERS["T2"](attacker, Victim(parts.defended("full"), parts.tuned), images, labels)
+        attacked = attack_hospital(
+            "T2",
+            Victim.of(parts, parts, parts.defended("full")),
+            images,
+            labels,
+            epsilon=EPSILON,
+            generator=torch_generator(0, "load", hospital_id),
+        )
         for name, some in (("clean", images), ("attacked", attacked)):
             stored = (some * 255).round() / 255
             for number, (image, said) in enumerate(zip(stored, defended.diagnose(stored), strict=True)):

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fedplatform.defence import Purifier
 from fedplatform.learning.models.torchvision_ops import CarriesNetworks
-from fedplatform.learning.training.objectives import Classification, ascend, cross_entropy
+from fedplatform.learning.training.objectives import Classification, penalised_cross_entropy, perturbed
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Purified(CarriesNetworks, Classification):
 
         attacked = images
         if self.epsilon:
-            attacked = ascend(
+            attacked = perturbed(
                 lambda moved: functional.cross_entropy(network(clean(moved)), labels),
                 images,
                 epsilon=self.epsilon,
@@ -56,4 +56,4 @@ class Purified(CarriesNetworks, Classification):
             )
         with torch.no_grad():
             purified = clean(attacked)
-        return cross_entropy(network, purified, labels)
+        return penalised_cross_entropy(network, purified, labels)

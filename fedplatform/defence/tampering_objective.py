@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fedplatform.learning.models import Classifier, ModelBuilder
 from fedplatform.learning.models.torchvision_ops import CarriesNetworks
-from fedplatform.learning.training.objectives import ascend
+from fedplatform.learning.training.objectives import perturbed
 
 UNTOUCHED, TAMPERED = 0, 1
 
@@ -64,7 +64,7 @@ class Tampering(CarriesNetworks):
         steps = 1 + int(effort * self.steps)
         # Batch normalisation must not count what is tried on the way: those are attacked scans without their twins.
         network.eval()
-        twins = ascend(harm, images, epsilon=epsilon, steps=steps, generator=generator)
+        twins = perturbed(harm, images, epsilon=epsilon, steps=steps, generator=generator)
         network.train()
         return self._told_apart(network, images, _between_grey_levels(twins, generator))
 

@@ -21,7 +21,7 @@ from fedplatform.core.files import alone_in
 from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.defence.presets import GATED
-from fedplatform.defence.threats import AT_DETECTORS, USUAL_TIERS, Budget
+from fedplatform.defence.threats import AT_DETECTORS, USUAL_TIERS, Budget, OutOfReachError, check_within
 from fedplatform.experiments.defence.benchmark import PUBLISHED, DefenceBenchmark, fill, train
 from fedplatform.experiments.defence.evaluate import (
     EASY_TIERS,
@@ -30,7 +30,6 @@ from fedplatform.experiments.defence.evaluate import (
     Progress,
     certified_accuracy,
     certify_scans,
-    check_within,
     evaluate,
     judge_scans,
     spread_evenly,
@@ -223,8 +222,10 @@ def test_an_attack_that_goes_too_far_stops_the_evaluation() -> None:
     images = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3)
     check_within((images + 0.1).clamp(0, 1), images, 0.1)
     for rogue in (images * 0.8, (images + 0.1), images - 0.1, images + float("nan")):
-        with pytest.raises(AssertionError, match="moved a pixel"):
+        with pytest.raises(OutOfReachError, match="moved a pixel"):
             check_within(rogue, images, 0.1)
+    with pytest.raises(OutOfReachError, match=r"made \(1, 1, 1, 2\) of scans \(1, 1, 1, 3\)"):
+        check_within(images[..., :2], images, 0.1)
 
 
 @given(st.integers(0, 60), st.integers(1, 60))

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from fedplatform.core.seeding import torch_generator
 from fedplatform.defence.tampering_objective import Tampering
 from fedplatform.learning.models import Classifier, ResidualSensor, SmallResNet
-from fedplatform.learning.training.objectives import ascend
+from fedplatform.learning.training.objectives import perturbed
 
 SIZE = 32
 
@@ -73,7 +73,7 @@ def test_it_learns_to_tell_scans_attacked_by_four_grey_levels_from_others_it_nev
             optimiser.step()
     sensor.eval()
     fresh, answers = scans(64, 3), torch.arange(64) % 2
-    attacked = ascend(
+    attacked = perturbed(
         lambda moved: torch.nn.functional.cross_entropy(victim(moved), answers),
         fresh,
         epsilon=4 / 255,

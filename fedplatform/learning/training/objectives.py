@@ -80,7 +80,7 @@ class CrossEntropy(Classification):
     ) -> torch.Tensor:
         """Mean over the batch."""
         del generator, progress
-        return cross_entropy(network, images, labels, label_smoothing=self.label_smoothing)
+        return penalised_cross_entropy(network, images, labels, label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,14 @@ class AdversarialTraining(Classification):
         progress: float,
     ) -> torch.Tensor:
         """Mean over the attacked batch. Attacked in training mode, which keeps the batch statistics those of attack."""
-        attacked = ascend(
+        attacked = perturbed(
             lambda moved: functional.cross_entropy(network(moved), labels),
             images,
             epsilon=_risen(self.epsilon, progress, self.warm_up),
             steps=self.steps,
             generator=generator,
         )
-        return cross_entropy(network, attacked, labels)
+        return penalised_cross_entropy(network, attacked, labels)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Trades(Classification):
         """Mean over the batch."""
         with torch.no_grad():
             target = functional.log_softmax(network(images), dim=1)
-        attacked = ascend(
+        attacked = perturbed(
             lambda moved: _divergence(target, functional.log_softmax(network(moved), dim=1)),
             images,
             epsilon=_risen(self.epsilon, progress, self.warm_up),
@@ -224,7 +224,7 @@ def _risen(epsilon: float, progress: float, warm_up: float) -> float:
     return epsilon if progress >= warm_up else epsilon * progress / warm_up
 
 
-def ascend(
+def perturbed(
     height: Callable[[torch.Tensor], torch.Tensor],
     images: torch.Tensor,
     *,
@@ -232,9 +232,12 @@ def ascend(
     steps: int,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Sign-gradient ascent of ``height`` within epsilon and [0, 1] from a uniform start: FGSM-RS and PGD in one.
+    """The batch moved up ``height``, a scalar, within epsilon and [0, 1] from a uniform start: FGSM-RS and PGD in one.
 
-    One step is 1.25 epsilon long (Wong et al.), each of several 2.5 epsilon / steps (Madry et al.).
+    One step is 1.25 epsilon long (Wong et al.), each of several 2.5 epsilon / steps (Madry et al.). Training does not
+    use :class:`~fedplatform.attacks.evasion.PGD`: it climbs the mean of a batch instead of each scan, goes on where a
+    gradient is not finite (the server refuses such an update), and one pixel in 100,000 would be rounded otherwise,
+    so that trained weights would not keep their bits.
     """
     step = 1.25 * epsilon if steps == 1 else 2.5 * epsilon / steps
     start = (2 * torch.rand(images.shape, generator=generator) - 1).to(images) * epsilon
@@ -255,7 +258,7 @@ def _penalised(network: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, 
     return network.penalised(images) if isinstance(network, Classifier) else (network(images), None)
 
 
-def cross_entropy(
+def penalised_cross_entropy(
     network: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float = 0.0
 ) -> torch.Tensor:
     """Mean cross-entropy with ``labels`` (n,), and what a classifier's body wants added to it; a scalar."""
