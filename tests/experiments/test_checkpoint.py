@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -197,7 +199,39 @@ def test_no_intact_checkpoint_is_an_error_and_not_a_new_beginning(copied: RunFol
 
 def test_another_experiment_is_refused(copied: RunFolder, shards: Path) -> None:
     copied.write_settings({**copied.read_settings(), "learning_rate": 0.01})
-    with pytest.raises(ExperimentError, match=r"of another experiment than the experiment\.yaml"):
+    with pytest.raises(ExperimentError, match=r"another experiment .*: learning_rate=0\.05 there, 0\.01 here$"):
+        resume(copied, engine=InProcessEngine(), shards=shards)
+
+
+def without_settings(folder: RunFolder, *names: str) -> None:
+    """Make the run one that older software began, which did not have these settings."""
+    settings = folder.read_settings()
+    folder.write_settings({key: value for key, value in settings.items() if key not in names})
+    for checkpoint in folder.checkpoints.glob("round-*"):
+        state = json.loads((checkpoint / "state.json").read_text())
+        for name in names:
+            del state["experiment"][name]
+        data = json.dumps(state, indent=1).encode()
+        sums = (checkpoint / "SHA256SUMS").read_text().splitlines()
+        kept = [line for line in sums if not line.endswith("  state.json")]
+        (checkpoint / "state.json").write_bytes(data)
+        (checkpoint / "SHA256SUMS").write_text(
+            "".join(f"{line}\n" for line in [f"{hashlib.sha256(data).hexdigest()}  state.json", *kept])
+        )
+
+
+def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default(
+    copied: RunFolder, stopped: Path, shards: Path
+) -> None:
+    without_settings(copied, "sampling", "transport")
+    resume(copied, engine=InProcessEngine(), shards=shards)
+    assert without_label(copied.path) == without_label(stopped / "unbroken")
+
+
+def test_a_run_begun_before_a_setting_existed_goes_on_with_no_other_value(copied: RunFolder, shards: Path) -> None:
+    without_settings(copied, "sampling", "transport")
+    copied.write_settings({**copied.read_settings(), "sampling": "groups"})
+    with pytest.raises(ExperimentError, match=r"another experiment .*: sampling='scans' there, 'groups' here$"):
         resume(copied, engine=InProcessEngine(), shards=shards)
 
 
@@ -322,7 +356,7 @@ def same(one: object, other: object) -> bool:
 def test_every_plain_memory_comes_back_as_it_was(memory: object, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("plain")
     zeros = np.zeros(3, np.float32)
-    place = CheckpointFolder(folder, "any")
+    place = CheckpointFolder(folder, {})
     Checkpoints.open(place, Mean()).save(Checkpoint(FederationState(1, zeros, zeros, memory), ()))
     found = Checkpoints.open(place, Mean()).found
     assert found is not None
