@@ -66,6 +66,7 @@ def defence(
     steps: int,
     eot: int,
     queries: int,
+    attacks: tuple[str, ...],
     jobs: int | None,
     runs: Path,
     name: str | None,
@@ -93,7 +94,7 @@ def defence(
             seeds=seeds,
             kinds=words(kinds),
             changes=given({"split": split, "size": size}),
-            plan=attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries),
+            plan=attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries, attacks),
         )
         folder = runs / (name or f"defence-{dataset}")
         with attack_bar() as progress:

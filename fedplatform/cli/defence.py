@@ -75,6 +75,7 @@ def evaluate(
     steps: int,
     eot: int,
     queries: int,
+    attacks: tuple[str, ...],
     jobs: int | None,
 ) -> None:
     """Attack a finished run whose defence is trained, and print the table.
@@ -84,7 +85,9 @@ def evaluate(
     full defence is known and its purifier taken for the identity; T4 the exact gradient of the whole (T4_unnoticed:
     staying below the detector's threshold; T4_strong: with 2.5 times the steps and gradients; T4_flood: wants scans
     flagged, whatever the answer); T5 only answers are seen. The headline of a row is its lowest figure from T1 to T5.
-    nearest_neighbour and no_defence stand beside the others.
+    nearest_neighbour and no_defence stand beside the others. --attack adds any other attack by its name: noise, fgsm,
+    pgd, momentum_pgd, apgd, fab, carlini_wagner, square, hop_skip_jump, detector_aware, flood, or a class of your own
+    (mine.py:Attack).
 
     Written after every task: RUN/scans.parquet (a row a scan); now and then RUN/evaluation.parquet (a row a cell); at
     the end RUN/evaluation.html. The same command goes on where it stopped.
@@ -93,6 +96,7 @@ def evaluate(
     Examples:
       fedplatform evaluate runs/br35h --tiers T0,T2 --epsilons 2/255,4/255
       fedplatform evaluate runs/br35h --defences full --tiers T4,T4_strong
+      fedplatform evaluate runs/br35h --defences full --tiers T0 --attack "fab(steps=50)" --attack hop_skip_jump
     """
     with one_line_errors():
         from rich.markdown import Markdown
@@ -101,7 +105,7 @@ def evaluate(
         from fedplatform.experiments.defence.pictures import write_exhibits
         from fedplatform.experiments.report import defence_markdown, write_report
 
-        plan = attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries)
+        plan = attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries, attacks)
         with attack_bar() as progress:
             cells = attack(run_folder, plan, jobs=jobs or os.cpu_count() or 1, observer=progress)
         shown = "T2" if "T2" in plan.tiers else plan.tiers[-1]

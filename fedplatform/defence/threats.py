@@ -10,9 +10,19 @@ from typing import Self
 import torch
 from torch import nn
 
-from fedplatform.attacks.evasion import PGD, DetectorAware, Flood, Square, margin, straight_through
+from fedplatform.attacks.evasion import (
+    PGD,
+    DetectorAware,
+    Flood,
+    HopSkipJump,
+    Square,
+    Target,
+    margin,
+    straight_through,
+)
 from fedplatform.core.errors import FedplatformError
 from fedplatform.defence import DefendedClassifier, DiffusionPurifier, FreshNoise, Passage, Purifier
+from fedplatform.defence.named_attack import parse_attack
 from fedplatform.defence.presets import HospitalParts
 
 COMPARING_DRAWS = 8  # of noise, by which an attacker who knows the defence chooses between two attacks of his
@@ -144,6 +154,15 @@ class Attacker:
             square = Square(self.epsilon, queries=self.budget.queries)
             return square(victim.defended.logits, images, labels, generator=self.generator)
 
+    def named(self, text: str, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Any attack by its name, who knows the whole defence as T4 does; a black box sees what T5 does."""
+        defended = victim.defended
+        seen = _Seen(defended, self.generator)
+        threshold = defended.gate.threshold - SAFE_DISTANCE
+        attack = parse_attack(text, epsilon=self.epsilon, score=seen.scores, threshold=threshold)
+        views: dict[type, Target] = {Square: defended.logits, HopSkipJump: lambda scans: _decisions(defended, scans)}
+        return attack(views.get(type(attack), seen.logits), images, labels, generator=self.generator)
+
     def _descend(self, defended: DefendedClassifier, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         seen = _Seen(defended, self.generator)
         pgd = PGD(self.epsilon, self.budget.steps, eot=self.budget.eot)
@@ -185,13 +204,23 @@ def attack_hospital(
 ) -> torch.Tensor:
     """A hospital's scans (n, c, h, w) with labels (n,) as the attacker of a tier leaves them.
 
-    Raises :class:`OutOfReachError` where a pixel is moved by more than ``epsilon`` or out of [0, 1].
+    ``tier`` is one of :data:`TIERS`, or names an attack (:meth:`Attacker.named`). Raises :class:`OutOfReachError` where
+    a pixel is moved by more than ``epsilon`` or out of [0, 1].
     """
     if not isinstance(victim.defended.purifier, DiffusionPurifier) or victim.defended.gate.closed:
         budget = replace(budget, eot=1)  # nothing is drawn that one could average over
-    attacked = TIERS[tier](Attacker(epsilon, budget, generator), victim, images, labels)
+    attacker = Attacker(epsilon, budget, generator)
+    if tier in TIERS:
+        attacked = TIERS[tier](attacker, victim, images, labels)
+    else:
+        attacked = attacker.named(tier, victim, images, labels)
     check_within(attacked, images, epsilon)
     return attacked
+
+
+def _decisions(defended: DefendedClassifier, images: torch.Tensor) -> torch.Tensor:
+    """The served answers (n,), -1 where a scan is referred."""
+    return torch.tensor([-1 if found.referred else found.label for found in defended.diagnose(images)])
 
 
 def check_within(attacked: torch.Tensor, images: torch.Tensor, epsilon: float) -> None:

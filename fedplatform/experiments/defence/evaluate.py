@@ -20,6 +20,7 @@ from fedplatform.core.seeding import torch_generator
 from fedplatform.core.statistics import effective_size
 from fedplatform.core.workers import workers
 from fedplatform.defence import DefendedClassifier, DiffusionPurifier, FreshNoise, step_of
+from fedplatform.defence.named_attack import aims_at_detector
 from fedplatform.defence.presets import DEFENCES, GATED, HospitalParts
 from fedplatform.defence.threats import AT_DETECTORS, TIERS, USUAL_TIERS, Budget, Victim, attack_hospital
 from fedplatform.experiments.baselines import NEAREST_NEIGHBOUR, look_up
@@ -40,7 +41,9 @@ class Plan:
     """What to attack and how hard.
 
     ``scans`` are the test scans of all hospitals together that the cheap tiers (T0 to T2) attack, ``hard_scans`` those
-    of the others; epsilons are in pixels of [0, 1].
+    of the others; epsilons are in pixels of [0, 1]. ``attacks`` are tried beside the tiers, each by its name and with
+    its own budget: ``fab(steps=50)``. Raises :class:`ExperimentError` for epsilons that are none,
+    :class:`SpecificationError` for a text that names no attack.
     """
 
     defences: tuple[str, ...] = (NEAREST_NEIGHBOUR, *DEFENCES)
@@ -49,8 +52,11 @@ class Plan:
     scans: int = 300
     hard_scans: int = 100
     budget: Budget = field(default_factory=Budget)
+    attacks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for attack in self.attacks:
+            aims_at_detector(attack)
         if not self.epsilons or not all(0 < epsilon <= 1 for epsilon in self.epsilons):
             raise ExperimentError(f"epsilons are in pixels of [0, 1], as 8/255, got {list(self.epsilons)}")
 
@@ -135,15 +141,21 @@ def tasks_of(plan: Plan, hospitals: Sequence[str]) -> list[Task]:
     nearest neighbour has no gradient and no scores: only scans made for another model can be shown to it. Who aims at
     a detector needs one.
     """
+    at_detectors = {*AT_DETECTORS, *filter(aims_at_detector, plan.attacks)}
     tasks = [
         Task(defence, tier, epsilon, hospital)
-        for tier in plan.tiers
+        for tier in (*plan.tiers, *plan.attacks)
         for epsilon in (plan.epsilons if tier != "T0" else (0.0,))
         for hospital in hospitals
         for defence in plan.defences
-        if (defence != NEAREST_NEIGHBOUR or tier in EASY_TIERS) and (tier not in AT_DETECTORS or defence in GATED)
+        if (defence != NEAREST_NEIGHBOUR or tier in EASY_TIERS) and (tier not in at_detectors or defence in GATED)
     ]
     return list(dict.fromkeys(tasks))
+
+
+def _place_of(value: object) -> object:
+    """Where a value of a column stands: tiers and defences in their own order, before any other name."""
+    return f"{ORDER.get(value, len(ORDER)):03d} {value}" if isinstance(value, str) else value
 
 
 class Results:
@@ -172,7 +184,7 @@ class Results:
             return
         frame = pd.concat([*self._parts, pd.DataFrame(rows)]).sort_values(  # whatever came first: means depend on it
             ["tier", "epsilon", "hospital_id", "defence", "row"],
-            key=lambda column: column.map(lambda value: ORDER.get(value, value)),
+            key=lambda column: column.map(_place_of),
             ignore_index=True,
         )
         self._parts = [frame]

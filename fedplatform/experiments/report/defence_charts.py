@@ -14,9 +14,9 @@ from fedplatform.experiments.report.defence_grid import DefenceGrid
 from fedplatform.experiments.report.threat_wording import (
     CLEAN,
     DEFENCES,
-    TIERS,
     defence_words,
     epsilon_words,
+    in_order,
     tier_words,
 )
 
@@ -60,7 +60,7 @@ class Plot:
 
 def draw_accuracy(grids: Sequence[DefenceGrid]) -> list[Plot]:
     """A panel for each tier, a line for each defence, from clean scans at epsilon 0 upwards; all of one data set."""
-    tiers = [tier for tier in TIERS if tier != CLEAN and any(tier in grid.tiers for grid in grids)]
+    tiers = [tier for tier in in_order(tier for grid in grids for tier in grid.tiers) if tier != CLEAN]
     longest = max(grid.epsilon for grid in grids)  # above 0 wherever there is a tier
     return [_accuracy(tier, grids, longest) for tier in tiers]
 
@@ -104,7 +104,7 @@ def draw_detector(scans: pd.DataFrame) -> list[Plot]:
     scored = scans[np.isfinite(scans["score"].astype(float))]
     epsilons = sorted(scored.loc[scored["tier"] != CLEAN, "epsilon"].unique(), reverse=True)
     plots = []
-    for tier in (tier for tier in TIERS if tier != CLEAN):
+    for tier in (tier for tier in in_order(map(str, scored["tier"])) if tier != CLEAN):
         curves = []
         for (defence, adversarial), own in scored.groupby(["defence", "adversarial_training"], sort=False):
             key = (str(defence), bool(adversarial))
