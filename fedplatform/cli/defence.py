@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from fedplatform.cli.options import JOBS, attack_options, attack_plan, defence_options, given, numbers
-from fedplatform.cli.progress import attack_bar
+from fedplatform.cli.progress import attack_bar, counting_bar
 from fedplatform.cli.terminal import console, one_line_errors, opened
 
 
@@ -157,20 +157,18 @@ def certify(
       fedplatform certify runs/br35h --sigmas 0.25 --scans 20 --samples 500
     """
     with one_line_errors():
-        from rich.progress import Progress
         from rich.table import Table
 
         from fedplatform.experiments.defence.evaluate import certified_accuracy, certify_scans
 
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task("certifying", total=None)
+        with counting_bar("certifying") as progress:
             found = certify_scans(
                 run_folder,
                 sigmas=sigmas,
                 scans=scans,
                 samples=samples,
                 jobs=jobs or os.cpu_count() or 1,
-                observer=lambda done, total: bar.update(task, completed=done, total=total),
+                observer=progress,
             )
         shares = certified_accuracy(found, [0, 0.25, 0.5, 0.75, 1.0])
         table = Table(*shares.columns, title="share of scans certified with the right class to an L2 radius of")

@@ -129,7 +129,7 @@ def join(
     """
     with one_line_errors():
         from actors.gateway.http_transport import HttpLine
-        from fedplatform.cli.progress import partitioning_bar
+        from fedplatform.cli.progress import counting_bar
         from fedplatform.outside.agent import Agent
         from fedplatform.outside.identity import read_key
         from fedplatform.outside.membership import Membership
@@ -142,7 +142,7 @@ def join(
         )
         try:
             terms = agent.terms()
-            with partitioning_bar() as progress:
+            with counting_bar("dealing scans to hospitals") as progress:
                 shard = own_shard(data, terms, folder / "shard", progress=progress)
             membership = Membership(hospital, terms, shard, folder)
             for line in membership.what_leaves():

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from fedplatform.core.files import claim, write_whole
 from fedplatform.core.messages import NAN, Aggregate, Evidence, HospitalRecord, HospitalState, RoundReport
 from fedplatform.core.specification import nearest
 from fedplatform.core.vectors import combine
-from fedplatform.core.workers import workers
+from fedplatform.core.workers import as_they_finish, workers
 from fedplatform.data.error import DataError
 from fedplatform.data.partition import PARTITIONS, Partition
 from fedplatform.data.shards import Manifest
@@ -403,10 +403,10 @@ def fill(
     results = Results(folder, cells)
     left = [cell for cell in cells if not results.has(cell)]
     done = len(cells) - len(left)
-    pending: dict[Future[Filled], Cell] = {}
+    under_way: list[str] = []
 
     def tell(last: Filled | None = None) -> None:
-        running = next((cell.name for cell in pending.values()), "")
+        running = next(iter(under_way), "")
         seconds = results.median_seconds() * (len(cells) - done) / jobs
         observer(Progress(done, len(cells), seconds, last, running))
 
@@ -416,23 +416,27 @@ def fill(
         done += 1
         tell(filled)
 
-    def collect(at_most: int) -> None:
-        while len(pending) > at_most:
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                del pending[future]
-                keep(future.result())
-
-    with tempfile.TemporaryDirectory(prefix="fedplatform-") as scratch, workers(jobs) as pool:
+    def with_shards() -> Iterator[tuple[Cell, Path]]:
         for cell in left:
-            collect(at_most=jobs)
             try:
                 shards = _shards(cell, folder / "shards", data_folder)
             except DataError as error:  # too few groups for this many hospitals, sites that are not there
                 keep(Filled(cell, INFEASIBLE, in_one_line(error)))
-                continue
-            pending[pool.submit(fill_cell, cell, shards, Path(scratch))] = cell
+            else:
+                yield cell, shards
+
+    with tempfile.TemporaryDirectory(prefix="fedplatform-") as scratch, workers(jobs) as pool:
+
+        def submit(task: tuple[Cell, Path]) -> Future[Filled]:
+            cell, shards = task
+            future = pool.submit(fill_cell, cell, shards, Path(scratch))
+            under_way.append(cell.name)
             tell()
-        collect(at_most=0)
+            return future
+
+        for (cell, _), filled in as_they_finish(with_shards(), submit, jobs=jobs):
+            under_way.remove(cell.name)
+            keep(filled)
     return results.frame
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache
@@ -18,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from fedplatform.core.files import alone_in, claim, write_whole
 from fedplatform.core.seeding import torch_generator
 from fedplatform.core.statistics import effective_size
-from fedplatform.core.workers import workers
+from fedplatform.core.workers import as_they_finish, workers
 from fedplatform.defence import DefendedClassifier, DiffusionPurifier, FreshNoise, step_of
 from fedplatform.defence.named_attack import aims_at_detector
 from fedplatform.defence.presets import DEFENCES, GATED, HospitalParts
@@ -112,23 +111,14 @@ def evaluate(
         left = [task for task in tasks if not results.has(task)]
         done = len(tasks) - len(left)
         observer(Progress(done, len(tasks)))
-        pending: dict[Future[list[dict[str, object]]], Task] = {}
-        queue = iter(left)
         try:
-            while pending or left:
-                for task in queue:
-                    pending[pool.submit(attack_scans, path, run.shards, task, plan)] = task
-                    if len(pending) > jobs:
-                        break
-                if not pending:
-                    break
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    task = pending.pop(future)
-                    rows = future.result()
-                    results.add(rows)
-                    done += 1
-                    accuracy = float(np.mean([row["answer"] == row["label"] for row in rows])) if rows else float("nan")
-                    observer(Progress(done, len(tasks), task, accuracy))
+            for task, rows in as_they_finish(
+                left, lambda task: pool.submit(attack_scans, path, run.shards, task, plan), jobs=jobs
+            ):
+                results.add(rows)
+                done += 1
+                accuracy = float(np.mean([row["answer"] == row["label"] for row in rows])) if rows else float("nan")
+                observer(Progress(done, len(tasks), task, accuracy))
         finally:
             cells = results.summarise()
     return cells
@@ -267,17 +257,19 @@ def certify_scans(
             step_of(sigma, network.abar[: network.t_max + 1])
     except ValueError as error:
         raise ExperimentError(str(error)) from error
-    asked = [(hospital, sigma) for sigma in sigmas for hospital in run.tested]
-    rows: list[dict[str, object]] = []
+    asked = list(dict.fromkeys((hospital, sigma) for sigma in sigmas for hospital in run.tested))
+    each = -(-scans // len(run.tested))
+    found: dict[tuple[str, float], list[dict[str, object]]] = {}
+    frame = pd.DataFrame()
     with workers(jobs) as pool:
-        each = -(-scans // len(run.tested))
-        pending = [pool.submit(_certify, path, run.shards, hospital, sigma, each, samples) for hospital, sigma in asked]
-        for done, future in enumerate(pending, start=1):
-            rows += future.result()
-            observer(done, len(pending))
-            frame = pd.DataFrame(rows)
+        for task, rows in as_they_finish(
+            asked, lambda task: pool.submit(_certify, path, run.shards, *task, each, samples), jobs=jobs
+        ):
+            found[task] = rows
+            observer(len(found), len(asked))
+            frame = pd.DataFrame([row for task in asked for row in found.get(task, [])])
             write_whole(path / "certificates.parquet", lambda place, frame=frame: frame.to_parquet(place, index=False))  # type: ignore[misc]
-    return pd.DataFrame(rows)
+    return frame
 
 
 def _certify(
