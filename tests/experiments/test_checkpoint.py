@@ -199,7 +199,7 @@ def test_no_intact_checkpoint_is_an_error_and_not_a_new_beginning(copied: RunFol
 
 def test_another_experiment_is_refused(copied: RunFolder, shards: Path) -> None:
     copied.write_settings({**copied.read_settings(), "learning_rate": 0.01})
-    with pytest.raises(ExperimentError, match=r"another experiment .*: learning_rate=0\.05 there, 0\.01 here$"):
+    with pytest.raises(ExperimentError, match=r"another experiment .*: learning_rate=0\.05 there, 0\.01 here"):
         resume(copied, engine=InProcessEngine(), shards=shards)
 
 
@@ -231,7 +231,7 @@ def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default(
 def test_a_run_begun_before_a_setting_existed_goes_on_with_no_other_value(copied: RunFolder, shards: Path) -> None:
     without_settings(copied, "sampling", "transport")
     copied.write_settings({**copied.read_settings(), "sampling": "groups"})
-    with pytest.raises(ExperimentError, match=r"another experiment .*: sampling='scans' there, 'groups' here$"):
+    with pytest.raises(ExperimentError, match=r"another experiment .*: sampling='scans' there, 'groups' here"):
         resume(copied, engine=InProcessEngine(), shards=shards)
 
 

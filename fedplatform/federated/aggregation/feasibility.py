@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 
 def require_updates(rule: object, n: int) -> None:
     """Raise ValueError where a round has no update to aggregate."""
@@ -13,7 +11,7 @@ def require_updates(rule: object, n: int) -> None:
 
 def require_hospitals(rule: object, *, n: int, f: int, at_least: int, formula: str) -> None:
     """Raise ValueError unless ``f >= 0`` is whole and ``n >= at_least``; ``formula`` is that bound as in the paper."""
-    if not isinstance(f, Integral):
+    if not hasattr(f, "__index__"):
         raise ValueError(f"{type(rule).__name__} needs a whole number f, got f={f}")
     if f < 0:
         raise ValueError(f"{type(rule).__name__} needs f >= 0, got n={n}, f={f}")
