@@ -92,15 +92,15 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         scans = {defence: _scans(chosen.run, number, Path(folder) / defence) for defence, number in numbers.items()}
-        versions.crown(numbers[SCENARIOS[0].defence])
+        versions.promote(numbers[SCENARIOS[0].defence])
         with served(arguments, host="127.0.0.1", port=port):
             for scenario in SCENARIOS:
-                versions.crown(numbers[scenario.defence])
+                versions.promote(numbers[scenario.defence])
                 url = f"http://127.0.0.1:{port}"
                 _wait_for(url, numbers[scenario.defence])
                 rows.append(_measured(scenario, url, scans[scenario.defence], Path(folder)))
                 print(json.dumps(rows[-1]), flush=True)
-        versions.crown(numbers["full"])
+        versions.promote(numbers["full"])
     table = pd.DataFrame(rows)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(chosen.out, index=False)

@@ -14,7 +14,7 @@ from fedplatform.core.wording import number
 from fedplatform.experiments.report.plot import Plot, Series, draw, style_of
 from tune.curve import NAMES, breakdowns, curves_of
 from tune.phase import Budget, Search
-from tune.study import Study, turned
+from tune.study import Study, as_maximisation
 from tune.trial import Choice, State, Trial
 
 STYLES = {State.FINISHED: "s-0", State.STOPPED: "s-0 hollow", State.FAILED: "s-3"}
@@ -49,7 +49,7 @@ def write_page(study: Study, trials: Sequence[Trial], winner: Choice | None, fol
         importances=_importances(study, searched),
         files=[place.name for place in sorted(folder.glob("*.yaml")) if place.name != "study.yaml"],
         minutes=sum(trial.seconds for trial in trials) / 60,
-        said=_said,
+        said=_cell,
         command=f"fedplatform run {folder / 'winner.yaml'}",
     )
     path = folder / "report.html"
@@ -89,7 +89,7 @@ def _slices(study: Study, trials: Sequence[Trial]) -> Iterator[Plot]:
             (
                 float(words.index(str(value)) if words else value),  # type: ignore[arg-type]
                 trial.figures[first],
-                f"{_says(trial, first)}, {name} {_said(value)}",
+                f"{_says(trial, first)}, {name} {_cell(value)}",
             )
             for value, trial in zip(values, shown, strict=True)
         ]
@@ -116,7 +116,7 @@ def front_of(study: Study, trials: Sequence[Trial]) -> list[Trial]:
     whole = [trial for trial in trials if trial.state is State.FINISHED]
 
     def worths(trial: Trial) -> np.ndarray:
-        return np.array([turned(goal, trial.figures[name]) for name, goal in study.objectives.items()])
+        return np.array([as_maximisation(goal, trial.figures[name]) for name, goal in study.objectives.items()])
 
     return [
         trial
@@ -199,5 +199,5 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _said(value: object) -> str:
+def _cell(value: object) -> str:
     return "–" if value is None else number(value) if isinstance(value, float) else str(value)

@@ -102,7 +102,7 @@ def evaluate(
         from rich.markdown import Markdown
 
         from fedplatform.experiments.defence.evaluate import evaluate as attack
-        from fedplatform.experiments.defence.pictures import write_exhibits
+        from fedplatform.experiments.defence.pictures import write_example_pictures
         from fedplatform.experiments.report import defence_markdown, write_report
 
         plan = attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries, attacks)
@@ -110,7 +110,7 @@ def evaluate(
             cells = attack(run_folder, plan, jobs=jobs or os.cpu_count() or 1, observer=progress)
         shown = "T2" if "T2" in plan.tiers else plan.tiers[-1]
         if "full" in plan.defences and shown != "T0":
-            write_exhibits(run_folder, defence="full", tier=shown, epsilon=max(epsilons), budget=plan.budget)
+            write_example_pictures(run_folder, defence="full", tier=shown, epsilon=max(epsilons), budget=plan.budget)
         console.print(Markdown(defence_markdown(cells)))
         page = write_report(run_folder).with_name("evaluation.html")
         console.print(f"report: {page}", soft_wrap=True)

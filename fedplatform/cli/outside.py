@@ -128,7 +128,7 @@ def join(
       fedplatform join https://federation.example:8443 --hospital st-mary --data scans/ --key st-mary.key
     """
     with one_line_errors():
-        from actors.gateway.http_transport import HttpLine
+        from actors.gateway.http_transport import HttpTransport
         from fedplatform.cli.progress import counting_bar
         from fedplatform.outside.agent import Agent
         from fedplatform.outside.identity import read_key
@@ -138,7 +138,7 @@ def join(
         folder = state / hospital
         watcher = Teller()
         agent = Agent(
-            HttpLine(url, authority=ca), hospital_id=hospital, key=read_key(key), folder=folder, watcher=watcher
+            HttpTransport(url, authority=ca), hospital_id=hospital, key=read_key(key), folder=folder, watcher=watcher
         )
         try:
             terms = agent.terms()

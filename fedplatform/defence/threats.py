@@ -69,7 +69,7 @@ class Attacker:
     budget: Budget
     generator: torch.Generator
 
-    def nobody(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def no_attack(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """T0: the scans as they are."""
         return images
 
@@ -171,7 +171,7 @@ class Attacker:
 
 TIERS: Mapping[str, Callable[[Attacker, Victim, torch.Tensor, torch.Tensor], torch.Tensor]] = MappingProxyType(
     {
-        "T0": Attacker.nobody,
+        "T0": Attacker.no_attack,
         "T1": Attacker.transfer,
         "T2": Attacker.grey_box,
         "T2_paper": Attacker.as_in_the_paper,

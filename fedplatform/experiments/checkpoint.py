@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 from fedplatform.core.files import write_durably, write_folder_durably
 from fedplatform.core.messages import RoundReport
 from fedplatform.core.rounds import reports_of, tables_of
-from fedplatform.core.storable import Arrays, NotStorableError, put_together, take_apart
+from fedplatform.core.storable import Arrays, NotStorableError, from_plain, to_plain
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.federated.aggregation import Aggregator, try_rule
 from fedplatform.federated.hospital_state import KEPT_ROUNDS, Launch, SupersededError
@@ -148,7 +148,7 @@ class Checkpoints:
 
     def _files(self, checkpoint: Checkpoint) -> dict[str, bytes]:
         state = checkpoint.state
-        tree, arrays = take_apart(state.memory, kinds=self._kinds, name=MEMORY)
+        tree, arrays = to_plain(state.memory, kinds=self._kinds, name=MEMORY)
         arrays |= {"weights": state.weights, "previous_delta": state.previous_delta}
         arrays |= {f"{ROOT}/{name}": value.numpy() for name, value in state.root_personal.items()}
         written = {"round": state.round_number, "experiment": dict(self._place.experiment), "memory": tree}
@@ -175,7 +175,7 @@ class Checkpoints:
             round_number=written["round"],
             weights=arrays["weights"].copy(),
             previous_delta=arrays["previous_delta"].copy(),
-            memory=put_together(written["memory"], arrays, kinds=self._kinds),
+            memory=from_plain(written["memory"], arrays, kinds=self._kinds),
             root_personal={name.removeprefix(f"{ROOT}/"): torch.from_numpy(v).clone() for name, v in personal.items()},
         )
         return Checkpoint(state, reports_of(*tables))
@@ -199,7 +199,7 @@ def require_storable(rule: Aggregator, *, hospitals: int, has_root: bool) -> Non
     try:
         kinds = rule.memory_kinds
         tried = try_rule(rule, hospitals=hospitals, has_root=has_root)
-        take_apart(tried.memory if tried is not None else None, kinds=kinds, name=MEMORY)
+        to_plain(tried.memory if tried is not None else None, kinds=kinds, name=MEMORY)
     except (NotStorableError, ValueError) as error:
         raise ExperimentError(
             f"the memory of {type(rule).__name__} cannot be stored in checkpoints: {error}; "

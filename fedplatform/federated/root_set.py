@@ -10,7 +10,7 @@ import torch
 from fedplatform.core.messages import Rehearsal
 from fedplatform.core.seeding import torch_generator
 from fedplatform.data.images import to_images
-from fedplatform.federated.hospital import Hospital, never
+from fedplatform.federated.hospital import Hospital, never_stop
 from fedplatform.learning.training import Batch
 
 LEAST_SCANS = 4  # a made-up hospital with fewer learns nothing
@@ -121,7 +121,7 @@ class RootInRound:
             groups=hospital.training_groups[scans],
             round_number=number,
             generator=generator,
-            should_stop=never,
+            should_stop=never_stop,
         )
         return delta[: len(self.delta)]
 

@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as arrays
 from mlflow.tracking import MlflowClient
 
 from fedplatform.core.messages import RoundReport
-from fedplatform.core.storable import NotStorableError, put_together, take_apart
+from fedplatform.core.storable import NotStorableError, from_plain, to_plain
 from fedplatform.experiments.callbacks import EachRound
 from fedplatform.experiments.checkpoint import Checkpoint, CheckpointFolder, Checkpoints, require_storable
 from fedplatform.experiments.engine import InProcessEngine
@@ -434,19 +434,19 @@ def test_every_rule_of_the_package_can_be_stored() -> None:
 
 def test_names_that_look_alike_are_told_apart() -> None:
     value = {"a/b": np.zeros(1), "a": {"b": np.ones(1)}, "a'": {"b": np.full(1, 2.0)}}
-    assert same(put_together(*take_apart(value, kinds=(), name="m"), kinds=()), value)
+    assert same(from_plain(*to_plain(value, kinds=(), name="m"), kinds=()), value)
 
 
 @pytest.mark.parametrize("value", [object(), {1: "a"}, np.array(["text"]), np.array([None]), Diary(1), 1j])
 def test_what_is_no_number_and_no_text_is_refused_and_named(value: object) -> None:
     with pytest.raises(NotStorableError, match="memory/odd"):
-        take_apart({"odd": value}, kinds=(), name="memory")
+        to_plain({"odd": value}, kinds=(), name="memory")
 
 
 def test_tensors_come_back_as_tensors_in_declared_dataclasses() -> None:
     value = (Diary(3), {"t": torch.arange(6.0).reshape(2, 3).T, "s": np.float64(0.1)})
-    tree, stored = take_apart(value, kinds=(Diary,), name="memory")
-    diary, back = put_together(tree, stored, kinds=(Diary,))
+    tree, stored = to_plain(value, kinds=(Diary,), name="memory")
+    diary, back = from_plain(tree, stored, kinds=(Diary,))
     assert diary == Diary(3)
     assert torch.equal(back["t"], value[1]["t"])
     assert type(back["s"]) is np.float64

@@ -38,7 +38,7 @@ from fedplatform.experiments.defence.evaluate import (
     tasks_of,
 )
 from fedplatform.experiments.defence.load import DefendedRun
-from fedplatform.experiments.defence.pictures import write_exhibits
+from fedplatform.experiments.defence.pictures import write_example_pictures
 from fedplatform.experiments.experiment import ExperimentError
 
 PLAN = Plan(
@@ -274,7 +274,7 @@ def test_certificates_are_written_and_an_abstention_has_no_radius(defended: Path
 def test_pictures_show_the_tier_that_is_named(defended: Path, tmp_path: Path) -> None:
     folder = tmp_path / "spots"
     shutil.copytree(defended, folder)
-    file = write_exhibits(folder, defence="full", tier="T2", epsilon=16 / 255, budget=PLAN.budget)
+    file = write_example_pictures(folder, defence="full", tier="T2", epsilon=16 / 255, budget=PLAN.budget)
     with np.load(file) as found:
         shown = dict(found)
     shape = shown["clean"].shape
@@ -367,7 +367,7 @@ def test_an_attack_of_a_users_own_that_goes_too_far_stops_evaluation_and_picture
     with pytest.raises(OutOfReachError, match="moved a pixel"):
         evaluate(copied, replace(PLAN, tiers=("T0",), defences=("no_defence",), attacks=(rogue,)), jobs=1)
     with pytest.raises(OutOfReachError, match="moved a pixel"):
-        write_exhibits(copied, defence="full", tier=rogue, epsilon=8 / 255, budget=PLAN.budget)
+        write_example_pictures(copied, defence="full", tier=rogue, epsilon=8 / 255, budget=PLAN.budget)
 
 
 def test_two_evaluations_at_once_do_not_write_over_each_other(copied: Path) -> None:

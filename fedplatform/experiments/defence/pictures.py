@@ -19,7 +19,7 @@ SHOWN = 6
 RESCUED = 4  # of those shown, at most, lest the pictures promise more than the table
 
 
-def write_exhibits(
+def write_example_pictures(
     path: Path, *, defence: str, tier: str, epsilon: float, budget: Budget, shards: Path | None = None
 ) -> Path:
     """Write ``pictures.npz`` into a run folder: scans that one tier attacks, and what a defence makes of them.
