@@ -22,9 +22,9 @@ from starlette.formparsers import MultiPartParser
 
 from actors.endpoint.api import ERRORS, LOCKED, OPEN, POLICY, UPLOAD, api, request_id_of
 from actors.endpoint.arguments import EndpointArguments, UserConfiguration
-from actors.endpoint.authentication import Door, Visitor
+from actors.endpoint.authentication import Authenticator, Caller
 from actors.endpoint.catalogue import Catalogue
-from actors.endpoint.diagnosis_request import Matter, model_answer, png_text, recent_answer
+from actors.endpoint.diagnosis_request import DiagnosisRequest, model_answer, png_text, recent_answer
 from actors.endpoint.metrics import EndpointMetrics
 from actors.endpoint.model_store import ModelName
 from actors.endpoint.page import page
@@ -71,7 +71,7 @@ class Upload:
 )
 @serve.ingress(api)
 class Ingress:
-    """Lets visitors in, reads what they send, has it diagnosed and written down, and answers."""
+    """Lets callers in, reads what they send, has it diagnosed and written down, and answers."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Ingress:
         # A patient's scan does not go to a temporary file: an upload stays in memory, bounded by the gateway.
         MultiPartParser.spool_max_size = BODY_BYTES
         self._arguments = arguments
-        self._door = Door(arguments)
+        self._authenticator = Authenticator(arguments)
         self._metrics = EndpointMetrics()
         self._pipeline = Pipeline(diagnostician, purifying, auditor, self._metrics)
         self._catalogue = Catalogue(arguments, self._pipeline.warm)
@@ -97,7 +97,9 @@ class Ingress:
     @api.get("/", include_in_schema=False)
     async def page(self) -> HTMLResponse:
         """The page to drop a scan on."""
-        return HTMLResponse(page(asks_for_a_key=self._door.asks_for_a_key), headers={"content-security-policy": POLICY})
+        return HTMLResponse(
+            page(asks_for_a_key=self._authenticator.asks_for_a_key), headers={"content-security-policy": POLICY}
+        )
 
     @api.get("/healthz", responses=OPEN)
     async def healthz(self) -> StateAnswer:
@@ -114,9 +116,9 @@ class Ingress:
     @api.get("/v1/models", responses=ERRORS, dependencies=LOCKED)
     async def models(self, request: Request) -> ModelsAnswer:
         """The models that the key opens."""
-        visitor = self._door.visitor(request)
+        caller = self._authenticator.caller(request)
         edition = self._catalogue.edition
-        return ModelsAnswer(models=[model_answer(*edition.model(name)) for name in visitor.opens(edition.hospitals)])
+        return ModelsAnswer(models=[model_answer(*edition.model(name)) for name in caller.opens(edition.hospitals)])
 
     @api.post("/v1/diagnose", responses=ERRORS, dependencies=LOCKED, openapi_extra=UPLOAD)
     async def diagnose(
@@ -129,21 +131,24 @@ class Ingress:
         """Diagnose the scans in one or many files: PNG, JPEG, DICOM or NIfTI."""
         request_id = request_id_of(request)
         watch = Stopwatch(self._metrics)
-        async with self._admitted("diagnose", request) as visitor:
+        async with self._admitted("diagnose", request) as caller:
             with watch.stage("total"):
-                name, bundle = self._model(visitor, hospital)
-                matter = Matter(request_id, visitor, name, bundle, slice_number)
+                name, bundle = self._model(caller, hospital)
+                diagnosis_request = DiagnosisRequest(request_id, caller, name, bundle, slice_number)
                 with watch.stage("read"):
-                    uploads = await self._uploads(request, matter)
+                    uploads = await self._uploads(request, diagnosis_request)
                 scans = np.concatenate([upload.scans for upload in uploads])
                 outcomes = await self._pipeline.diagnose(name, scans, watch, wants_pictures=pictures)
                 places = [(upload.digest, scan) for upload in uploads for scan in range(len(upload.scans))]
                 with watch.stage("record"):
                     await self._pipeline.write_down(
-                        tuple(matter.entry(*place, outcome) for place, outcome in zip(places, outcomes, strict=True))
+                        tuple(
+                            diagnosis_request.entry(*place, outcome)
+                            for place, outcome in zip(places, outcomes, strict=True)
+                        )
                     )
         answers = [
-            matter.answer(scan, outcome, watch.milliseconds)
+            diagnosis_request.answer(scan, outcome, watch.milliseconds)
             for (_, scan), outcome in zip(places, outcomes, strict=True)
         ]
         for answer in answers:
@@ -167,12 +172,12 @@ class Ingress:
         """Prove for one scan within which L2 radius no change at all alters the class."""
         request_id = request_id_of(request)
         watch = Stopwatch(self._metrics)
-        async with self._admitted("certify", request) as visitor:
+        async with self._admitted("certify", request) as caller:
             with watch.stage("total"):
-                name, bundle = self._model(visitor, hospital)
-                matter = Matter(request_id, visitor, name, bundle, slice_number)
+                name, bundle = self._model(caller, hospital)
+                diagnosis_request = DiagnosisRequest(request_id, caller, name, bundle, slice_number)
                 with watch.stage("read"):
-                    uploads = await self._uploads(request, matter)
+                    uploads = await self._uploads(request, diagnosis_request)
                 if [len(upload.scans) for upload in uploads] != [1]:
                     raise Refused(422, "One scan at a time is certified.")
                 (upload,) = uploads
@@ -185,23 +190,23 @@ class Ingress:
                     except ValueError as error:
                         raise Refused(422, "The purifier has not learned noise of this sigma.") from error
                 with watch.stage("record"):
-                    entry = matter.certificate_entry(upload.digest, certificate, seed=seed)
+                    entry = diagnosis_request.certificate_entry(upload.digest, certificate, seed=seed)
                     await self._pipeline.write_down((entry,))
         return CertifyAnswer(
-            request_id=request_id, certificate=matter.certificate_answer(certificate, watch.milliseconds)
+            request_id=request_id, certificate=diagnosis_request.certificate_answer(certificate, watch.milliseconds)
         )
 
     @api.get("/v1/requests", responses=ERRORS, dependencies=LOCKED)
     async def requests(self, request: Request) -> RecentsAnswer:
         """The latest diagnoses for the hospitals that the key opens, newest first."""
         edition = self._catalogue.edition
-        entries = await self._pipeline.recent(self._door.visitor(request).opens(edition.hospitals))
+        entries = await self._pipeline.recent(self._authenticator.caller(request).opens(edition.hospitals))
         return RecentsAnswer(requests=[recent_answer(entry, edition.bundles[entry.hospital_id]) for entry in entries])
 
     @api.get("/v1/examples", responses=ERRORS, dependencies=LOCKED)
     async def examples(self, request: Request, hospital: Hospital = None) -> ExamplesAnswer:
         """The server's own scans to try a hospital's model with."""
-        name, bundle = self._model(self._door.visitor(request), hospital)
+        name, bundle = self._model(self._authenticator.caller(request), hospital)
         found = read_examples(bundle.folder.parent / FOLDER, name.hospital_id)
         return ExamplesAnswer(
             examples=[ExampleAnswer(name=one.name, truth=one.truth, attacked=one.attacked) for one in found]
@@ -215,23 +220,23 @@ class Ingress:
     )
     async def example(self, request: Request, example: str, hospital: Hospital = None) -> Response:
         """One of these scans as a PNG file."""
-        name, bundle = self._model(self._door.visitor(request), hospital)
+        name, bundle = self._model(self._authenticator.caller(request), hospital)
         folder = bundle.folder.parent / FOLDER
         if example not in {one.name for one in read_examples(folder, name.hospital_id)}:
             raise Refused(404, "There is no example of this name.")
         return Response((folder / name.hospital_id / example).read_bytes(), media_type="image/png")
 
     @asynccontextmanager
-    async def _admitted(self, route: str, request: Request) -> AsyncIterator[Visitor]:
+    async def _admitted(self, route: str, request: Request) -> AsyncIterator[Caller]:
         """Who asks, and a place among the requests under way; counts how it ended."""
         status = 200
         self._under_way += 1
         self._metrics.under_way("all", self._under_way)
         try:
-            visitor = self._door.visitor(request)
+            caller = self._authenticator.caller(request)
             if self._under_way > self._arguments.waiting:
                 raise Unavailable
-            yield visitor
+            yield caller
         except Refused as refusal:
             status = refusal.status
             raise
@@ -246,10 +251,10 @@ class Ingress:
             self._metrics.under_way("all", self._under_way)
             self._metrics.answered(route, status)
 
-    def _model(self, visitor: Visitor, hospital: str | None) -> tuple[ModelName, Bundle]:
-        return self._catalogue.model(visitor.chosen(hospital, self._catalogue.edition.hospitals))
+    def _model(self, caller: Caller, hospital: str | None) -> tuple[ModelName, Bundle]:
+        return self._catalogue.model(caller.chosen(hospital, self._catalogue.edition.hospitals))
 
-    async def _uploads(self, request: Request, matter: Matter) -> list[Upload]:
+    async def _uploads(self, request: Request, diagnosis_request: DiagnosisRequest) -> list[Upload]:
         """The files of a request, read; raises :class:`Refused`, or :class:`TooFast`."""
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise Refused(415, "Scans are sent as files called scan in multipart/form-data.")
@@ -258,8 +263,8 @@ class Ingress:
             if not files or len(files) != len(form.multi_items()):
                 raise Refused(422, "A request holds files called scan, at least one, and nothing else.")
             datas = [await file.read() for file in files if isinstance(file, UploadFile)]
-        self._door.count(matter.visitor, len(datas))
-        card = matter.bundle.card
+        self._authenticator.count(diagnosis_request.caller, len(datas))
+        card = diagnosis_request.bundle.card
         uploads = []
         for data in datas:
             async with self._readers:
@@ -269,12 +274,12 @@ class Ingress:
                     size=card.size,
                     channels=card.channels,
                     limits=LIMITS,
-                    slice_number=matter.slice_number,
+                    slice_number=diagnosis_request.slice_number,
                 )
             uploads.append(Upload(sha256(data).hexdigest(), scans))
         total = sum(len(upload.scans) for upload in uploads)
         if total > LIMITS.scans:
             raise Refused(413, f"A request may hold {LIMITS.scans} scans at most.")
         if total > len(uploads):
-            self._door.count(matter.visitor, total - len(uploads))
+            self._authenticator.count(diagnosis_request.caller, total - len(uploads))
         return uploads

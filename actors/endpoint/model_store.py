@@ -106,12 +106,12 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """Where models are taken from."""
+class ModelStore:
+    """Loads models."""
 
     arguments: EndpointArguments
 
-    def take(self, name: ModelName) -> Model:
+    def load(self, name: ModelName) -> Model:
         """A model, its files checked against their digests, its noise keyed by the hospital's secret.
 
         It is on the GPU where Serve gave this replica one, and on ONNX Runtime where not.
