@@ -35,7 +35,7 @@ from fedplatform.defence import (
 from fedplatform.defence.presets import HospitalParts
 from fedplatform.defence.threats import Budget, Victim, attack_hospital
 from fedplatform.experiments.baselines import look_up
-from fedplatform.experiments.defence.evaluate import spread_evenly
+from fedplatform.experiments.defence.attack import spread_evenly
 from fedplatform.experiments.defence.load import DefendedRun
 
 WAYS: dict[str, Sampler | None] = {

@@ -15,7 +15,7 @@ from fedplatform.core.seeding import torch_generator
 from fedplatform.data.splits import Role
 from fedplatform.defence.presets import HospitalParts
 from fedplatform.defence.threats import Budget, Victim, attack_hospital
-from fedplatform.experiments.defence.evaluate import spread_evenly
+from fedplatform.experiments.defence.attack import spread_evenly
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from tune.study import Study

@@ -11,9 +11,9 @@ from fedplatform.api.result import Result
 from fedplatform.defence import DefendedClassifier
 from fedplatform.defence.settings import DefenceSettings
 from fedplatform.defence.threats import USUAL_TIERS, Budget
-from fedplatform.experiments.defence.evaluate import Plan
 from fedplatform.experiments.defence.evaluate import evaluate as attack
 from fedplatform.experiments.defence.load import DefendedRun
+from fedplatform.experiments.defence.plan import Plan
 from fedplatform.experiments.defence.train import defend as train_defence
 from fedplatform.experiments.engine import Engine, InProcessEngine
 from fedplatform.experiments.experiment import ExperimentError

@@ -159,7 +159,7 @@ def certify(
     with one_line_errors():
         from rich.table import Table
 
-        from fedplatform.experiments.defence.evaluate import certified_accuracy, certify_scans
+        from fedplatform.experiments.defence.certify import certified_accuracy, certify_scans
 
         with counting_bar("certifying") as progress:
             found = certify_scans(

@@ -121,7 +121,7 @@ def attack_plan(
 ) -> Any:
     """What :func:`attack_options` asks for; an unknown word is an error that names the nearest."""
     from fedplatform.defence.threats import TIERS, Budget
-    from fedplatform.experiments.defence.evaluate import Plan
+    from fedplatform.experiments.defence.plan import Plan
     from fedplatform.experiments.experiment import ExperimentError
 
     budget = Budget(steps=steps, eot=eot, queries=queries)

@@ -21,8 +21,9 @@ from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
 from fedplatform.defence.presets import DEFENCES, CleanScanLimits
 from fedplatform.defence.settings import DefenceSettings
-from fedplatform.experiments.defence.evaluate import Plan, evaluate
+from fedplatform.experiments.defence.evaluate import evaluate
 from fedplatform.experiments.defence.load import STAGES, DefendedRun
+from fedplatform.experiments.defence.plan import Plan
 from fedplatform.experiments.defence.train import defend
 from fedplatform.experiments.engine import Engine, InProcessEngine
 from fedplatform.experiments.experiment import ExperimentError

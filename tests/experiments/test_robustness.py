@@ -24,21 +24,14 @@ from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.defence.presets import GATED
 from fedplatform.defence.threats import AT_DETECTORS, USUAL_TIERS, Budget, OutOfReachError, check_within
+from fedplatform.experiments.baselines import NEAREST_NEIGHBOUR
+from fedplatform.experiments.defence.attack import judge_scans, spread_evenly
 from fedplatform.experiments.defence.benchmark import PUBLISHED, DefenceBenchmark, fill, train
-from fedplatform.experiments.defence.evaluate import (
-    EASY_TIERS,
-    NEAREST_NEIGHBOUR,
-    Plan,
-    Progress,
-    certified_accuracy,
-    certify_scans,
-    evaluate,
-    judge_scans,
-    spread_evenly,
-    tasks_of,
-)
+from fedplatform.experiments.defence.certify import certified_accuracy, certify_scans
+from fedplatform.experiments.defence.evaluate import Progress, evaluate
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.experiments.defence.pictures import write_example_pictures
+from fedplatform.experiments.defence.plan import EASY_TIERS, Plan, tasks_of
 from fedplatform.experiments.experiment import ExperimentError
 
 PLAN = Plan(

@@ -14,8 +14,9 @@ from fedplatform.core.files import claim, write_whole
 from fedplatform.core.specification import nearest
 from fedplatform.core.workers import as_they_finish, workers
 from fedplatform.defence.settings import DefenceSettings
-from fedplatform.experiments.defence.evaluate import Observer, Plan, evaluate
+from fedplatform.experiments.defence.evaluate import Observer, evaluate
 from fedplatform.experiments.defence.load import DEFENCE, STAGES
+from fedplatform.experiments.defence.plan import Plan
 from fedplatform.experiments.defence.train import defend
 from fedplatform.experiments.engine import InProcessEngine
 from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings

@@ -11,7 +11,7 @@ from torch.nn import functional
 from fedplatform.core.files import write_whole
 from fedplatform.core.seeding import torch_generator
 from fedplatform.defence.threats import Budget, Victim, attack_hospital
-from fedplatform.experiments.defence.evaluate import spread_evenly
+from fedplatform.experiments.defence.attack import spread_evenly
 from fedplatform.experiments.defence.load import DefendedRun
 
 CANDIDATES = 12  # test scans of each hospital that are looked at
