@@ -188,7 +188,9 @@ def trust(
     """
     with one_line_errors():
         from fedplatform.experiments.experiment import ExperimentError
-        from fedplatform.experiments.trust_benchmark import ATTACKS, DATASETS, RULES, SPLITS, Benchmark, fill, markdown
+        from fedplatform.experiments.trust_benchmark.cells import ATTACKS, DATASETS, RULES, SPLITS, Benchmark
+        from fedplatform.experiments.trust_benchmark.fill import fill
+        from fedplatform.experiments.trust_benchmark.table import markdown
 
         if dataset not in DATASETS:
             raise ExperimentError(f"no settings for data set {dataset!r}{nearest(dataset, DATASETS)}")
