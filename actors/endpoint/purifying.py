@@ -12,7 +12,7 @@ from ray import serve
 
 from actors.endpoint.arguments import EndpointArguments
 from actors.endpoint.diagnostician import MODELS_AT_HAND, WAIT_S
-from actors.endpoint.model_store import Model, ModelName, ModelStore, Treated, joined
+from actors.endpoint.model_store import Model, ModelName, ModelStore, Treated
 from fedplatform.defence import Certificate, Examination
 
 SCANS_A_BATCH = 16  # each of them becomes as many copies as vote
@@ -62,7 +62,7 @@ class Purifying:
 def _treat(model: Model, flagged: list[Flagged]) -> list[Treated]:
     started = time.perf_counter()
     diagnoses, purified = model.treat(
-        np.concatenate([one.scans for one in flagged]), joined([one.examination for one in flagged])
+        np.concatenate([one.scans for one in flagged]), Examination.cat([one.examination for one in flagged])
     )
     milliseconds = 1000 * (time.perf_counter() - started)
     answers = []

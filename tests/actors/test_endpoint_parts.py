@@ -20,7 +20,7 @@ from actors.endpoint.arguments import EndpointArguments, UserConfiguration
 from actors.endpoint.authentication import Authenticator, Caller, TooFast
 from actors.endpoint.catalogue import Catalogue
 from actors.endpoint.config_file import config_of, text_of
-from actors.endpoint.model_store import Model, ModelName, rows_of
+from actors.endpoint.model_store import Model, ModelName
 from fedplatform.cli import fedplatform
 from fedplatform.core.settings import ExperimentError
 from fedplatform.defence import Diagnosis, KeyedNoise
@@ -181,7 +181,7 @@ def test_a_model_on_another_device_answers_as_on_the_cpu(defended: Path, tmp_pat
         same_answers(spoken_there, spoken)
         flagged = examination.flagged.nonzero().flatten()
         assert 0 < len(flagged) < len(scans)
-        deep, rows = rows_of(examination, flagged), flagged.numpy()
+        deep, rows = examination[flagged], flagged.numpy()
         diagnoses, purified = there.treat(scans[rows], deep)
         assert there.certify(scans[:1], sigma=0.25, samples=50, seed=0) == here.certify(
             scans[:1], sigma=0.25, samples=50, seed=0
