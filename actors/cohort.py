@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors.hospital import HospitalHost
-from actors.placement import at_home, dealt
+from actors.placement import at_home, spread
 from fedplatform.core.errors import FedplatformError
 from fedplatform.core.messages import HospitalState, Predictions, Reply
 from fedplatform.data.splits import Role
@@ -47,18 +47,20 @@ class RayCohort:
         self._plan = plan
         self._deadline_s = deadline_s
         self._round = 0
-        berths = at_home(places) if places else dealt(plan, num_hosts)
+        placements = at_home(places) if places else spread(plan, num_hosts)
         remote: Any = ray.remote  # its type stubs do not know concurrency groups
         actor = remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"work": 1, "control": 1})(host)
         # By value and not by reference: a restarted actor must find its plan whatever became of the object store.
-        self._hosts: list[Any] = [actor.options(**berth.options).remote(plan, berth.hospital_ids) for berth in berths]
-        placed = zip(self._hosts, berths, strict=True)
-        self._host_of = {name: host for host, berth in placed for name in berth.hospital_ids}
+        self._hosts: list[Any] = [
+            actor.options(**placement.options).remote(plan, placement.hospital_ids) for placement in placements
+        ]
+        placed = zip(self._hosts, placements, strict=True)
+        self._host_of = {name: host for host, placement in placed for name in placement.hospital_ids}
         try:
             ray.get([host.ready.remote() for host in self._hosts], timeout=START_TIMEOUT_S)
         except GetTimeoutError:
             raise CohortError(
-                f"{len(berths)} hospital actors did not start within {START_TIMEOUT_S:.0f} s; "
+                f"{len(placements)} hospital actors did not start within {START_TIMEOUT_S:.0f} s; "
                 f"the cluster has {ray.cluster_resources().get('CPU', 0):.0f} CPUs"
             ) from None
         except RayActorError as error:

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.cluster.joining import LOCAL, join
 from actors.cohort import CohortError, cause
 from actors.gateway.application import GatewayOptions, close_gateway, open_gateway
-from actors.gateway.server_actor import RemoteDesk, open_desk
+from actors.gateway.server_actor import RemoteGatewayServer, open_gateway_server
 from actors.http.start import prepare
 from actors.own_code import by_value
 from actors.placement import require_nodes
@@ -160,18 +160,18 @@ class RayEngine:
         Raises :class:`ExperimentError` where hospitals are outside and there is no gateway.
         """
         with (
-            self._door(experiment, shards, state_folder.parent / "gateway") as desk,
+            self._open_gateway(experiment, shards, state_folder.parent / "gateway") as gateway,
             self._placed(
-                experiment, shards, state_folder=state_folder, start=start, checkpoints=checkpoints, desk=desk
+                experiment, shards, state_folder=state_folder, start=start, checkpoints=checkpoints, gateway=gateway
             ) as federation,
         ):
             yield federation
-            if desk:
-                desk.finish(FAREWELL_S)
+            if gateway:
+                gateway.finish(FAREWELL_S)
 
     @contextmanager
-    def _door(self, experiment: Experiment, shards: Path, folder: Path) -> Iterator[RemoteDesk | None]:
-        """The desk behind its gateway, where hospitals are outside."""
+    def _open_gateway(self, experiment: Experiment, shards: Path, folder: Path) -> Iterator[RemoteGatewayServer | None]:
+        """The gateway, where hospitals are outside."""
         if not experiment.outside:
             yield None
             return
@@ -179,10 +179,12 @@ class RayEngine:
             who = ", ".join(experiment.outside)
             raise ExperimentError(f"outside: {who}; only 'fedplatform run' lets them in, by --gateway and --roster")
         terms = Terms.of(experiment, Manifest.load(shards), run=run_id(folder.resolve()))
-        actor = open_desk(self._outside.roster.only(experiment.outside), terms, folder.resolve(), where=_here())
+        actor = open_gateway_server(
+            self._outside.roster.only(experiment.outside), terms, folder.resolve(), where=_here()
+        )
         try:
             open_gateway(actor, self._outside)
-            yield RemoteDesk(terms.run)
+            yield RemoteGatewayServer(terms.run)
         finally:
             if head_answers():
                 close_gateway()
@@ -197,7 +199,7 @@ class RayEngine:
         state_folder: Path,
         start: np.ndarray | None,
         checkpoints: Path | None,
-        desk: RemoteDesk | None,
+        gateway: RemoteGatewayServer | None,
     ) -> Iterator[RunningFederation]:
         """The server and, through it, the hospitals inside."""
         send_by_value(experiment)
@@ -216,7 +218,7 @@ class RayEngine:
             places=places,
             start=start,
             checkpoints=CheckpointFolder.of(checkpoints, experiment) if checkpoints else None,
-            desk=desk,
+            gateway=gateway,
         )
         try:
             yield RayFederation(server, restarts=checkpoints is not None)

@@ -18,24 +18,26 @@ class PlacementError(ClusterError):
 
 
 @dataclass(frozen=True)
-class Berth:
+class ActorPlacement:
     """One actor: the hospitals that live in it, and how Ray is to place it."""
 
     hospital_ids: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=lambda: {"num_cpus": 1})
 
 
-def dealt(plan: CohortPlan, num_hosts: int) -> list[Berth]:
+def spread(plan: CohortPlan, num_hosts: int) -> list[ActorPlacement]:
     """Hospitals dealt in turn to actors that may run anywhere."""
     # Honest hospitals and attackers are dealt apart: colluding attackers do not train, and would leave one host idle.
     order = [*plan.honest, *(name for name in plan.shard_files if name not in plan.honest)]
-    return [Berth(tuple(order[host::num_hosts])) for host in range(num_hosts)]
+    return [ActorPlacement(tuple(order[host::num_hosts])) for host in range(num_hosts)]
 
 
-def at_home(places: Sequence[Place]) -> list[Berth]:
+def at_home(places: Sequence[Place]) -> list[ActorPlacement]:
     """An actor for each hospital, which runs on that hospital's node and nowhere else."""
     return [
-        Berth((place.name,), {"num_cpus": place.cpus, "num_gpus": place.gpus, "label_selector": {LABEL: place.node}})
+        ActorPlacement(
+            (place.name,), {"num_cpus": place.cpus, "num_gpus": place.gpus, "label_selector": {LABEL: place.node}}
+        )
         for place in places
     ]
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from actors.cohort import RayCohort
-from actors.gateway.server_actor import RemoteDesk
+from actors.gateway.server_actor import RemoteGatewayServer
 from actors.hospital import HospitalHost
 from actors.masked import MaskedHospitalHost, RayMaskedHospitals
 from fedplatform.core.messages import RoundReport
@@ -25,7 +25,7 @@ from fedplatform.outside.outside_cohort import JoinedCohort, OutsideCohort
 class Server:
     """The server of one experiment: :class:`fedplatform.experiments.engine.ServerRole` over hospitals elsewhere.
 
-    They are in actors of their own, and outside the cluster behind a ``desk``.
+    They are in actors of their own, and outside the cluster behind a ``gateway``.
 
     Started again, it goes on after its newest checkpoint, with hospitals' actors of its own; the old ones die with it.
     """
@@ -40,7 +40,7 @@ class Server:
         places: Sequence[Place] = (),
         start: np.ndarray | None = None,
         checkpoints: CheckpointFolder | None = None,
-        desk: RemoteDesk | None = None,
+        gateway: RemoteGatewayServer | None = None,
     ) -> None:
         torch.set_num_threads(1)
         opened = Checkpoints.open(checkpoints, experiment.server_rule) if checkpoints else None
@@ -57,8 +57,8 @@ class Server:
         if plan.privacy is not None:
             masked = RayMaskedHospitals(self._inside, plan, deadline_s=experiment.deadline_s)
             cohort = GroupedCohort(masked, plan.privacy, seed=experiment.seed)
-        if desk is not None:
-            outside = OutsideCohort(desk, experiment.outside, deadline_s=experiment.deadline_s, launch=launch)
+        if gateway is not None:
+            outside = OutsideCohort(gateway, experiment.outside, deadline_s=experiment.deadline_s, launch=launch)
             cohort = JoinedCohort(self._inside, outside, hospital_ids=experiment.hospital_ids())
         self._role = ServerRole(experiment, shards, cohort, start=start, checkpoints=opened)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tune.breakdown import Breakdown
-from tune.curve import curves_of
-from tune.page import draw_lines
+from tune.curve import NAMES, Curve, curves_of
 from tune.phase import Budget
 from tune.result import table_of
 from tune.runner import run
@@ -39,6 +39,14 @@ def publish(trials: list[Trial]) -> None:
         draw_lines(place, [curve for curve in curves if curve.axis == axis])
     figure.suptitle("Sign flipping by attackers among ten hospitals: test scans, one seed", fontsize=10)
     figure.savefig(DOCS / "pictures/breakdown.png", dpi=110)
+
+
+def draw_lines(axes: Axes, curves: list[Curve]) -> None:
+    for curve, mark in zip(curves, "os^D", strict=True):
+        axes.plot(curve.places, curve.accuracies, label=curve.rule, marker=mark, markersize=5)
+    axes.set(xlabel=NAMES[curves[0].axis], ylabel="accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main() -> None:
             draw = np.random.default_rng(0)
             weights, delta = (draw.normal(size=n).astype(np.float32) for n in (layout.size, layout.num_shared))
             for rule, memory in (("median", None), ("hybrid+trust", real.state.memory)):
-                place = CheckpointFolder(folder / f"{model}-{rule}", "any")
+                place = CheckpointFolder(folder / f"{model}-{rule}", {})
                 checkpoints = Checkpoints.open(place, base.rule)
                 wall, cpu = [], []
                 for number in range(1, TIMES + 1):

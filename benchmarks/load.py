@@ -32,7 +32,7 @@ import torch
 
 from fedplatform.core.seeding import torch_generator
 from fedplatform.defence import KeyedNoise
-from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
+from fedplatform.defence.threats import Victim, attack_hospital
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.answer import picture
 from fedplatform.serving.api_keys import Keys
@@ -165,15 +165,15 @@ def main() -> None:
         arguments = EndpointArguments(versions=place, state=place, keys=str(keys_file), rate=1e6, burst=10**6)
         operator = Operator(arguments.audit_log, keys_file, next(iter(keys.values())), port)
         scans = {defence: _scans(chosen.run, number, Path(folder) / defence) for defence, number in numbers.items()}
-        versions.crown(numbers[SCENARIOS[0].defence])
+        versions.promote(numbers[SCENARIOS[0].defence])
         with served(arguments, host="127.0.0.1", port=port):
             for scenario in SCENARIOS:
-                versions.crown(numbers[scenario.defence])
+                versions.promote(numbers[scenario.defence])
                 url = f"http://127.0.0.1:{port}"
                 _wait_for(url, numbers[scenario.defence])
                 rows.append(_measured(scenario, url, scans[scenario.defence], Path(folder), keys, operator))
                 print(json.dumps(rows[-1]), flush=True)
-        versions.crown(numbers["full"])
+        versions.promote(numbers["full"])
     table = pd.DataFrame(rows)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(chosen.out, index=False)
@@ -198,8 +198,14 @@ def _scans(run_folder: Path, version: str, folder: Path) -> list[dict[str, objec
         bundle = bundle_of(RunVersions(run_folder).folder(version), hospital_id)
         defended = bundle.defended(KeyedNoise(open_secret(secret_path(run_folder, hospital_id))))
         images, labels = parts.test[0][:SCANS], parts.test[1][:SCANS]
-        attacker = Attacker(EPSILON, Budget(), torch_generator(0, "load", hospital_id))
-        attacked = TIERS["T2"](attacker, Victim(parts.defended("full"), parts.tuned), images, labels)
+        attacked = attack_hospital(
+            "T2",
+            Victim.of(parts, parts, parts.defended("full")),
+            images,
+            labels,
+            epsilon=EPSILON,
+            generator=torch_generator(0, "load", hospital_id),
+        )
         for name, some in (("clean", images), ("attacked", attacked)):
             stored = (some * 255).round() / 255
             for number, (image, said) in enumerate(zip(stored, defended.diagnose(stored), strict=True)):

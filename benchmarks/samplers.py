@@ -33,9 +33,9 @@ from fedplatform.defence import (
     Sampler,
 )
 from fedplatform.defence.presets import HospitalParts
-from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
+from fedplatform.defence.threats import Budget, Victim, attack_hospital
 from fedplatform.experiments.baselines import look_up
-from fedplatform.experiments.defence.evaluate import check_within, spread_evenly
+from fedplatform.experiments.defence.attack import spread_evenly
 from fedplatform.experiments.defence.load import DefendedRun
 
 WAYS: dict[str, Sampler | None] = {
@@ -109,9 +109,15 @@ def answered(
     if not (way is None or isinstance(way, KNeighborsClassifier)):
         through = parts.through(DiffusionPurifier(parts.network, OneShot()), depth=depth, classifier=parts.classifier)
         defended = replace(through, purifier=DiffusionPurifier(parts.network, way))
-    attacker = Attacker(epsilon, Budget(steps=20, eot=1), torch_generator(seed, "samplers", tier, parts.hospital_id))
-    attacked = TIERS[tier](attacker, Victim(defended, parts.classifier), images, labels)
-    check_within(attacked, images, epsilon)
+    attacked = attack_hospital(
+        tier,
+        Victim(defended, parts.classifier),
+        images,
+        labels,
+        epsilon=epsilon,
+        budget=Budget(steps=20, eot=1),
+        generator=torch_generator(seed, "samplers", tier, parts.hospital_id),
+    )
     begun = time.process_time()
     if isinstance(way, KNeighborsClassifier):
         answers = torch.from_numpy(way.predict(attacked.flatten(1).numpy()))

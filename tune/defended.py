@@ -14,8 +14,8 @@ import torch
 from fedplatform.core.seeding import torch_generator
 from fedplatform.data.splits import Role
 from fedplatform.defence.presets import HospitalParts
-from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
-from fedplatform.experiments.defence.evaluate import check_within, spread_evenly
+from fedplatform.defence.threats import Budget, Victim, attack_hospital
+from fedplatform.experiments.defence.attack import spread_evenly
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from tune.study import Study
@@ -34,11 +34,15 @@ class Ward:
 
     def attacked(self, defence: str, tier: str, epsilon: float, budget: Budget, *, seed: int) -> torch.Tensor:
         """The scans as the attacker of a tier leaves them, whose victim is this defence with these parts' settings."""
-        generator = torch_generator(seed, "tune", tier, self.parts.hospital_id)
-        victim = Victim(self.parts.defended(defence), self.neighbour)
-        found = TIERS[tier](Attacker(epsilon, budget, generator), victim, self.images, self.labels)
-        check_within(found, self.images, epsilon)
-        return found
+        return attack_hospital(
+            tier,
+            Victim(self.parts.defended(defence), self.neighbour),
+            self.images,
+            self.labels,
+            epsilon=epsilon,
+            budget=budget,
+            generator=torch_generator(seed, "tune", tier, self.parts.hospital_id),
+        )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fedplatform.experiments.experiment import Experiment
 from tune.phase import Budget, Listing, Phase, Search
 from tune.poisoning import STRENGTHS, attack_space, attacked, usual_attacks
 from tune.setting import setting_of
-from tune.study import FederatedStudy, Goal, turned
+from tune.study import FederatedStudy, Goal, as_maximisation
 from tune.trial import Choice, State, Trial
 
 ATTACKER, DEFENDER = "attacker", "defender"
@@ -73,7 +73,7 @@ class Duel(FederatedStudy):
             best, stood = best_of(search.trials, GOALS[side]), stand_of(search.trials)
             if best is None:
                 break
-            gained = turned(GOALS[side], best.figures["accuracy"]) - turned(GOALS[side], stood)
+            gained = as_maximisation(GOALS[side], best.figures["accuracy"]) - as_maximisation(GOALS[side], stood)
             idle = 0 if gained > self.tolerance else idle + 1
             if idle == 0:
                 pair = dict(best.choice)
@@ -104,7 +104,7 @@ class Duel(FederatedStudy):
 def best_of(trials: Sequence[Trial], goal: Goal) -> Trial | None:
     """The best of those that ran to their end; of equals the first, so that who gains nothing stays as he is."""
     whole = sorted((trial for trial in trials if trial.state is State.FINISHED), key=lambda trial: trial.number)
-    return max(whole, key=lambda trial: turned(goal, trial.figures["accuracy"]), default=None)
+    return max(whole, key=lambda trial: as_maximisation(goal, trial.figures["accuracy"]), default=None)
 
 
 def stand_of(trials: Sequence[Trial]) -> float:

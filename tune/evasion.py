@@ -14,8 +14,7 @@ from fedplatform.attacks.evasion import APGD, PGD, EvasionAttack, MomentumPGD, T
 from fedplatform.core.seeding import torch_generator
 from fedplatform.data.splits import Role
 from fedplatform.defence import DefendedClassifier, FreshNoise
-from fedplatform.defence.threats import TIERS, Attacker, Budget, StraightThrough, Victim
-from fedplatform.experiments.defence.evaluate import check_within
+from fedplatform.defence.threats import Budget, StraightThrough, Victim, attack_hospital, check_within
 from tune.defended import DefendedStudy
 from tune.study import Goal, Workplace
 from tune.trial import Choice, Figures
@@ -57,14 +56,19 @@ class Evasion(DefendedStudy):
             defended = ward.parts.defended("full")
             generator = torch_generator(self.seed, "tune", "evasion", ward.parts.hospital_id)
             if "tier" in choice:
-                budget = Budget(steps=max(1, self.gradients // 4), eot=4)
-                attacker = Attacker(self.epsilon, budget, generator)
-                victim = Victim(defended, ward.neighbour)
-                attacked = TIERS[str(choice["tier"])](attacker, victim, ward.images, ward.labels)
+                attacked = attack_hospital(
+                    str(choice["tier"]),
+                    Victim(defended, ward.neighbour),
+                    ward.images,
+                    ward.labels,
+                    epsilon=self.epsilon,
+                    budget=Budget(steps=max(1, self.gradients // 4), eot=4),
+                    generator=generator,
+                )
             else:
                 target = view_of(defended, str(choice["view"]), generator)
                 attacked = self._attack(choice)(target, ward.images, ward.labels, generator=generator)
-            check_within(attacked, ward.images, self.epsilon)
+                check_within(attacked, ward.images, self.epsilon)
             diagnoses = defended.diagnose(attacked)
             right += sum(found.label == label for found, label in zip(diagnoses, ward.labels.tolist(), strict=True))
             flagged += sum(found.flagged for found in diagnoses)

@@ -69,7 +69,7 @@ def summary(study: Study, trials: Sequence[Trial], winner: Choice | None) -> lis
     if winner is not None:
         lines.append(f"winner: {', '.join(f'{name}={_short(value)}' for name, value in winner.items())}")
     lines += [
-        f"{trial.title}, on test scans: {_said(trial.figures, list(study.objectives))}"
+        f"{trial.title}, on test scans: {_figures_in_words(trial.figures, list(study.objectives))}"
         for trial in trials
         if trial.role is Role.TEST and trial.phase == "test" and trial.figures
     ]
@@ -77,7 +77,7 @@ def summary(study: Study, trials: Sequence[Trial], winner: Choice | None) -> lis
     return lines
 
 
-def _said(figures: Mapping[str, float], names: Sequence[str]) -> str:
+def _figures_in_words(figures: Mapping[str, float], names: Sequence[str]) -> str:
     return ", ".join(f"{name} {figures[name]:.3f}" for name in names if name in figures)
 
 

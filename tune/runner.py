@@ -28,7 +28,7 @@ from fedplatform.core.files import alone_in, claim
 from fedplatform.data.splits import Role
 from fedplatform.experiments.experiment import ExperimentError
 from tune.phase import Budget, Phase, Search
-from tune.study import SCORE, Study, Workplace, turned
+from tune.study import SCORE, Study, Workplace, as_maximisation
 from tune.trial import Figures, Ledger, State, Trial
 
 FIGURE = "figure/"
@@ -259,7 +259,7 @@ class Planner(Searcher):
 def score(study: Study, figures: Figures) -> float:
     """What a scheduler sees of a step."""
     first, goal = next(iter(study.objectives.items()))
-    return turned(goal, figures.get(first, float("nan")))
+    return as_maximisation(goal, figures.get(first, float("nan")))
 
 
 class TrialProcess(ray_tune.Trainable):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fedplatform.core.specification import nearest
 from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
-from fedplatform.experiments.trust_benchmark import DATASETS, Benchmark
+from fedplatform.experiments.trust_benchmark.cells import DATASETS, Benchmark
 
 EMBEDDED: Mapping[str, object] = {  # small enough for thirty trials in minutes on two cores
     "data": "fedplatform.data.lesions:Lesions(patients_per_hospital=40)",

@@ -119,7 +119,7 @@ class Study(ABC):
 
     def worth(self, trial: Trial, objective: str) -> float:
         """An objective of a trial turned so that more is better; worst of all where it is not a number."""
-        return turned(self.objectives[objective], trial.figures.get(objective, float("nan")))
+        return as_maximisation(self.objectives[objective], trial.figures.get(objective, float("nan")))
 
     def phases(self, budget: Budget) -> Iterator[Phase]:
         """The parts of the study, one after another: here the search, then its winner and the references on test."""
@@ -182,7 +182,7 @@ def halving(*, after: int, steps: int) -> TrialScheduler:
     )
 
 
-class Outdone(FIFOScheduler):
+class StopIfBeaten(FIFOScheduler):
     """Stops a trial whose score so far is below that of a finished one.
 
     Sound where a score can only fall from step to step, such as a worst case over ever more attacks: then nothing that
@@ -207,7 +207,7 @@ class Outdone(FIFOScheduler):
             self._best = max(self._best, self._last.pop(trial.trial_id, float("-inf")))
 
 
-def turned(goal: Goal, value: float) -> float:
+def as_maximisation(goal: Goal, value: float) -> float:
     """A value as one of which more is better; what is not a number is worst of all."""
     if value != value:
         return float("-inf")

@@ -13,7 +13,7 @@ from fedplatform.data.splits import Role
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.experiments.rule_text import parse_rule
 from tune.setting import setting_of
-from tune.study import Goal, Outdone, Study, Workplace, play
+from tune.study import Goal, StopIfBeaten, Study, Workplace, play
 from tune.trial import Choice, Figures
 
 TRUST: Choice = {  # the defaults of the rule
@@ -118,7 +118,7 @@ class Trust(Study):
 
     def scheduler(self) -> TrialScheduler:
         """A worst case can only fall: what is below the best already cannot win."""
-        return Outdone()
+        return StopIfBeaten()
 
     def _against(self, choice: Choice, attack: str) -> Experiment:
         setting = setting_of(self.base, seed=self.seed).replace(attack=attack)

@@ -30,7 +30,7 @@ class TooFast(Exception):  # noqa: N818 - an answer, not an error
 
 
 @dataclass(frozen=True)
-class Visitor:
+class Caller:
     """Somebody who was let in; ``hospital_id`` is the one that the key opens, None where no keys are asked for."""
 
     key_id: str
@@ -52,12 +52,12 @@ class Visitor:
         return wanted
 
     def opens(self, hospitals: Sequence[str]) -> tuple[str, ...]:
-        """Those of the hospitals whose models this visitor may ask."""
+        """Those of the hospitals whose models this caller may ask."""
         return tuple(name for name in hospitals if self.hospital_id in (None, name))
 
 
-class Door:
-    """Lets visitors in by their key, and counts what each of them sends."""
+class Authenticator:
+    """Lets callers in by their key, and counts what each of them sends."""
 
     def __init__(self, arguments: EndpointArguments) -> None:
         # Not read yet: a replica that starts while the file is broken would never come up.
@@ -71,14 +71,14 @@ class Door:
         """Whether nobody is let in without a key."""
         return self._keys is not None
 
-    def visitor(self, request: Request) -> Visitor:
+    def caller(self, request: Request) -> Caller:
         """Who sent a request.
 
         Raises :class:`Refused` with 401 where the key is missing or opens nothing, with 503 where the file of keys
         cannot be read: then nobody is let in, and the server's log says why.
         """
         if self._keys is None:
-            return Visitor(NO_KEY, None)
+            return Caller(NO_KEY, None)
         secret = request.headers.get("x-api-key", "")
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if not secret and scheme.lower() == "bearer":
@@ -95,11 +95,11 @@ class Door:
         self._trouble = ""
         if key is None:
             raise Refused(401, "This API key opens nothing: it is unknown, revoked or expired.")
-        return Visitor(key.key_id, key.hospital_id)
+        return Caller(key.key_id, key.hospital_id)
 
-    def count(self, visitor: Visitor, scans: int) -> None:
-        """Take so many scans from what the visitor may send; raises :class:`TooFast`."""
-        bucket = self._buckets.setdefault(visitor.key_id, TokenBucket(self._rate, self._burst))
+    def count(self, caller: Caller, scans: int) -> None:
+        """Take so many scans from what the caller may send; raises :class:`TooFast`."""
+        bucket = self._buckets.setdefault(caller.key_id, TokenBucket(self._rate, self._burst))
         wait_s = bucket.take(time.monotonic(), scans)
         if math.isinf(wait_s):
             raise Refused(413, f"At most {self._burst} scans may be sent at once.")

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from actors.endpoint.authentication import Visitor
+from actors.endpoint.authentication import Caller
 from actors.endpoint.model_store import COUNTER, ModelName
 from actors.endpoint.pipeline import Outcome
 from actors.endpoint.wire import ModelAnswer, RecentAnswer
@@ -20,11 +20,11 @@ from fedplatform.serving.bundle import Bundle
 
 
 @dataclass(frozen=True, eq=False)
-class Matter:
+class DiagnosisRequest:
     """One request: who asked which model, and of which slice."""
 
     request_id: str
-    visitor: Visitor
+    caller: Caller
     name: ModelName
     bundle: Bundle
     noise_fingerprint: str
@@ -36,7 +36,7 @@ class Matter:
         return AuditEntry(
             request_id=self.request_id,
             time=_now(),
-            key_id=self.visitor.key_id,
+            key_id=self.caller.key_id,
             hospital_id=self.name.hospital_id,
             input_sha256=digest,
             scan=scan,
@@ -62,7 +62,7 @@ class Matter:
         return CertificateEntry(
             request_id=self.request_id,
             time=_now(),
-            key_id=self.visitor.key_id,
+            key_id=self.caller.key_id,
             hospital_id=self.name.hospital_id,
             input_sha256=digest,
             scan=0,

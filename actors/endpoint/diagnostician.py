@@ -11,7 +11,7 @@ import torch
 from ray import serve
 
 from actors.endpoint.arguments import EndpointArguments
-from actors.endpoint.model_store import Examined, Model, ModelName, Shelf, rows_of
+from actors.endpoint.model_store import Examined, Model, ModelName, ModelStore
 
 MODELS_AT_HAND = 16  # a replica keeps; the one that was not asked for longest goes first
 SCANS_A_BATCH = 32
@@ -37,12 +37,12 @@ class Diagnostician:
 
     def __init__(self, arguments: EndpointArguments) -> None:
         torch.set_num_threads(1)  # sums must run in one order, and replicas are many
-        self._shelf = Shelf(arguments)
+        self._store = ModelStore(arguments)
 
     @serve.multiplexed(max_num_models_per_replica=MODELS_AT_HAND)  # type: ignore[untyped-decorator]
     async def model(self, name: str) -> Model:
-        """The model of a name, from memory or from the shelf."""
-        return await asyncio.to_thread(self._shelf.take, ModelName.parse(name))
+        """The model of a name, from memory or from the store."""
+        return await asyncio.to_thread(self._store.load, ModelName.parse(name))
 
     async def warm(self) -> None:
         """Have the model of this call ready."""
@@ -64,14 +64,14 @@ def _examine(model: Model, questions: list[Question]) -> list[Examined]:
     for question in questions:
         rows = slice(first, first + len(question.scans))
         first = rows.stop
-        deep = rows_of(examination, rows)
+        deep = examination[rows]
         answers.append(
             Examined(
                 diagnoses=diagnoses[rows],
                 parts=tuple(
                     {name: float(values[row]) for name, values in deep.parts.items()} for row in range(len(deep.depth))
                 ),
-                examination=rows_of(deep, deep.depth.nonzero().flatten()) if deep.depth.any() else None,
+                examination=deep[deep.depth.nonzero().flatten()] if deep.depth.any() else None,
                 errors=model.patch_errors(question.scans) if question.wants_map else None,
                 milliseconds=milliseconds,
             )

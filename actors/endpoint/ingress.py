@@ -21,9 +21,9 @@ from starlette.formparsers import MultiPartParser
 
 from actors.endpoint.api import ERRORS, LOCKED, OPEN, POLICY, UPLOAD, api, request_id_of
 from actors.endpoint.arguments import EndpointArguments, UserConfiguration
-from actors.endpoint.authentication import Door, Visitor
+from actors.endpoint.authentication import Authenticator, Caller
 from actors.endpoint.catalogue import Catalogue
-from actors.endpoint.diagnosis_request import Matter, model_answer, png_text, recent_answer
+from actors.endpoint.diagnosis_request import DiagnosisRequest, model_answer, png_text, recent_answer
 from actors.endpoint.metrics import EndpointMetrics
 from actors.endpoint.model_store import ModelName
 from actors.endpoint.multipart import files_of
@@ -64,9 +64,9 @@ class Upload:
 
 @dataclass(eq=False)
 class Admission:
-    """A visitor who was let in, and whether the request has its place among those under way."""
+    """A caller who was let in, and whether the request has its place among those under way."""
 
-    visitor: Visitor
+    caller: Caller
     has_place: bool = False
 
 
@@ -80,7 +80,7 @@ class Admission:
 )
 @serve.ingress(api)
 class Ingress:
-    """Lets visitors in, reads what they send, has it diagnosed and written down, and answers."""
+    """Lets callers in, reads what they send, has it diagnosed and written down, and answers."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Ingress:
         MultiPartParser.spool_max_size = BODY_BYTES
         configure(root_path=arguments.root_path, origins=tuple(arguments.allow_origins))
         self._arguments = arguments
-        self._door = Door(arguments)
+        self._authenticator = Authenticator(arguments)
         self._metrics = EndpointMetrics()
         self._pipeline = Pipeline(diagnostician, purifying, auditor, self._metrics)
         self._catalogue = Catalogue(arguments, self._pipeline.warm)
@@ -107,7 +107,7 @@ class Ingress:
     @api.get("/", include_in_schema=False)
     async def page(self, request: Request) -> HTMLResponse:
         """The page to drop a scan on."""
-        shown = page(asks_for_a_key=self._door.asks_for_a_key, root_path=request.scope["root_path"])
+        shown = page(asks_for_a_key=self._authenticator.asks_for_a_key, root_path=request.scope["root_path"])
         return HTMLResponse(shown, headers={"content-security-policy": POLICY})
 
     @api.get("/healthz", responses=OPEN)
@@ -125,9 +125,9 @@ class Ingress:
     @api.get("/v1/models", responses=ERRORS, dependencies=LOCKED)
     async def models(self, request: Request) -> ModelsAnswer:
         """The models that the key opens."""
-        visitor = self._door.visitor(request)
+        caller = self._authenticator.caller(request)
         edition = self._catalogue.edition
-        return ModelsAnswer(models=[model_answer(*edition.model(name)) for name in visitor.opens(edition.hospitals)])
+        return ModelsAnswer(models=[model_answer(*edition.model(name)) for name in caller.opens(edition.hospitals)])
 
     @api.post("/v1/diagnose", responses=ERRORS, dependencies=LOCKED, openapi_extra=UPLOAD)
     async def diagnose(
@@ -142,18 +142,21 @@ class Ingress:
         watch = Stopwatch(self._metrics)
         async with self._admitted("diagnose", request) as admission:
             with watch.stage("total"):
-                matter = self._matter(request_id, admission.visitor, hospital, slice_number)
+                diagnosis_request = self._request(request_id, admission.caller, hospital, slice_number)
                 with watch.stage("read"):
-                    uploads = await self._uploads(request, matter, admission)
+                    uploads = await self._uploads(request, diagnosis_request, admission)
                 scans = np.concatenate([upload.scans for upload in uploads])
-                outcomes = await self._pipeline.diagnose(matter.name, scans, watch, wants_pictures=pictures)
+                outcomes = await self._pipeline.diagnose(diagnosis_request.name, scans, watch, wants_pictures=pictures)
                 places = [(upload.digest, scan) for upload in uploads for scan in range(len(upload.scans))]
                 with watch.stage("record"):
                     await self._pipeline.write_down(
-                        tuple(matter.entry(*place, outcome) for place, outcome in zip(places, outcomes, strict=True))
+                        tuple(
+                            diagnosis_request.entry(*place, outcome)
+                            for place, outcome in zip(places, outcomes, strict=True)
+                        )
                     )
         answers = [
-            matter.answer(scan, outcome, watch.milliseconds)
+            diagnosis_request.answer(scan, outcome, watch.milliseconds)
             for (_, scan), outcome in zip(places, outcomes, strict=True)
         ]
         for answer in answers:
@@ -179,9 +182,9 @@ class Ingress:
         watch = Stopwatch(self._metrics)
         async with self._admitted("certify", request) as admission:
             with watch.stage("total"):
-                matter = self._matter(request_id, admission.visitor, hospital, slice_number)
+                diagnosis_request = self._request(request_id, admission.caller, hospital, slice_number)
                 with watch.stage("read"):
-                    uploads = await self._uploads(request, matter, admission)
+                    uploads = await self._uploads(request, diagnosis_request, admission)
                 if [len(upload.scans) for upload in uploads] != [1]:
                     raise Refused(422, "One scan at a time is certified.")
                 (upload,) = uploads
@@ -189,28 +192,28 @@ class Ingress:
                 with watch.stage("certify"):
                     try:
                         certificate = await self._pipeline.certify(
-                            matter.name, upload.scans, sigma=sigma, samples=samples, seed=seed
+                            diagnosis_request.name, upload.scans, sigma=sigma, samples=samples, seed=seed
                         )
                     except ValueError as error:
                         raise Refused(422, "The purifier has not learned noise of this sigma.") from error
                 with watch.stage("record"):
-                    entry = matter.certificate_entry(upload.digest, certificate, seed=seed)
+                    entry = diagnosis_request.certificate_entry(upload.digest, certificate, seed=seed)
                     await self._pipeline.write_down((entry,))
         return CertifyAnswer(
-            request_id=request_id, certificate=matter.certificate_answer(certificate, watch.milliseconds)
+            request_id=request_id, certificate=diagnosis_request.certificate_answer(certificate, watch.milliseconds)
         )
 
     @api.get("/v1/requests", responses=ERRORS, dependencies=LOCKED)
     async def requests(self, request: Request) -> RecentsAnswer:
         """The latest diagnoses for the hospitals that the key opens, newest first."""
         edition = self._catalogue.edition
-        entries = await self._pipeline.recent(self._door.visitor(request).opens(edition.hospitals))
+        entries = await self._pipeline.recent(self._authenticator.caller(request).opens(edition.hospitals))
         return RecentsAnswer(requests=[recent_answer(entry, edition.bundles[entry.hospital_id]) for entry in entries])
 
     @api.get("/v1/examples", responses=ERRORS, dependencies=LOCKED)
     async def examples(self, request: Request, hospital: Hospital = None) -> ExamplesAnswer:
         """The server's own scans to try a hospital's model with."""
-        name, bundle = self._model(self._door.visitor(request), hospital)
+        name, bundle = self._model(self._authenticator.caller(request), hospital)
         found = read_examples(bundle.folder.parent / FOLDER, name.hospital_id)
         return ExamplesAnswer(
             examples=[ExampleAnswer(name=one.name, truth=one.truth, attacked=one.attacked) for one in found]
@@ -224,7 +227,7 @@ class Ingress:
     )
     async def example(self, request: Request, example: str, hospital: Hospital = None) -> Response:
         """One of these scans as a PNG file."""
-        name, bundle = self._model(self._door.visitor(request), hospital)
+        name, bundle = self._model(self._authenticator.caller(request), hospital)
         folder = bundle.folder.parent / FOLDER
         if example not in {one.name for one in read_examples(folder, name.hospital_id)}:
             raise Refused(404, "There is no example of this name.")
@@ -235,7 +238,7 @@ class Ingress:
         """Who asks; counts how it ended, and gives back the place among the requests under way."""
         status, admission = 200, None
         try:
-            admission = Admission(self._door.visitor(request))
+            admission = Admission(self._authenticator.caller(request))
             yield admission
         except Refused as refusal:
             status = refusal.status
@@ -260,20 +263,24 @@ class Ingress:
         self._under_way += 1
         self._metrics.under_way("all", self._under_way)
 
-    def _matter(self, request_id: str, visitor: Visitor, hospital: str | None, slice_number: int | None) -> Matter:
-        name, bundle = self._model(visitor, hospital)
+    def _request(
+        self, request_id: str, caller: Caller, hospital: str | None, slice_number: int | None
+    ) -> DiagnosisRequest:
+        name, bundle = self._model(caller, hospital)
         noise = self._catalogue.edition.noise_fingerprints[name.hospital_id]
-        return Matter(request_id, visitor, name, bundle, noise, slice_number)
+        return DiagnosisRequest(request_id, caller, name, bundle, noise, slice_number)
 
-    def _model(self, visitor: Visitor, hospital: str | None) -> tuple[ModelName, Bundle]:
-        return self._catalogue.model(visitor.chosen(hospital, self._catalogue.edition.hospitals))
+    def _model(self, caller: Caller, hospital: str | None) -> tuple[ModelName, Bundle]:
+        return self._catalogue.model(caller.chosen(hospital, self._catalogue.edition.hospitals))
 
-    async def _uploads(self, request: Request, matter: Matter, admission: Admission) -> list[Upload]:
+    async def _uploads(
+        self, request: Request, diagnosis_request: DiagnosisRequest, admission: Admission
+    ) -> list[Upload]:
         """The files of a request, read; raises :class:`Refused`, or :class:`TooFast`."""
         files = await files_of(request, at_most=LIMITS.scans)
         self._take_place(admission)
-        self._door.count(matter.visitor, len(files))
-        card = matter.bundle.card
+        self._authenticator.count(diagnosis_request.caller, len(files))
+        card = diagnosis_request.bundle.card
         uploads = []
         for file in files:
             async with self._readers:
@@ -284,7 +291,7 @@ class Ingress:
                         size=card.size,
                         channels=card.channels,
                         limits=LIMITS,
-                        slice_number=matter.slice_number,
+                        slice_number=diagnosis_request.slice_number,
                     )
                 except Refused as refusal:
                     if len(files) == 1:
@@ -295,5 +302,5 @@ class Ingress:
         if total > LIMITS.scans:
             raise Refused(413, f"A request may hold {LIMITS.scans} scans at most.")
         if total > len(uploads):
-            self._door.count(matter.visitor, total - len(uploads))
+            self._authenticator.count(diagnosis_request.caller, total - len(uploads))
         return uploads

@@ -76,7 +76,7 @@ class Model:
             images = self._images(scans)
             examination = self.defended.examine(images)
             done = (examination.depth == 0).nonzero().flatten()
-            spoken = self.defended.conclude(self.defended.treat(images[done], rows_of(examination, done)))
+            spoken = self.defended.conclude(self.defended.treat(images[done], examination[done]))
         diagnoses: list[Diagnosis | None] = [None] * len(scans)
         for row, diagnosis in zip(done.cpu().tolist(), spoken, strict=True):
             diagnoses[row] = diagnosis
@@ -106,12 +106,12 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """Where models are taken from."""
+class ModelStore:
+    """Loads models."""
 
     arguments: EndpointArguments
 
-    def take(self, name: ModelName) -> Model:
+    def load(self, name: ModelName) -> Model:
         """A model, its files checked against their digests, its noise keyed by the hospital's secret.
 
         It is on the GPU where Serve gave this replica one, and on ONNX Runtime where not.
@@ -123,25 +123,3 @@ class Shelf:
         # TensorFloat-32 keeps three digits, and an auditor's CPU is to find the same answer to four.
         torch.backends.cudnn.allow_tf32 = False
         return Model(bundle, bundle.defended(noise).to(GPU), GPU)
-
-
-def rows_of(examination: Examination, rows: torch.Tensor | slice) -> Examination:
-    """Some scans of an examination, as tensors of their own."""
-    return Examination(
-        answers=examination.answers[rows].clone(),
-        scores=examination.scores[rows].clone(),
-        parts={name: values[rows].clone() for name, values in examination.parts.items()},
-        flagged=examination.flagged[rows].clone(),
-        depth=examination.depth[rows].clone(),
-    )
-
-
-def joined(examinations: list[Examination]) -> Examination:
-    """Several examinations as one."""
-    return Examination(
-        answers=torch.cat([one.answers for one in examinations]),
-        scores=torch.cat([one.scores for one in examinations]),
-        parts={name: torch.cat([one.parts[name] for one in examinations]) for name in examinations[0].parts},
-        flagged=torch.cat([one.flagged for one in examinations]),
-        depth=torch.cat([one.depth for one in examinations]),
-    )

@@ -82,12 +82,12 @@ class Pipeline:
         """Have a model ready before it is asked."""
         for handle in (self._diagnostician, self._purifying):
             model = handle.options(multiplexed_model_id=str(name))
-            await _asked(lambda model=model: model.warm.remote())  # type: ignore[misc]
+            await _with_retries(lambda model=model: model.warm.remote())  # type: ignore[misc]
 
     async def is_ready(self) -> bool:
         """Whether the log can be written; the other deployments are restarted by Serve where they are not well."""
         try:
-            await _asked(self._auditor.head.remote)
+            await _with_retries(self._auditor.head.remote)
         except (Unavailable, AuditError):
             return False
         return True
@@ -105,7 +105,7 @@ class Pipeline:
     async def certify(self, name: ModelName, scan: np.ndarray, *, sigma: float, samples: int, seed: int) -> Certificate:
         """A certificate of one scan (1, c, h, w) uint8; raises :class:`Unavailable`, or the model's ValueError."""
         model = self._purifying.options(multiplexed_model_id=str(name))
-        certificate: Certificate = await _asked(
+        certificate: Certificate = await _with_retries(
             lambda: model.certify.remote(scan, sigma=sigma, samples=samples, seed=seed)
         )
         return certificate
@@ -114,13 +114,13 @@ class Pipeline:
         """Have entries on the disk; raises :class:`Unavailable` where that cannot be promised."""
         # Not tried twice: a first try may have been written, and a line that stands twice tells of two answers.
         try:
-            await _asked(lambda: self._auditor.append.remote(entries), tries=1)
+            await _with_retries(lambda: self._auditor.append.remote(entries), tries=1)
         except AuditError as error:
             raise Unavailable from error
 
     async def recent(self, hospital_ids: tuple[str, ...]) -> list[AuditEntry]:
         """The latest diagnoses for some hospitals, newest first."""
-        entries: list[AuditEntry] = await _asked(lambda: self._auditor.recent.remote(hospital_ids))
+        entries: list[AuditEntry] = await _with_retries(lambda: self._auditor.recent.remote(hospital_ids))
         return entries
 
     async def _diagnosed(
@@ -129,7 +129,7 @@ class Pipeline:
         diagnostician = self._diagnostician.options(multiplexed_model_id=str(name))
         question = Question(scans, wants_pictures)
         with watch.stage("examine"):
-            examined: Examined = await _asked(lambda: diagnostician.examine.remote(question))
+            examined: Examined = await _with_retries(lambda: diagnostician.examine.remote(question))
         watch.add("examine_compute", examined.milliseconds)
         diagnoses = list(examined.diagnoses)
         purified = list(scans.astype(np.float32) / 255) if wants_pictures else [None] * len(scans)
@@ -141,7 +141,7 @@ class Pipeline:
             self._metrics.under_way("purify", self._purifying_now)
             try:
                 with watch.stage("purify"):
-                    treated: Treated = await _asked(lambda: purifying.treat.remote(flagged))
+                    treated: Treated = await _with_retries(lambda: purifying.treat.remote(flagged))
             finally:
                 self._purifying_now -= 1
                 self._metrics.under_way("purify", self._purifying_now)
@@ -158,7 +158,7 @@ class Pipeline:
         return outcomes
 
 
-async def _asked(ask: Callable[[], Any], *, tries: int = TRIES) -> Any:
+async def _with_retries(ask: Callable[[], Any], *, tries: int = TRIES) -> Any:
     """The response of a deployment, from another replica where the first one died; raises :class:`Unavailable`."""
     for left in reversed(range(tries)):
         response = ask()

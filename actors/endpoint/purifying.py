@@ -12,7 +12,7 @@ from ray import serve
 
 from actors.endpoint.arguments import EndpointArguments
 from actors.endpoint.diagnostician import MODELS_AT_HAND, WAIT_S
-from actors.endpoint.model_store import Model, ModelName, Shelf, Treated, joined
+from actors.endpoint.model_store import Model, ModelName, ModelStore, Treated
 from fedplatform.defence import Certificate, Examination
 
 SCANS_A_BATCH = 16  # each of them becomes as many copies as vote
@@ -36,12 +36,12 @@ class Purifying:
 
     def __init__(self, arguments: EndpointArguments) -> None:
         torch.set_num_threads(1)
-        self._shelf = Shelf(arguments)
+        self._store = ModelStore(arguments)
 
     @serve.multiplexed(max_num_models_per_replica=MODELS_AT_HAND)  # type: ignore[untyped-decorator]
     async def model(self, name: str) -> Model:
-        """The model of a name, from memory or from the shelf."""
-        return await asyncio.to_thread(self._shelf.take, ModelName.parse(name))
+        """The model of a name, from memory or from the store."""
+        return await asyncio.to_thread(self._store.load, ModelName.parse(name))
 
     async def warm(self) -> None:
         """Have the model of this call ready."""
@@ -62,7 +62,7 @@ class Purifying:
 def _treat(model: Model, flagged: list[Flagged]) -> list[Treated]:
     started = time.perf_counter()
     diagnoses, purified = model.treat(
-        np.concatenate([one.scans for one in flagged]), joined([one.examination for one in flagged])
+        np.concatenate([one.scans for one in flagged]), Examination.cat([one.examination for one in flagged])
     )
     milliseconds = 1000 * (time.perf_counter() - started)
     answers = []

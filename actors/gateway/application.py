@@ -27,8 +27,8 @@ class GatewayOptions:
     tls: tuple[str, str] | None = None
 
 
-def open_gateway(desk: Any, options: GatewayOptions) -> None:
-    """Begin to serve a desk. Raises :class:`CohortError` where the cluster serves something else."""
+def open_gateway(gateway: Any, options: GatewayOptions) -> None:
+    """Begin to serve a gateway. Raises :class:`CohortError` where the cluster serves something else."""
     quieten()
     running = serve.status()
     if set(running.applications) - {NAME}:
@@ -36,7 +36,7 @@ def open_gateway(desk: Any, options: GatewayOptions) -> None:
     if running.proxies:
         serve.shutdown()  # of a driver that was killed
     deployment: Any = Ingress  # the decorators' types hide what they make
-    start(deployment.bind(desk), name=NAME, host=options.host, port=options.port, tls=options.tls)
+    start(deployment.bind(gateway), name=NAME, host=options.host, port=options.port, tls=options.tls)
 
 
 def close_gateway() -> None:

@@ -15,8 +15,10 @@ from fedplatform.outside.refusal import Reason, Refusal
 TIMEOUT_S = (10, 60)  # to connect; between two pieces of an answer
 
 
-class HttpLine:
-    """The :class:`fedplatform.outside.agent.Line` to a URL; ``authority`` is a file of certificates to trust instead.
+class HttpTransport:
+    """The :class:`fedplatform.outside.agent.GatewayTransport` to a URL.
+
+    ``authority`` is a file of certificates to trust instead of the machine's.
 
     Raises :class:`ExperimentError` where the server's certificate is not trusted: that will not be better in a moment,
     as whatever else fails may.
@@ -28,7 +30,7 @@ class HttpLine:
         self._authority = str(authority) if authority else None
 
     def hello(self) -> bytes:
-        """See :class:`fedplatform.outside.gateway_server.Desk`, for this and all below."""
+        """See :class:`fedplatform.outside.gateway_server.GatewayServer`, for this and all below."""
         return self._ask("GET", "federation")
 
     def enter(self, greeting: bytes) -> str:
@@ -76,7 +78,7 @@ class HttpLine:
         if answer.status_code == 200:
             body: bytes = answer.content
             return body
-        said = _said(answer)
+        said = _json_of(answer)
         if said.get("reason") in set(Reason):
             raise Refusal(Reason(said["reason"]), str(said.get("error", ""))[:500])
         if answer.status_code in (404, 405):
@@ -90,7 +92,7 @@ class HttpLine:
             raise Unreachable(f"{self._url} sent an answer that is none") from error
 
 
-def _said(answer: requests.Response) -> dict[str, Any]:
+def _json_of(answer: requests.Response) -> dict[str, Any]:
     try:
         said = answer.json()
     except ValueError:

@@ -1,4 +1,4 @@
-"""The deployment that hospitals outside speak to: bytes go to the desk and sentences come back; it decides nothing."""
+"""The deployment that hospitals outside speak to: bytes go to the gateway's server, sentences come back."""
 
 # No "from __future__ import annotations" here: under serve.ingress FastAPI would not find what the names mean. And no
 # function below the class: the decorator packs the class, and with it what this module holds at that moment.
@@ -57,47 +57,47 @@ def _http(_: Request, problem: HTTPException) -> Response:
 )
 @serve.ingress(api)
 class Ingress:
-    """Carries messages to the desk: no more than a piece at a time, and none of it is ever unpickled."""
+    """Carries messages to the gateway's server and decides nothing: a piece at a time, and none is ever unpickled."""
 
-    def __init__(self, desk: Any) -> None:
-        self._desk = desk
+    def __init__(self, gateway: Any) -> None:
+        self._gateway = gateway
 
     @api.get("/v1/federation")
     async def hello(self) -> Response:
         """A challenge for whoever knocks."""
-        return Response(await self._told(self._desk.hello.remote()), media_type="application/json")
+        return Response(await self._or_refusal(self._gateway.hello.remote()), media_type="application/json")
 
     @api.post("/v1/sessions")
     async def enter(self, request: Request) -> dict[str, str]:
         """Let a hospital in that has signed the challenge."""
-        return {"token": await self._told(self._desk.enter.remote(await self._body(request)))}
+        return {"token": await self._or_refusal(self._gateway.enter.remote(await self._body(request)))}
 
     @api.get("/v1/terms")
     async def terms(self, token: Token = "") -> Response:
         """What the federation asks of a hospital."""
-        return Response(await self._told(self._desk.terms.remote(token)), media_type="application/json")
+        return Response(await self._or_refusal(self._gateway.terms.remote(token)), media_type="application/json")
 
     @api.get("/v1/work")
     async def work(self, token: Token = "") -> Response:
         """What there is to do now."""
-        return Response(await self._told(self._desk.work.remote(token)), media_type="application/json")
+        return Response(await self._or_refusal(self._gateway.work.remote(token)), media_type="application/json")
 
     @api.get("/v1/weights")
     async def weights(self, base: Digest, offset: Offset, token: Token = "") -> Response:
         """The next piece of the weights."""
-        piece = await self._told(self._desk.weights.remote(token, base, offset))
+        piece = await self._or_refusal(self._gateway.weights.remote(token, base, offset))
         return Response(piece, media_type="application/octet-stream")
 
     @api.post("/v1/messages")
     async def announce(self, request: Request, token: Token = "") -> dict[str, int]:
         """Announce a message; how much of it is here."""
-        return {"received": await self._told(self._desk.announce.remote(token, await self._body(request)))}
+        return {"received": await self._or_refusal(self._gateway.announce.remote(token, await self._body(request)))}
 
     @api.put("/v1/messages")
     async def append(self, request: Request, digest: Digest, offset: Offset, token: Token = "") -> dict[str, int]:
         """Add a piece to a message; how much of it is here now."""
         piece = await self._body(request)
-        return {"received": await self._told(self._desk.append.remote(token, digest, offset, piece))}
+        return {"received": await self._or_refusal(self._gateway.append.remote(token, digest, offset, piece))}
 
     async def _body(self, request: Request) -> bytes:
         body = bytearray()
@@ -105,11 +105,11 @@ class Ingress:
             body += piece
             if len(body) > CHUNK:
                 sentence = f"a piece has at most {CHUNK} bytes"
-                await self._desk.refuse.remote(Reason.OVERSIZE, sentence)
+                await self._gateway.refuse.remote(Reason.OVERSIZE, sentence)
                 raise Refusal(Reason.OVERSIZE, sentence)
         return bytes(body)
 
-    async def _told(self, answer: Awaitable[Any]) -> Any:
+    async def _or_refusal(self, answer: Awaitable[Any]) -> Any:
         try:
             return await answer
         except RayTaskError as error:
@@ -117,5 +117,5 @@ class Ingress:
                 raise error.cause from None
             raise
         except RayActorError:
-            sentence = "The desk is being started again; try again."
+            sentence = "The gateway is being started again; try again."
             raise HTTPException(503, sentence, {"retry-after": str(RETRY_AFTER_S)}) from None

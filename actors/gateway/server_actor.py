@@ -1,4 +1,4 @@
-"""The desk as an actor, and how the server reaches it: again and again, should it have to be started anew."""
+"""The gateway's server as an actor, and how the federation's server reaches it, even if it is started again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from fedplatform.outside.gateway_server import Collected, Desk
+from fedplatform.outside.gateway_server import Collected, GatewayServer
 from fedplatform.outside.identity import Roster
 from fedplatform.outside.terms import Terms
 from fedplatform.outside.work import Order
@@ -19,8 +19,8 @@ from fedplatform.outside.work import Order
 THREADS = 16  # requests that it serves at a time; each holds its lock for the time of a small write
 
 
-def open_desk(roster: Roster, terms: Terms, folder: Path, *, where: Any) -> Any:
-    """A desk in an actor of its own; one that dies is started again and finds on the disk what had come in."""
+def open_gateway_server(roster: Roster, terms: Terms, folder: Path, *, where: Any) -> Any:
+    """A gateway's server in an actor; one that dies is started again and finds on the disk what had come in."""
     remote: Any = ray.remote  # its type stubs do not know every scheduling strategy
     options = {
         "name": _name(terms.run),
@@ -29,15 +29,15 @@ def open_desk(roster: Roster, terms: Terms, folder: Path, *, where: Any) -> Any:
         "max_concurrency": THREADS,
         "scheduling_strategy": where,
     }
-    return remote(**options)(Desk).remote(roster, terms, folder)
+    return remote(**options)(GatewayServer).remote(roster, terms, folder)
 
 
 def _name(run: str) -> str:
-    return f"desk of {run}"
+    return f"gateway of {run}"
 
 
-class RemoteDesk:
-    """The :class:`fedplatform.outside.outside_cohort.Counter` of a run's desk.
+class RemoteGatewayServer:
+    """The :class:`fedplatform.outside.outside_cohort.ServerLink` of a run's gateway.
 
     It travels as a name: a handle would lie in the object store, where a server that is started again may miss it.
     """
@@ -51,7 +51,7 @@ class RemoteDesk:
         return ray.get_actor(_name(self._run))
 
     def ask(self, order: Order) -> None:
-        """See :meth:`Desk.ask`; a desk that is being started again is waited for as long as the order is open."""
+        """See :meth:`GatewayServer.ask`; one that is being started again is waited for as long as the order is open."""
         self._order = order
         until = time.monotonic() + order.deadline_s
         while time.monotonic() < until:
@@ -62,12 +62,12 @@ class RemoteDesk:
                 time.sleep(0.5)
 
     def finish(self, timeout_s: float) -> None:
-        """See :meth:`Desk.finish`."""
+        """See :meth:`GatewayServer.finish`."""
         with suppress(RayActorError):  # then there is nobody left to be told
             ray.get(self._actor.finish.remote(timeout_s))
 
     def collect(self, timeout_s: float) -> Collected:
-        """See :meth:`Desk.collect`; a desk that died meanwhile is given the order again."""
+        """See :meth:`GatewayServer.collect`; one that died meanwhile is given the order again."""
         until = time.monotonic() + timeout_s
         while True:
             left = max(0.0, until - time.monotonic())

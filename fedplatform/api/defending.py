@@ -11,9 +11,9 @@ from fedplatform.api.result import Result
 from fedplatform.defence import DefendedClassifier
 from fedplatform.defence.settings import DefenceSettings
 from fedplatform.defence.threats import USUAL_TIERS, Budget
-from fedplatform.experiments.defence.evaluate import Plan
 from fedplatform.experiments.defence.evaluate import evaluate as attack
 from fedplatform.experiments.defence.load import DefendedRun
+from fedplatform.experiments.defence.plan import Plan
 from fedplatform.experiments.defence.train import defend as train_defence
 from fedplatform.experiments.engine import Engine, InProcessEngine
 from fedplatform.experiments.experiment import ExperimentError
@@ -110,6 +110,7 @@ def evaluate(
     steps: int = 20,
     eot: int = 4,
     queries: int = 500,
+    attacks: Sequence[str] = (),
     jobs: int = 0,
 ) -> pd.DataFrame:
     """Attack a run whose defence is trained, and return one row a defence, tier and epsilon.
@@ -117,8 +118,9 @@ def evaluate(
     ``tiers`` are who attacks, from T0 (no attack) over T2 (knows the classifier) and T4 (knows everything) to T5 (sees
     answers only); docs/glossary.md lists them. ``epsilons`` are in pixels of [0, 1]; ``scans`` and ``hard_scans`` the
     numbers of test scans for T0 to T2 and for the others; ``steps``, ``eot`` and ``queries`` what the attacker may
-    spend. ``jobs`` are processes, 0 to work in this one. Rows nearest_neighbour and no_defence stand beside the
-    defences. Columns: accuracy, flagged, abstained (referred), auc of the detector, n, and more.
+    spend. ``attacks`` are tried beside the tiers, each by its name and with its own budget, as ``fab(steps=50)``.
+    ``jobs`` are processes, 0 to work in this one. Rows nearest_neighbour and no_defence stand beside the defences.
+    Columns: accuracy, flagged, abstained (referred), auc of the detector, n, and more.
 
     >>> import fedplatform as fp
     >>> small = {"data": "lesions", "size": 32, "scans": 200, "hospitals": 2, "root_size": 20}
@@ -136,5 +138,6 @@ def evaluate(
         scans=scans,
         hard_scans=hard_scans,
         budget=Budget(steps=steps, eot=eot, queries=queries),
+        attacks=tuple(attacks),
     )
     return attack(result.path, plan, jobs=jobs)

@@ -66,6 +66,7 @@ def defence(
     steps: int,
     eot: int,
     queries: int,
+    attacks: tuple[str, ...],
     jobs: int | None,
     runs: Path,
     name: str | None,
@@ -93,7 +94,7 @@ def defence(
             seeds=seeds,
             kinds=words(kinds),
             changes=given({"split": split, "size": size}),
-            plan=attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries),
+            plan=attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries, attacks),
         )
         folder = runs / (name or f"defence-{dataset}")
         with attack_bar() as progress:
@@ -187,7 +188,9 @@ def trust(
     """
     with one_line_errors():
         from fedplatform.experiments.experiment import ExperimentError
-        from fedplatform.experiments.trust_benchmark import ATTACKS, DATASETS, RULES, SPLITS, Benchmark, fill, markdown
+        from fedplatform.experiments.trust_benchmark.cells import ATTACKS, DATASETS, RULES, SPLITS, Benchmark
+        from fedplatform.experiments.trust_benchmark.fill import fill
+        from fedplatform.experiments.trust_benchmark.table import markdown
 
         if dataset not in DATASETS:
             raise ExperimentError(f"no settings for data set {dataset!r}{nearest(dataset, DATASETS)}")

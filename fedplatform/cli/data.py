@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fedplatform.cli.options import DATA_FOLDER, experiment_options, given
-from fedplatform.cli.progress import partitioning_bar
+from fedplatform.cli.progress import counting_bar
 from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors
 
 
@@ -85,7 +85,7 @@ def partition(recipe: str, folder: Path, *, data_folder: Path | None, **changes:
         from fedplatform.experiments.run import partition_data
 
         experiment = Experiment.from_settings({**load_settings(recipe), **given(changes)})
-        with partitioning_bar() as progress:
+        with counting_bar("dealing scans to hospitals") as progress:
             manifest = partition_data(experiment, folder, data_folder=data_folder, progress=progress)
         roles = list(manifest.hospitals[0].counts)
         table = Table("shard", *roles, title=f"scans by class: {' / '.join(manifest.classes)}", title_justify="left")

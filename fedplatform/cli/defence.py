@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from fedplatform.cli.options import JOBS, attack_options, attack_plan, defence_options, given, numbers
-from fedplatform.cli.progress import attack_bar
+from fedplatform.cli.progress import attack_bar, counting_bar
 from fedplatform.cli.terminal import console, one_line_errors, opened
 
 
@@ -75,6 +75,7 @@ def evaluate(
     steps: int,
     eot: int,
     queries: int,
+    attacks: tuple[str, ...],
     jobs: int | None,
 ) -> None:
     """Attack a finished run whose defence is trained, and print the table.
@@ -84,7 +85,9 @@ def evaluate(
     full defence is known and its purifier taken for the identity; T4 the exact gradient of the whole (T4_unnoticed:
     staying below the detector's threshold; T4_strong: with 2.5 times the steps and gradients; T4_flood: wants scans
     flagged, whatever the answer); T5 only answers are seen. The headline of a row is its lowest figure from T1 to T5.
-    nearest_neighbour and no_defence stand beside the others.
+    nearest_neighbour and no_defence stand beside the others. --attack adds any other attack by its name: noise, fgsm,
+    pgd, momentum_pgd, apgd, fab, carlini_wagner, square, hop_skip_jump, detector_aware, flood, or a class of your own
+    (mine.py:Attack).
 
     Written after every task: RUN/scans.parquet (a row a scan); now and then RUN/evaluation.parquet (a row a cell); at
     the end RUN/evaluation.html. The same command goes on where it stopped.
@@ -93,20 +96,21 @@ def evaluate(
     Examples:
       fedplatform evaluate runs/br35h --tiers T0,T2 --epsilons 2/255,4/255
       fedplatform evaluate runs/br35h --defences full --tiers T4,T4_strong
+      fedplatform evaluate runs/br35h --defences full --tiers T0 --attack "fab(steps=50)" --attack hop_skip_jump
     """
     with one_line_errors():
         from rich.markdown import Markdown
 
         from fedplatform.experiments.defence.evaluate import evaluate as attack
-        from fedplatform.experiments.defence.pictures import write_exhibits
+        from fedplatform.experiments.defence.pictures import write_example_pictures
         from fedplatform.experiments.report import defence_markdown, write_report
 
-        plan = attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries)
+        plan = attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries, attacks)
         with attack_bar() as progress:
             cells = attack(run_folder, plan, jobs=jobs or os.cpu_count() or 1, observer=progress)
         shown = "T2" if "T2" in plan.tiers else plan.tiers[-1]
         if "full" in plan.defences and shown != "T0":
-            write_exhibits(run_folder, defence="full", tier=shown, epsilon=max(epsilons), budget=plan.budget)
+            write_example_pictures(run_folder, defence="full", tier=shown, epsilon=max(epsilons), budget=plan.budget)
         console.print(Markdown(defence_markdown(cells)))
         page = write_report(run_folder).with_name("evaluation.html")
         console.print(f"report: {page}", soft_wrap=True)
@@ -153,20 +157,18 @@ def certify(
       fedplatform certify runs/br35h --sigmas 0.25 --scans 20 --samples 500
     """
     with one_line_errors():
-        from rich.progress import Progress
         from rich.table import Table
 
-        from fedplatform.experiments.defence.evaluate import certified_accuracy, certify_scans
+        from fedplatform.experiments.defence.certify import certified_accuracy, certify_scans
 
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task("certifying", total=None)
+        with counting_bar("certifying") as progress:
             found = certify_scans(
                 run_folder,
                 sigmas=sigmas,
                 scans=scans,
                 samples=samples,
                 jobs=jobs or os.cpu_count() or 1,
-                observer=lambda done, total: bar.update(task, completed=done, total=total),
+                observer=progress,
             )
         shares = certified_accuracy(found, [0, 0.25, 0.5, 0.75, 1.0])
         table = Table(*shares.columns, title="share of scans certified with the right class to an L2 radius of")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from fedplatform.cli.progress import folder_bar
+from fedplatform.cli.progress import counting_bar
 from fedplatform.cli.serving import RUN_OR_REGISTRY, say_fitting
 from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors
 
@@ -61,7 +61,7 @@ def diagnose(run_folder: Path, folder: Path, *, hospital: str, out: Path, secret
             model_version=version,
             limits=Limits(),
         )
-        with folder_bar() as progress:
+        with counting_bar("diagnosing", every=100, things="files") as progress:
             table = work.write(folder, out, progress=progress)
         refused = int((table["reason"] != "").sum())
         told = table[table["reason"] == ""]

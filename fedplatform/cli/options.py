@@ -98,6 +98,9 @@ def attack_options(command: Callable[..., None]) -> Callable[..., None]:
                          help="gradients averaged in each step of T3 and T4"),
             click.option("--queries", type=click.IntRange(min=1), default=500, show_default=True, metavar="N",
                          help="questions a scan in T5"),
+            click.option("--attack", "attacks", multiple=True, metavar="SPEC",
+                         help="one more attack on the whole defence, by its name and with its own budget, as "
+                         "'fab(steps=50)'; may be repeated"),
             JOBS,
         ]
     ):  # fmt: skip
@@ -114,10 +117,11 @@ def attack_plan(
     steps: int,
     eot: int,
     queries: int,
+    attacks: tuple[str, ...],
 ) -> Any:
     """What :func:`attack_options` asks for; an unknown word is an error that names the nearest."""
     from fedplatform.defence.threats import TIERS, Budget
-    from fedplatform.experiments.defence.evaluate import Plan
+    from fedplatform.experiments.defence.plan import Plan
     from fedplatform.experiments.experiment import ExperimentError
 
     budget = Budget(steps=steps, eot=eot, queries=queries)
@@ -129,7 +133,7 @@ def attack_plan(
                 raise ExperimentError(
                     f"no {what.rstrip('s')} is called {name!r}{nearest(name, known)}; known: {', '.join(known)}"
                 )
-    return Plan(**chosen, epsilons=epsilons, scans=scans, hard_scans=hard_scans, budget=budget)
+    return Plan(**chosen, epsilons=epsilons, scans=scans, hard_scans=hard_scans, budget=budget, attacks=attacks)
 
 
 def whole_numbers(_: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:

@@ -128,8 +128,8 @@ def join(
       fedplatform join https://federation.example:8443 --hospital st-mary --data scans/ --key st-mary.key
     """
     with one_line_errors():
-        from actors.gateway.http_transport import HttpLine
-        from fedplatform.cli.progress import partitioning_bar
+        from actors.gateway.http_transport import HttpTransport
+        from fedplatform.cli.progress import counting_bar
         from fedplatform.outside.agent import Agent
         from fedplatform.outside.identity import read_key
         from fedplatform.outside.membership import Membership
@@ -138,11 +138,11 @@ def join(
         folder = state / hospital
         watcher = Teller()
         agent = Agent(
-            HttpLine(url, authority=ca), hospital_id=hospital, key=read_key(key), folder=folder, watcher=watcher
+            HttpTransport(url, authority=ca), hospital_id=hospital, key=read_key(key), folder=folder, watcher=watcher
         )
         try:
             terms = agent.terms()
-            with partitioning_bar() as progress:
+            with counting_bar("dealing scans to hospitals") as progress:
                 shard = own_shard(data, terms, folder / "shard", progress=progress)
             membership = Membership(hospital, terms, shard, folder)
             for line in membership.what_leaves():

@@ -4,38 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from fedplatform.cli.terminal import console
 
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
+
+class _Show(Protocol):
+    def __call__(self, done: int, total: int, *, says: str, line: str = "") -> None: ...
+
 
 @contextmanager
-def partitioning_bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with the time left, for one pass over a data set."""
+def _bar(says: str, *columns: ProgressColumn) -> Iterator[_Show]:
+    """A bar that says something beside its columns; off a terminal, the lines that it is given and nothing else."""
     from rich.progress import Progress
 
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("dealing scans to hospitals", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(says, total=None)
+
+        def show(done: int, total: int, *, says: str, line: str = "") -> None:
+            bar.update(task, completed=done, total=total, description=says)
+            if line and not console.is_terminal:
+                click.echo(line)
+
+        yield show
 
 
 @contextmanager
-def folder_bar() -> Iterator[Callable[[int, int], None]]:
-    """A bar of files with the time left on a terminal; on anything else, a plain line a hundred files."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+def counting_bar(says: str, *, every: int = 0, things: str = "") -> Iterator[Callable[[int, int], None]]:
+    """A bar of things with the time left; off a terminal, a plain line ``every`` so many of them, with 0 none."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("diagnosing", total=None)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with _bar(says, *columns) as show:
 
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-            if not console.is_terminal and (done % 100 == 0 or done == total):
-                click.echo(f"{done}/{total} files")
+        def count(done: int, total: int) -> None:
+            is_told = every and (done % every == 0 or done == total)
+            show(done, total, says=says, line=f"{done}/{total} {things}" if is_told else "")
 
-        yield show
+        yield count
 
 
 @contextmanager
@@ -43,39 +54,32 @@ def benchmark_bar() -> Iterator[Callable[[Any], None]]:
     """A bar of cells on a terminal; on anything else, one plain line a finished cell."""
     from datetime import timedelta
 
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
     def left(seconds: float) -> str:
         return "time left unknown" if seconds != seconds else f"{timedelta(seconds=round(seconds))} left"
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=None)
+    with _bar("starting", *columns) as show:
 
-        def show(progress: Any) -> None:
-            if console.is_terminal:
-                description = f"{left(progress.seconds_left)}; {progress.running}"
-                bar.update(task, completed=progress.done, total=progress.total, description=description)
-            elif progress.last is not None:
-                click.echo(f"{progress.done}/{progress.total}  {progress.last}; {left(progress.seconds_left)}")
+        def tell(progress: Any) -> None:
+            time_left, last = left(progress.seconds_left), progress.last
+            line = "" if last is None else f"{progress.done}/{progress.total}  {last}; {time_left}"
+            show(progress.done, progress.total, says=f"{time_left}; {progress.running}", line=line)
 
-        yield show
+        yield tell
 
 
 @contextmanager
 def attack_bar() -> Iterator[Callable[[Any], None]]:
     """A bar of attacks with the time left on a terminal; on anything else, one plain line an attack."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=None)
+    with _bar("starting", *columns) as show:
 
-        def show(progress: Any) -> None:
+        def tell(progress: Any) -> None:
             said = "" if progress.last is None else f"{progress.last}: accuracy {progress.accuracy:.3f}"
-            if console.is_terminal:
-                bar.update(task, completed=progress.done, total=progress.total, description=said)
-            elif said:
-                click.echo(f"{progress.done}/{progress.total}  {said}")
+            show(progress.done, progress.total, says=said, line=said and f"{progress.done}/{progress.total}  {said}")
 
-        yield show
+        yield tell

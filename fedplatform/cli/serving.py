@@ -54,7 +54,7 @@ def publish(run_folder: Path, *, defence: str, registry: str | None, champion: s
         in_registry = registry and RegistryVersions(registry, registry_uri(run_folder.parent), run_folder)
         if champion is not None:
             chosen = in_registry or versions
-            chosen.crown(champion)
+            chosen.promote(champion)
             console.print(f"champion: version {champion}")
             return
         if defence not in DEFENCES:
@@ -63,7 +63,7 @@ def publish(run_folder: Path, *, defence: str, registry: str | None, champion: s
         console.print(f"version {number}: {versions.folder(number)}", soft_wrap=True)
         if in_registry:
             registered = in_registry.add(versions.folder(number))
-            in_registry.crown(registered)
+            in_registry.promote(registered)
             console.print(f"registered: models:/{registry}, version {registered}")
 
 

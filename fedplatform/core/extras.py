@@ -7,7 +7,6 @@ EXTRA_OF = {
     "fastapi": "serve",
     "fastapi_swagger": "serve",
     "jinja2": "run",
-    "matplotlib": "tune",
     "mlflow": "mlflow",
     "nilearn": "run",
     "onnx": "serve",

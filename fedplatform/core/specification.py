@@ -60,6 +60,8 @@ def build(text: str, table: Mapping[str, Callable[..., Any]], *, what: str, give
                 f"{what} {head!r} has no setting {key!r}"
                 + (nearest(key, settings) or f"; its settings: {', '.join(settings) or 'none'}")
             )
+        if _misses_whole_number(call[key], settings[key].annotation):
+            raise SpecificationError(f"{what} {text!r}: {key} is a whole number, got {call[key]!r}")
     lacking = {
         key: given[key]
         for key, setting in settings.items()
@@ -102,6 +104,13 @@ def describe(value: object, table: Mapping[str, Callable[..., Any]]) -> str:
 
 def _default(field: dataclasses.Field[Any]) -> object:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _misses_whole_number(value: object, annotation: object) -> bool:
+    """Whether a setting is declared as a whole number and this is none: 2.7 would be cut to 2 somewhere, or crash."""
+    if annotation in (int, "int"):
+        return not isinstance(value, int) or isinstance(value, bool)
+    return annotation in (int | None, "int | None") and value is not None and _misses_whole_number(value, int)
 
 
 def _split(text: str, *, what: str) -> tuple[str, dict[str, Any]]:

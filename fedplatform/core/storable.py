@@ -19,7 +19,7 @@ class NotStorableError(FedplatformError, TypeError):
     """A value holds something that is no plain value, no array and of no declared kind."""
 
 
-def take_apart(value: object, *, kinds: Sequence[type], name: str) -> tuple[Tree, Arrays]:
+def to_plain(value: object, *, kinds: Sequence[type], name: str) -> tuple[Tree, Arrays]:
     """A value as a tree for JSON and the arrays in it, each called after its place, ``name`` in front.
 
     A value is None, a bool, int, float, str, NumPy array or scalar, PyTorch tensor, a list, tuple or dict (keys are
@@ -53,8 +53,8 @@ def take_apart(value: object, *, kinds: Sequence[type], name: str) -> tuple[Tree
     return apart(value, name), arrays
 
 
-def put_together(tree: Tree, arrays: Mapping[str, np.ndarray], *, kinds: Sequence[type]) -> Any:
-    """The value that :func:`take_apart` took apart, bit for bit; raises KeyError or ValueError for any other tree."""
+def from_plain(tree: Tree, arrays: Mapping[str, np.ndarray], *, kinds: Sequence[type]) -> Any:
+    """The value that :func:`to_plain` took apart, bit for bit; raises KeyError or ValueError for any other tree."""
     known = {kind.__name__: kind for kind in kinds}
 
     def together(part: Tree) -> Any:

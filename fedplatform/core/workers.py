@@ -7,10 +7,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from fedplatform.core.compute import one_thread
 from fedplatform.core.settings import ExperimentError
 
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -62,6 +64,23 @@ def workers(jobs: int) -> Iterator[Executor]:
         raise
     finally:
         pool.shutdown()
+
+
+def as_they_finish(tasks: Iterable[S], submit: Callable[[S], Future[T]], *, jobs: int) -> Iterator[tuple[S, T]]:
+    """Each task with its result, whichever finishes first.
+
+    ``submit`` hands a task to the pool of ``jobs`` workers; one more than these is waiting, so a task is drawn from
+    ``tasks`` only when its turn is near.
+    """
+    queue = iter(tasks)
+    pending: dict[Future[T], S] = {}
+    while True:
+        for task in islice(queue, jobs + 1 - len(pending)):
+            pending[submit(task)] = task
+        if not pending:
+            return
+        for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            yield pending.pop(future), future.result()
 
 
 def _settle_in() -> None:

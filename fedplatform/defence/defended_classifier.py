@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,12 +32,26 @@ class Examination:
 
     def to(self, device: torch.device) -> Examination:
         """The same on a device, for scans that are treated there."""
+        return Examination._of([self], lambda found: found[0].to(device))
+
+    def __getitem__(self, rows: torch.Tensor | slice) -> Examination:
+        """Some of the scans, as tensors of their own: a part that is sent away takes no other scan along."""
+        return Examination._of([self], lambda found: found[0][rows].clone())
+
+    @staticmethod
+    def cat(examinations: Sequence[Examination]) -> Examination:
+        """Several examinations as one."""
+        return Examination._of(examinations, torch.cat)
+
+    @staticmethod
+    def _of(some: Sequence[Examination], make: Callable[[list[torch.Tensor]], torch.Tensor]) -> Examination:
+        """Every field made of those of some examinations."""
         return Examination(
-            answers=self.answers.to(device),
-            scores=self.scores.to(device),
-            parts={name: values.to(device) for name, values in self.parts.items()},
-            flagged=self.flagged.to(device),
-            depth=self.depth.to(device),
+            answers=make([one.answers for one in some]),
+            scores=make([one.scores for one in some]),
+            parts={name: make([one.parts[name] for one in some]) for name in some[0].parts},
+            flagged=make([one.flagged for one in some]),
+            depth=make([one.depth for one in some]),
         )
 
 

@@ -37,7 +37,7 @@ KEY = b"fedplatform evaluation"  # of the noise in an evaluation, which must be 
 
 
 @dataclass(frozen=True)
-class Usual:
+class CleanScanLimits:
     """What clean scans look like to a defence: how each score is measured, and the limits that few of them pass."""
 
     fusion: Fusion | None
@@ -51,7 +51,7 @@ class Usual:
         settings: DefenceSettings,
         *,
         f: int = 0,
-    ) -> Usual:
+    ) -> CleanScanLimits:
         """Measured on the clean scans (n, c, h, w) of one or several hospitals, in each by its own calibrated defence.
 
         Only the scores leave a hospital, and every scan counts as much as any other. ``f`` of the hospitals may lie
@@ -70,12 +70,12 @@ class Usual:
                 fusion = Fusion.of_hospitals(each, f=f, silent=SILENT.get(defence, ()))
                 fused = [fusion({name: scores[name] for name in fusion.counting}) for scores in each]
                 threshold = limit(fused, settings.false_positive_rate)
-            measured = Usual(fusion, threshold, least_confidence=0.0)
-            answers = [measured.limiting(guard).logits(images) for guard, images in calibrated]
+            measured = CleanScanLimits(fusion, threshold, least_confidence=0.0)
+            answers = [measured.apply_to(guard).logits(images) for guard, images in calibrated]
             doubts = [-each.softmax(dim=1).amax(dim=1) for each in answers]
         return replace(measured, least_confidence=-limit(doubts, settings.referral_rate))
 
-    def limiting(self, defended: DefendedClassifier) -> DefendedClassifier:
+    def apply_to(self, defended: DefendedClassifier) -> DefendedClassifier:
         """The same defence with these limits."""
         detector, gate = defended.detector, defended.gate
         if detector is not None and self.fusion is not None:
@@ -107,7 +107,7 @@ class HospitalParts:
     test_rows: np.ndarray
     test_groups: np.ndarray
     validation_groups: np.ndarray
-    federation: Callable[[str, DefenceSettings], Usual]
+    federation: Callable[[str, DefenceSettings], CleanScanLimits]
 
     def defended(self, defence: str) -> DefendedClassifier:
         """A row of the table by its name, fitted to clean validation scans: to this hospital's own where they suffice.
@@ -119,10 +119,10 @@ class HospitalParts:
         own = self.calibrated(defence)
         groups = len(np.unique(self.validation_groups))
         if (groups + 1) * self.settings.false_positive_rate >= 1:
-            usual = Usual.of([(own, self.validation[0])], defence, self.settings)
+            limits = CleanScanLimits.of([(own, self.validation[0])], defence, self.settings)
         else:
-            usual = self.federation(defence, self.settings)
-        return usual.limiting(own)
+            limits = self.federation(defence, self.settings)
+        return limits.apply_to(own)
 
     def calibrated(self, defence: str) -> DefendedClassifier:
         """A row of the table that flags and refers nobody yet, with the temperature that the own scans ask for.

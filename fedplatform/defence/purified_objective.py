@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fedplatform.defence import Purifier
 from fedplatform.learning.models.torchvision_ops import CarriesNetworks
-from fedplatform.learning.training.objectives import Classification, ascend, cross_entropy
+from fedplatform.learning.training.objectives import Batch, Classification, penalised_cross_entropy, perturbed
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,9 @@ class Purified(CarriesNetworks, Classification):
     most_depth: int
     epsilon: float = 0.0
 
-    def loss(
-        self,
-        network: nn.Module,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        generator: torch.Generator,
-        progress: float,
-    ) -> torch.Tensor:
+    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """Mean over the batch."""
-        del progress
+        images, generator = batch.images, batch.generator
         depth = torch.randint(self.least_depth, self.most_depth + 1, (len(images),), generator=generator)
         noise = torch.randn(images.shape, generator=generator).to(images)
 
@@ -47,8 +39,8 @@ class Purified(CarriesNetworks, Classification):
 
         attacked = images
         if self.epsilon:
-            attacked = ascend(
-                lambda moved: functional.cross_entropy(network(clean(moved)), labels),
+            attacked = perturbed(
+                lambda moved: functional.cross_entropy(network(clean(moved)), batch.labels),
                 images,
                 epsilon=self.epsilon,
                 steps=1,
@@ -56,4 +48,4 @@ class Purified(CarriesNetworks, Classification):
             )
         with torch.no_grad():
             purified = clean(attacked)
-        return cross_entropy(network, purified, labels)
+        return penalised_cross_entropy(network, purified, batch.labels)

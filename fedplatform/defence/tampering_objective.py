@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fedplatform.learning.models import Classifier, ModelBuilder
 from fedplatform.learning.models.torchvision_ops import CarriesNetworks
-from fedplatform.learning.training.objectives import ascend
+from fedplatform.learning.training.objectives import Batch, perturbed
 
 UNTOUCHED, TAMPERED = 0, 1
 
@@ -34,50 +34,37 @@ class Tampering(CarriesNetworks):
     most_epsilon: float = 8 / 255
     steps: int = 10
 
-    def network(self, model: ModelBuilder, *, channels: int, num_classes: int, size: int) -> nn.Module:
+    def network(self, model: ModelBuilder, *, channels: int, num_classes: int, size: int) -> nn.Module:  # noqa: ARG002
         """A classifier of two classes, whatever the number of diagnoses."""
-        del num_classes
         return Classifier(model(channels=channels, num_classes=2, size=size))
 
-    def loss(
-        self,
-        network: nn.Module,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        generator: torch.Generator,
-        progress: float,
-    ) -> torch.Tensor:
+    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """Mean over scans and twins."""
-        del progress
+        generator = batch.generator
         draw, knows, effort = torch.rand(3, generator=generator).tolist()
         epsilon = self.least_epsilon + (self.most_epsilon - self.least_epsilon) * draw
-        images = _between_grey_levels(images, generator)
+        images = _between_grey_levels(batch.images, generator)
         if knows >= 0.9:
             return self._told_apart(network, images, _blocks(images, epsilon, generator))
-        tampered = torch.full_like(labels, TAMPERED)
+        tampered = torch.full_like(batch.labels, TAMPERED)
 
         def harm(moved: torch.Tensor) -> torch.Tensor:
-            fooled = functional.cross_entropy(self.victim(moved), labels)
+            fooled = functional.cross_entropy(self.victim(moved), batch.labels)
             return fooled + functional.cross_entropy(network(moved), tampered) if knows < 1 / 3 else fooled
 
         steps = 1 + int(effort * self.steps)
         # Batch normalisation must not count what is tried on the way: those are attacked scans without their twins.
         network.eval()
-        twins = ascend(harm, images, epsilon=epsilon, steps=steps, generator=generator)
+        twins = perturbed(harm, images, epsilon=epsilon, steps=steps, generator=generator)
         network.train()
         return self._told_apart(network, images, _between_grey_levels(twins, generator))
 
-    def plain_loss(
-        self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
-    ) -> torch.Tensor:
+    def plain_loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """How well scans are told from random noise of the largest epsilon, for which no gradient is needed."""
-        del labels
-        return self._told_apart(network, images, _blocks(images, self.most_epsilon, generator))
+        return self._told_apart(network, batch.images, _blocks(batch.images, self.most_epsilon, batch.generator))
 
-    def probabilities(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    def probabilities(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """No diagnosis: (n, 0)."""
-        del network
         return images.new_zeros(len(images), 0)
 
     @staticmethod

@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Self
 
 import torch
 from torch import nn
 
-from fedplatform.attacks.evasion import PGD, DetectorAware, Flood, Square, margin, straight_through
-from fedplatform.defence import DefendedClassifier, FreshNoise, Passage, Purifier
+from fedplatform.attacks.evasion import (
+    PGD,
+    DetectorAware,
+    Flood,
+    HopSkipJump,
+    Square,
+    Target,
+    margin,
+    straight_through,
+)
+from fedplatform.core.errors import FedplatformError
+from fedplatform.defence import DefendedClassifier, DiffusionPurifier, FreshNoise, Passage, Purifier
+from fedplatform.defence.named_attack import parse_attack
+from fedplatform.defence.presets import HospitalParts
 
 COMPARING_DRAWS = 8  # of noise, by which an attacker who knows the defence chooses between two attacks of his
 STRONG = 2.5  # times the steps and the gradients a step: 50 and 10 with the usual budget
@@ -38,6 +51,12 @@ class Victim:
     defended: DefendedClassifier
     neighbour: nn.Module
 
+    @classmethod
+    def of(cls, parts: HospitalParts, neighbour: HospitalParts, defended: DefendedClassifier) -> Self:
+        """A defence made of ``parts``; the neighbour's classifier is the tuned one where the defence's own is."""
+        tuned = defended.classifier is parts.tuned
+        return cls(defended, neighbour.tuned if tuned else neighbour.classifier)
+
 
 @dataclass(frozen=True, eq=False)
 class Attacker:
@@ -50,7 +69,7 @@ class Attacker:
     budget: Budget
     generator: torch.Generator
 
-    def nobody(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def no_attack(self, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """T0: the scans as they are."""
         return images
 
@@ -135,6 +154,15 @@ class Attacker:
             square = Square(self.epsilon, queries=self.budget.queries)
             return square(victim.defended.logits, images, labels, generator=self.generator)
 
+    def named(self, text: str, victim: Victim, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Any attack by its name, who knows the whole defence as T4 does; a black box sees what T5 does."""
+        defended = victim.defended
+        seen = _Seen(defended, self.generator)
+        threshold = defended.gate.threshold - SAFE_DISTANCE
+        attack = parse_attack(text, epsilon=self.epsilon, score=seen.scores, threshold=threshold)
+        views: dict[type, Target] = {Square: defended.logits, HopSkipJump: lambda scans: _decisions(defended, scans)}
+        return attack(views.get(type(attack), seen.logits), images, labels, generator=self.generator)
+
     def _descend(self, defended: DefendedClassifier, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         seen = _Seen(defended, self.generator)
         pgd = PGD(self.epsilon, self.budget.steps, eot=self.budget.eot)
@@ -143,7 +171,7 @@ class Attacker:
 
 TIERS: Mapping[str, Callable[[Attacker, Victim, torch.Tensor, torch.Tensor], torch.Tensor]] = MappingProxyType(
     {
-        "T0": Attacker.nobody,
+        "T0": Attacker.no_attack,
         "T1": Attacker.transfer,
         "T2": Attacker.grey_box,
         "T2_paper": Attacker.as_in_the_paper,
@@ -158,6 +186,50 @@ TIERS: Mapping[str, Callable[[Attacker, Victim, torch.Tensor, torch.Tensor], tor
 # Only where they are asked for: the one costs six times a T4, the other wants no wrong answers.
 USUAL_TIERS = tuple(tier for tier in TIERS if tier not in ("T4_strong", "T4_flood"))
 AT_DETECTORS = ("T4_unnoticed", "T4_flood")  # aimed at a detector, so a defence without one is not tried
+
+
+class OutOfReachError(FedplatformError, ValueError):
+    """An attack moved a scan further than it may: its figure would be worth nothing."""
+
+
+def attack_hospital(
+    tier: str,
+    victim: Victim,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    epsilon: float,
+    generator: torch.Generator,
+    budget: Budget = Budget(),
+) -> torch.Tensor:
+    """A hospital's scans (n, c, h, w) with labels (n,) as the attacker of a tier leaves them.
+
+    ``tier`` is one of :data:`TIERS`, or names an attack (:meth:`Attacker.named`). Raises :class:`OutOfReachError` where
+    a pixel is moved by more than ``epsilon`` or out of [0, 1].
+    """
+    if not isinstance(victim.defended.purifier, DiffusionPurifier) or victim.defended.gate.closed:
+        budget = replace(budget, eot=1)  # nothing is drawn that one could average over
+    attacker = Attacker(epsilon, budget, generator)
+    if tier in TIERS:
+        attacked = TIERS[tier](attacker, victim, images, labels)
+    else:
+        attacked = attacker.named(tier, victim, images, labels)
+    check_within(attacked, images, epsilon)
+    return attacked
+
+
+def _decisions(defended: DefendedClassifier, images: torch.Tensor) -> torch.Tensor:
+    """The served answers (n,), -1 where a scan is referred."""
+    return torch.tensor([-1 if found.referred else found.label for found in defended.diagnose(images)])
+
+
+def check_within(attacked: torch.Tensor, images: torch.Tensor, epsilon: float) -> None:
+    """Raise :class:`OutOfReachError` where scans are not within ``epsilon`` of ``images`` and [0, 1]."""
+    if attacked.shape != images.shape:
+        raise OutOfReachError(f"an attack made {tuple(attacked.shape)} of scans {tuple(images.shape)}")
+    moved = float((attacked - images).abs().max()) if len(images) else 0.0
+    if not (moved <= epsilon + 1e-6 and ((attacked >= 0) & (attacked <= 1)).all()):  # not a number is too far, too
+        raise OutOfReachError(f"an attack within {epsilon} moved a pixel by {moved}")
 
 
 @dataclass(frozen=True)

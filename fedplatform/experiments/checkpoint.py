@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 from fedplatform.core.files import write_durably, write_folder_durably
 from fedplatform.core.messages import RoundReport
 from fedplatform.core.rounds import reports_of, tables_of
-from fedplatform.core.storable import Arrays, NotStorableError, put_together, take_apart
+from fedplatform.core.storable import Arrays, NotStorableError, from_plain, to_plain
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.federated.aggregation import Aggregator, try_rule
 from fedplatform.federated.hospital_state import KEPT_ROUNDS, Launch, SupersededError
@@ -42,15 +42,34 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """Where the checkpoints of a run lie, and of which experiment they must be: the SHA-256 of its settings."""
+    """Where the checkpoints of a run lie, and of which experiment they must be: its settings, as JSON has them."""
 
     path: Path
-    experiment: str
+    experiment: Mapping[str, object]
 
     @classmethod
     def of(cls, path: Path, experiment: Experiment) -> Self:
         """The folder for an experiment; asked where the experiment was read, for only there all of it has a name."""
-        return cls(path.resolve(), hashlib.sha256(json.dumps(experiment.settings()).encode()).hexdigest())
+        return cls(path.resolve(), _as_json(experiment.settings()))
+
+    def require_same(self, settings: Mapping[str, object], *, checkpoint: Path) -> None:
+        """Raise :class:`ExperimentError` where a checkpoint was written with other settings.
+
+        One that it lacks, because the software did not have it then, had the value that is its default now.
+        """
+        found = {**_as_json(Experiment.defaults()), **settings}
+        for name in {**self.experiment, **settings}:
+            if found.get(name) != self.experiment.get(name):
+                raise ExperimentError(
+                    f"{checkpoint} is of another experiment than the experiment.yaml of this run: "
+                    f"{name}={found.get(name)!r} there, {self.experiment.get(name)!r} here"
+                )
+
+
+def _as_json(settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings as they come back from a file."""
+    plain: dict[str, object] = json.loads(json.dumps(dict(settings)))
+    return plain
 
 
 class Checkpoints:
@@ -62,8 +81,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: CheckpointFolder, rule: Aggregator) -> None:
+        self._place = folder
         self._folder = folder.path
-        self._experiment = folder.experiment
         self._kinds: Sequence[type] = rule.memory_kinds
         self.found: Checkpoint | None = None
         self.refused: tuple[str, ...] = ()
@@ -129,10 +148,10 @@ class Checkpoints:
 
     def _files(self, checkpoint: Checkpoint) -> dict[str, bytes]:
         state = checkpoint.state
-        tree, arrays = take_apart(state.memory, kinds=self._kinds, name=MEMORY)
+        tree, arrays = to_plain(state.memory, kinds=self._kinds, name=MEMORY)
         arrays |= {"weights": state.weights, "previous_delta": state.previous_delta}
         arrays |= {f"{ROOT}/{name}": value.numpy() for name, value in state.root_personal.items()}
-        written = {"round": state.round_number, "experiment": self._experiment, "memory": tree}
+        written = {"round": state.round_number, "experiment": dict(self._place.experiment), "memory": tree}
         files = {STATE: json.dumps(written, indent=1).encode(), TENSORS: save(_in_rows(arrays))}
         for name, table in tables_of(checkpoint.reports).items():
             sink = io.BytesIO()
@@ -149,15 +168,14 @@ class Checkpoints:
             if hashlib.sha256(files[name]).hexdigest() != digest:
                 raise ValueError(f"the SHA-256 of {name} is not the one in {SUMS}")
         written, arrays = json.loads(files[STATE]), load(files[TENSORS])
-        if written["experiment"] != self._experiment:
-            raise ExperimentError(f"{path} is of another experiment than the experiment.yaml of this run")
+        self._place.require_same(dict(written["experiment"]), checkpoint=path)
         tables = (pq.read_table(io.BytesIO(files[name])) for name in ("rounds.parquet", "hospitals.parquet"))
         personal = {name: value for name, value in arrays.items() if name.startswith(f"{ROOT}/")}
         state = FederationState(
             round_number=written["round"],
             weights=arrays["weights"].copy(),
             previous_delta=arrays["previous_delta"].copy(),
-            memory=put_together(written["memory"], arrays, kinds=self._kinds),
+            memory=from_plain(written["memory"], arrays, kinds=self._kinds),
             root_personal={name.removeprefix(f"{ROOT}/"): torch.from_numpy(v).clone() for name, v in personal.items()},
         )
         return Checkpoint(state, reports_of(*tables))
@@ -181,7 +199,7 @@ def require_storable(rule: Aggregator, *, hospitals: int, has_root: bool) -> Non
     try:
         kinds = rule.memory_kinds
         tried = try_rule(rule, hospitals=hospitals, has_root=has_root)
-        take_apart(tried.memory if tried is not None else None, kinds=kinds, name=MEMORY)
+        to_plain(tried.memory if tried is not None else None, kinds=kinds, name=MEMORY)
     except (NotStorableError, ValueError) as error:
         raise ExperimentError(
             f"the memory of {type(rule).__name__} cannot be stored in checkpoints: {error}; "

@@ -12,7 +12,7 @@ from fedplatform.attacks.poisoning.attack import Collusion, DataPoisoning, Poiso
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.core.seeding import COLLUSION, numpy_generator, torch_generator
 from fedplatform.data.splits import Role
-from fedplatform.federated.hospital import Hospital, never
+from fedplatform.federated.hospital import Hospital, never_stop
 from fedplatform.federated.hospital_state import OwnState
 
 LAST_WEIGHTS = "last_weights"
@@ -55,7 +55,7 @@ class ByzantineHospital:
                 generator=numpy_generator(hospital.trainer.training.seed, self.hospital_id, "poison"),
             )
 
-    def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never) -> Update:
+    def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never_stop) -> Update:
         """Train honestly on what it has, then bend the update where the attack does so."""
         situations = self._situations(weights, round_number, stream=self.hospital_id)
         update = self._hospital.train(weights, round_number, should_stop=should_stop)

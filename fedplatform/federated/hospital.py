@@ -17,7 +17,7 @@ from fedplatform.federated.hospital_state import Launch, OwnState
 from fedplatform.learning.training import PersonalState, Trainer
 
 
-def never() -> bool:
+def never_stop() -> bool:
     """The answer of nobody who wants the training stopped."""
     return False
 
@@ -28,7 +28,9 @@ class Participant(Protocol):
     @property
     def hospital_id(self) -> str: ...
 
-    def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never) -> Update: ...
+    def train(
+        self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never_stop
+    ) -> Update: ...
 
     def evaluate(
         self, weights: np.ndarray, roles: Sequence[Role], *, round_number: int | None = None
@@ -65,7 +67,7 @@ class Hospital:
         self.personal: PersonalState = dict(trainer.initial_personal) if kept is None else kept
         self._round = self._state.round_number if self._state else 0
 
-    def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never) -> Update:
+    def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never_stop) -> Update:
         """One round of local training from the broadcast weights (d,)."""
         started = time.monotonic()
         self._round = round_number

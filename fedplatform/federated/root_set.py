@@ -10,7 +10,8 @@ import torch
 from fedplatform.core.messages import Rehearsal
 from fedplatform.core.seeding import torch_generator
 from fedplatform.data.images import to_images
-from fedplatform.federated.hospital import Hospital, never
+from fedplatform.federated.hospital import Hospital, never_stop
+from fedplatform.learning.training import Batch
 
 LEAST_SCANS = 4  # a made-up hospital with fewer learns nothing
 BROKEN = 1e6  # the loss of weights under which the model answers NaN
@@ -71,7 +72,7 @@ class RootInRound:
         trainer.load(self._stepped(step), self.hospital.personal)
         trainer.model.train()
         draws = torch_generator(trainer.training.seed, "root loss")  # the same for every step that is compared
-        return trainer.training.objective.plain_loss(trainer.model, self.images, self.labels, generator=draws)
+        return trainer.training.objective.plain_loss(trainer.model, Batch(self.images, self.labels, draws))
 
     def _stepped(self, step: np.ndarray) -> np.ndarray:
         """The broadcast weights after a step of their shared part."""
@@ -120,7 +121,7 @@ class RootInRound:
             groups=hospital.training_groups[scans],
             round_number=number,
             generator=generator,
-            should_stop=never,
+            should_stop=never_stop,
         )
         return delta[: len(self.delta)]
 

@@ -40,8 +40,8 @@ class Unreachable(OSError):  # noqa: N818 - a state that passes
     """The server could not be reached, or not be understood; it may be in a moment."""
 
 
-class Line(Protocol):
-    """The way to a :class:`~fedplatform.outside.gateway_server.Desk`: its methods, which raise Unreachable, too."""
+class GatewayTransport(Protocol):
+    """A :class:`~fedplatform.outside.gateway_server.GatewayServer` from afar: its methods also raise Unreachable."""
 
     def hello(self) -> bytes: ...
 
@@ -77,7 +77,7 @@ class Agent:
 
     def __init__(
         self,
-        line: Line,
+        gateway: GatewayTransport,
         *,
         hospital_id: str,
         key: Ed25519PrivateKey,
@@ -85,7 +85,7 @@ class Agent:
         watcher: Watcher,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._line = line
+        self._gateway = gateway
         self._hospital_id = hospital_id
         self._key = key
         self._folder = folder
@@ -102,7 +102,7 @@ class Agent:
 
     def terms(self) -> Terms:
         """What the federation asks of this hospital. Raises :class:`Refusal` where it does not know the hospital."""
-        return Terms.model_validate_json(self._asked(self._line.terms))
+        return Terms.model_validate_json(self._in_session(self._gateway.terms))
 
     def take_part(self, admit: Callable[[Launch | None], Participant], transport: Transport = EXACT) -> None:
         """Do what the server asks until it has nothing more to ask.
@@ -111,7 +111,7 @@ class Agent:
         the terms.
         """
         self._transport = transport
-        while (work := Work.read(self._asked(self._line.work))).state is not State.FINISHED:
+        while (work := Work.read(self._in_session(self._gateway.work))).state is not State.FINISHED:
             if work.task is None or self._tries.get(_without_clock(work.task), 0) >= TRIES:
                 self._sleep(POLL_S)
                 continue
@@ -164,7 +164,7 @@ class Agent:
     def _fetch(self, task: Task) -> np.ndarray:
         body = bytearray()
         while len(body) < task.size:
-            piece = self._asked(partial(self._line.weights, base=task.base, offset=len(body)))
+            piece = self._in_session(partial(self._gateway.weights, base=task.base, offset=len(body)))
             if not piece:
                 raise Refusal(Reason.ALTERED, "the server sent fewer bytes of its weights than it said")
             body += piece
@@ -176,14 +176,14 @@ class Agent:
 
     def _send(self, envelope: Envelope, body: bytes) -> None:
         header = envelope.header
-        done = self._asked(partial(self._line.announce, envelope=envelope.wire()))
+        done = self._in_session(partial(self._gateway.announce, envelope=envelope.wire()))
         self._watcher.sending(header, done)
         while done < len(body):
             piece = body[done : done + CHUNK]
-            done = self._asked(partial(self._line.append, digest=header.digest, offset=done, piece=piece))
+            done = self._in_session(partial(self._gateway.append, digest=header.digest, offset=done, piece=piece))
             self._watcher.sending(header, done)
 
-    def _asked(self, question: Callable[[str], T]) -> T:
+    def _in_session(self, question: Callable[[str], T]) -> T:
         """Ask until there is an answer; show the key anew where the server has forgotten who asks."""
         pause_s, waited_s = POLL_S, 0.0
         while True:
@@ -204,12 +204,12 @@ class Agent:
                 self._token = None
 
     def _enter(self) -> str:
-        hello = Hello.read(self._line.hello())
+        hello = Hello.read(self._gateway.hello())
         if self._run not in (None, hello.run):
             raise ExperimentError("the server runs another federation now; this one is over here")
         self._run = hello.run
         greeting = Greeting.sign(key=self._key, run=hello.run, hospital_id=self._hospital_id, challenge=hello.challenge)
-        return self._line.enter(greeting.wire())
+        return self._gateway.enter(greeting.wire())
 
 
 def _without_clock(task: Task) -> Task:

@@ -94,15 +94,15 @@ class Greeting(Strict):
     @classmethod
     def sign(cls, *, key: Ed25519PrivateKey, run: str, hospital_id: str, challenge: str) -> Self:
         """Answer a challenge."""
-        signature = key.sign(_said(run, hospital_id, challenge)).hex()
+        signature = key.sign(_signed_bytes(run, hospital_id, challenge)).hex()
         return cls(run=run, hospital=hospital_id, challenge=challenge, signature=signature)
 
     def check(self, roster: Roster) -> None:
         """Raise :class:`Refusal` unless the hospital that it names has signed it."""
-        _check(roster, self.hospital, _said(self.run, self.hospital, self.challenge), self.signature)
+        _check(roster, self.hospital, _signed_bytes(self.run, self.hospital, self.challenge), self.signature)
 
 
-def _said(run: str, hospital_id: str, challenge: str) -> bytes:
+def _signed_bytes(run: str, hospital_id: str, challenge: str) -> bytes:
     return SESSION + json.dumps([run, hospital_id, challenge]).encode()
 
 

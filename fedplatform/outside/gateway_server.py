@@ -52,7 +52,7 @@ class Collected:
     complaints: dict[str, str]
 
 
-class Desk:
+class GatewayServer:
     """Takes one order at a time from the server and one answer to it from each hospital of the roster.
 
     An answer is taken if the hospital's own key signed it over this run, this round and the weights that were sent out,

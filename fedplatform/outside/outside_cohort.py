@@ -17,8 +17,8 @@ from fedplatform.outside.gateway_server import Collected
 from fedplatform.outside.work import Order
 
 
-class Counter(Protocol):
-    """What the server needs of a desk, wherever that stands."""
+class ServerLink(Protocol):
+    """What the server needs of a gateway, wherever that stands."""
 
     def ask(self, order: Order) -> None: ...
 
@@ -26,13 +26,13 @@ class Counter(Protocol):
 
 
 class OutsideCohort:
-    """The hospitals of a roster behind a desk. They are asked first and heard later, while those inside are at work."""
+    """The hospitals of a roster behind a gateway, asked first and heard later, while those inside are at work."""
 
     def __init__(
-        self, desk: Counter, hospital_ids: tuple[str, ...], *, deadline_s: float, launch: Launch | None
+        self, gateway: ServerLink, hospital_ids: tuple[str, ...], *, deadline_s: float, launch: Launch | None
     ) -> None:
         self.hospital_ids = hospital_ids
-        self._desk = desk
+        self._gateway = gateway
         self._deadline_s = deadline_s
         self._launch = launch
         self._due_at = 0.0
@@ -40,7 +40,7 @@ class OutsideCohort:
     def ask(self, kind: Kind, weights: np.ndarray, round_number: int, roles: Sequence[Role] = ()) -> None:
         """Put the weights out and say what is wanted."""
         self._due_at = time.monotonic() + self._deadline_s
-        self._desk.ask(Order(kind, round_number, weights, self._deadline_s, tuple(roles), self._launch))
+        self._gateway.ask(Order(kind, round_number, weights, self._deadline_s, tuple(roles), self._launch))
 
     def updates(self) -> dict[str, Reply]:
         """An update, or the reason for its absence, from every hospital."""
@@ -63,7 +63,7 @@ class OutsideCohort:
         return [one for answer in answers if isinstance(answer, tuple) for one in answer]
 
     def _collected(self) -> Collected:
-        return self._desk.collect(max(0.0, self._due_at - time.monotonic()))
+        return self._gateway.collect(max(0.0, self._due_at - time.monotonic()))
 
 
 class JoinedCohort:

@@ -96,7 +96,7 @@ class FolderDiagnosis:
         for start in range(0, len(rows), BATCH):
             found = self.defended.diagnose(to_images(pixels[start : start + BATCH]))
             for row, diagnosis in zip(rows[start : start + BATCH], found, strict=True):
-                row.update(self._said(diagnosis))
+                row.update(self._columns_of(diagnosis))
         return [of_file for of_file, _ in waiting]
 
     def _row(self, name: str, scan: int, sha256: str) -> Row:
@@ -104,7 +104,7 @@ class FolderDiagnosis:
         where = {"hospital_id": self.hospital_id, "model_version": self.model_version}
         return {**blank, **dict.fromkeys(WORDS, ""), "file": name, "scan": scan, "input_sha256": sha256, **where}
 
-    def _said(self, diagnosis: Diagnosis) -> Row:
+    def _columns_of(self, diagnosis: Diagnosis) -> Row:
         chances = zip(self.classes, diagnosis.probabilities, strict=True)
         return {
             "class_name": self.classes[diagnosis.label],

@@ -12,7 +12,7 @@ import torch
 
 from fedplatform.core.seeding import torch_generator
 from fedplatform.data.images import to_images
-from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
+from fedplatform.defence.threats import Victim, attack_hospital
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.answer import picture
 from fedplatform.serving.examples import INDEX, Example
@@ -36,9 +36,14 @@ def write_examples(run: DefendedRun, folder: Path) -> None:
     images, truths = to_images(scans[rows]), torch.from_numpy(labels[rows])
     for hospital_id in run.tested:
         parts = run.hospital(hospital_id)
-        generator = torch_generator(run.experiment.seed, "examples", hospital_id)
-        victim = Victim(parts.defended("full"), parts.tuned)
-        attacked = TIERS["T2"](Attacker(EPSILON, Budget(), generator), victim, images, truths)
+        attacked = attack_hospital(
+            "T2",
+            Victim.of(parts, parts, parts.defended("full")),
+            images,
+            truths,
+            epsilon=EPSILON,
+            generator=torch_generator(run.experiment.seed, "examples", hospital_id),
+        )
         _write(folder / hospital_id, (images, attacked), [run.manifest.classes[truth] for truth in truths.tolist()])
 
 

@@ -20,7 +20,7 @@ def published(path: Path, *, progress: Progress = lambda *_: None) -> RunVersion
 
 
 def publish_run(run: DefendedRun, *, defence: str, progress: Progress = lambda *_: None) -> str:
-    """Write a new version into the run's folder, scans to try it with beside the bundles, and crown it; its number."""
+    """Write a new version into the run's folder, with scans to try beside the bundles, and promote it; its number."""
 
     def write(folder: Path) -> None:
         write_bundles(run, folder, defence=defence, progress=progress)
@@ -28,7 +28,7 @@ def publish_run(run: DefendedRun, *, defence: str, progress: Progress = lambda *
 
     versions = RunVersions(run.path)
     number = versions.add(write)
-    versions.crown(number)
+    versions.promote(number)
     return number
 
 

@@ -39,7 +39,7 @@ class Versions(Protocol):
         """The version that is to be served; raises :class:`ExperimentError` where none is published."""
         ...
 
-    def crown(self, number: str) -> None:
+    def promote(self, number: str) -> None:
         """Make a version the champion; raises :class:`ExperimentError` where there is none of that number."""
         ...
 
@@ -72,7 +72,7 @@ class RunVersions:
         except (ValueError, KeyError) as error:
             raise ExperimentError(f"{file} names no {CHAMPION}") from error
 
-    def crown(self, number: str) -> None:
+    def promote(self, number: str) -> None:
         """See :class:`Versions`."""
         self.folder(number)
         file = self.path / SERVING / ALIASES
@@ -113,16 +113,16 @@ class RegistryVersions:
 
     def numbers(self) -> tuple[str, ...]:
         """See :class:`Versions`."""
-        found = self._asked(lambda client: client.search_model_versions(f"name='{self.name}'"))
+        found = self._ask_registry(lambda client: client.search_model_versions(f"name='{self.name}'"))
         return tuple(sorted((str(version.version) for version in found), key=int))
 
     def champion(self) -> str:
         """See :class:`Versions`."""
-        return str(self._asked(lambda client: client.get_model_version_by_alias(self.name, CHAMPION)).version)
+        return str(self._ask_registry(lambda client: client.get_model_version_by_alias(self.name, CHAMPION)).version)
 
-    def crown(self, number: str) -> None:
+    def promote(self, number: str) -> None:
         """See :class:`Versions`."""
-        self._asked(lambda client: client.set_registered_model_alias(self.name, CHAMPION, number))
+        self._ask_registry(lambda client: client.set_registered_model_alias(self.name, CHAMPION, number))
 
     def folder(self, number: str) -> Path:
         """See :class:`Versions`."""
@@ -132,7 +132,7 @@ class RegistryVersions:
         if not place.is_dir():
             place.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=place.parent, prefix=".unfinished-") as unfinished:
-                fetched = self._asked(lambda client: _fetched(client, self.name, number, unfinished))
+                fetched = self._ask_registry(lambda client: _fetched(client, self.name, number, unfinished))
                 try:
                     Path(fetched).rename(place)
                 except OSError:
@@ -142,9 +142,9 @@ class RegistryVersions:
 
     def add(self, folder: Path) -> str:
         """Register a version whose files are in ``folder``; its number."""
-        return str(self._asked(lambda client: _registered(client, self.uri, self.name, folder)).version)
+        return str(self._ask_registry(lambda client: _registered(client, self.uri, self.name, folder)).version)
 
-    def _asked(self, question: Callable[[Any], Any]) -> Any:
+    def _ask_registry(self, question: Callable[[Any], Any]) -> Any:
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

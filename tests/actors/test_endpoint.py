@@ -234,7 +234,7 @@ def wait_until(endpoint: Endpoint, version: str) -> None:
 def test_a_version_is_rolled_out_and_back_without_a_lost_request(endpoint: Endpoint) -> None:
     with traffic(endpoint, NOISE) as responses:
         for number in ("2", "1"):
-            RunVersions(endpoint.run).crown(number)
+            RunVersions(endpoint.run).promote(number)
             wait_until(endpoint, number)
             while json.loads(responses[-1].content)["answers"][0]["model_version"] != number:
                 time.sleep(0.05)

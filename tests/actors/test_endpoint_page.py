@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from watched_page import PATIENCE_MS, requests_of, watched_page
 
 from fedplatform.defence import KeyedNoise
-from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
+from fedplatform.defence.threats import Victim, attack_hospital
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.answer import picture
 from fedplatform.serving.secret import read_secret, secret_path
@@ -46,8 +46,10 @@ def scans(endpoint: Endpoint) -> dict[str, bytes]:
     noise = KeyedNoise(read_secret(secret_path(endpoint.run, HOSPITAL)))
     defended = replace(parts.defended("full"), noise=noise)
     images, labels = parts.test
-    attacker = Attacker(8 / 255, Budget(), torch.Generator().manual_seed(0))
-    attacked = TIERS["T2"](attacker, Victim(defended, parts.classifier), images, labels)
+    generator = torch.Generator().manual_seed(0)
+    attacked = attack_hospital(
+        "T2", Victim(defended, parts.classifier), images, labels, epsilon=8 / 255, generator=generator
+    )
     stored = {name: (some * 255).round() / 255 for name, some in (("clean", images), ("attacked", attacked))}
     flags = {name: [one.flagged for one in defended.diagnose(some)] for name, some in stored.items()}
     return {

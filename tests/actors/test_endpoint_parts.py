@@ -17,10 +17,10 @@ from starlette.requests import Request
 
 from actors.endpoint.application import deployments
 from actors.endpoint.arguments import EndpointArguments, UserConfiguration
-from actors.endpoint.authentication import Door, TooFast, Visitor
+from actors.endpoint.authentication import Authenticator, Caller, TooFast
 from actors.endpoint.catalogue import Catalogue
 from actors.endpoint.config_file import config_of, text_of
-from actors.endpoint.model_store import Model, ModelName, rows_of
+from actors.endpoint.model_store import Model, ModelName
 from fedplatform.cli import fedplatform
 from fedplatform.core.settings import ExperimentError
 from fedplatform.defence import Diagnosis, KeyedNoise
@@ -37,37 +37,37 @@ def request(**headers: str) -> Request:
 
 
 def test_a_door_without_keys_lets_everybody_in_and_wants_to_know_the_hospital(tmp_path: Path) -> None:
-    door = Door(EndpointArguments(versions="", state=str(tmp_path)))
-    visitor = door.visitor(request())
-    assert visitor.chosen("b", ("a", "b")) == "b"
-    assert visitor.chosen(None, ("a",)) == "a"
+    authenticator = Authenticator(EndpointArguments(versions="", state=str(tmp_path)))
+    caller = authenticator.caller(request())
+    assert caller.chosen("b", ("a", "b")) == "b"
+    assert caller.chosen(None, ("a",)) == "a"
     with pytest.raises(Refused, match="Say which hospital"):
-        visitor.chosen(None, ("a", "b"))
+        caller.chosen(None, ("a", "b"))
 
 
 def test_a_revoked_key_opens_nothing_from_then_on(tmp_path: Path) -> None:
     keys = Keys.load(tmp_path / "keys.json")
     secret = keys.add("a")
-    door = Door(EndpointArguments(versions="", state=str(tmp_path), keys=str(tmp_path / "keys.json")))
-    assert door.visitor(request(x_api_key=secret)).hospital_id == "a"
-    assert door.visitor(request(authorization=f"bearer {secret}")).hospital_id == "a"
+    authenticator = Authenticator(EndpointArguments(versions="", state=str(tmp_path), keys=str(tmp_path / "keys.json")))
+    assert authenticator.caller(request(x_api_key=secret)).hospital_id == "a"
+    assert authenticator.caller(request(authorization=f"bearer {secret}")).hospital_id == "a"
     (key,) = Keys.load(tmp_path / "keys.json")
     Keys.load(tmp_path / "keys.json").revoke(key.key_id)
     with pytest.raises(Refused, match="opens nothing") as refusal:
-        door.visitor(request(x_api_key=secret))
+        authenticator.caller(request(x_api_key=secret))
     assert refusal.value.status == 401
 
 
 def test_a_visitor_who_sends_too_much_is_told_when_to_come_back() -> None:
-    door = Door(EndpointArguments(versions="", state="", rate=1, burst=64))
-    visitor = Visitor("k", "a")
-    door.count(visitor, 64)
+    authenticator = Authenticator(EndpointArguments(versions="", state="", rate=1, burst=64))
+    caller = Caller("k", "a")
+    authenticator.count(caller, 64)
     with pytest.raises(TooFast) as limit:
-        door.count(visitor, 10)
+        authenticator.count(caller, 10)
     assert 1 <= limit.value.retry_after_s <= 10
-    door.count(Visitor("another", "a"), 10)
+    authenticator.count(Caller("another", "a"), 10)
     with pytest.raises(Refused, match="At most 64 scans"):
-        door.count(visitor, 65)
+        authenticator.count(caller, 65)
 
 
 @dataclass
@@ -87,7 +87,7 @@ def arguments(defended: Path, tmp_path: Path) -> EndpointArguments:
     versions.add(lambda folder: write_bundles(DefendedRun(defended), folder, defence="no_defence"))
     first = versions.folder("1")
     versions.add(lambda folder: shutil.copytree(first, folder, dirs_exist_ok=True))
-    versions.crown("1")
+    versions.promote("1")
     return EndpointArguments(versions=str(tmp_path), state=str(tmp_path))
 
 
@@ -103,7 +103,7 @@ def test_a_catalogue_makes_ready_what_is_in_use_before_it_goes_over(arguments: E
         # What cannot be served is left alone, and what was served goes on.
         await catalogue.configure(UserConfiguration(version="3"))
         assert catalogue.edition.version == "2"
-        arguments.where().crown("2")
+        arguments.where().promote("2")
         await catalogue.configure(UserConfiguration(version="champion"))
         assert catalogue.edition.version == "2"
         with pytest.raises(Refused, match="no model of this hospital"):
@@ -181,7 +181,7 @@ def test_a_model_on_another_device_answers_as_on_the_cpu(defended: Path, tmp_pat
         same_answers(spoken_there, spoken)
         flagged = examination.flagged.nonzero().flatten()
         assert 0 < len(flagged) < len(scans)
-        deep, rows = rows_of(examination, flagged), flagged.numpy()
+        deep, rows = examination[flagged], flagged.numpy()
         diagnoses, purified = there.treat(scans[rows], deep)
         assert there.certify(scans[:1], sigma=0.25, samples=50, seed=0) == here.certify(
             scans[:1], sigma=0.25, samples=50, seed=0

@@ -38,23 +38,23 @@ class Gate:
     url: str
     authority: Path
     folder: Path
-    desk: Any  # of the server
+    server: Any
     actor: Any
 
     def line(self) -> Any:
-        from actors.gateway.http_transport import HttpLine
+        from actors.gateway.http_transport import HttpTransport
 
-        return HttpLine(self.url, authority=self.authority)
+        return HttpTransport(self.url, authority=self.authority)
 
 
 @pytest.fixture(scope="module")
 def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
-    """A gateway for hospitals a and b on this machine, in front of a desk."""
+    """A gateway for hospitals a and b on this machine, in front of its server."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from actors.gateway.application import GatewayOptions, close_gateway, open_gateway
-    from actors.gateway.server_actor import RemoteDesk, open_desk
+    from actors.gateway.server_actor import RemoteGatewayServer, open_gateway_server
     from actors.http.start import prepare
 
     folder = tmp_path_factory.mktemp("gate")
@@ -65,11 +65,11 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     roster = roster_of({name: KEYS[name] for name in ("a", "b")})
     terms = Terms(run=RUN, data="none", hospitals=2, classes=("well", "ill"), channels=1, training={})
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = open_desk(roster, terms, folder / "gateway", where=here)
+    actor = open_gateway_server(roster, terms, folder / "gateway", where=here)
     port = free_port()
     try:
         open_gateway(actor, GatewayOptions("127.0.0.1", port, roster, (str(certificate), str(key))))
-        yield Gate(f"https://127.0.0.1:{port}", authority, folder / "gateway", RemoteDesk(RUN), actor)
+        yield Gate(f"https://127.0.0.1:{port}", authority, folder / "gateway", RemoteGatewayServer(RUN), actor)
     finally:
         close_gateway()
         ray.shutdown()
@@ -78,7 +78,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
 
 def test_dozens_of_wrong_messages_over_https_change_nothing_and_each_is_written_down(gate: Gate) -> None:
     weights = np.zeros(SIZE, np.float32)
-    gate.desk.ask(Order(Kind.UPDATE, 2, weights, deadline_s=600))
+    gate.server.ask(Order(Kind.UPDATE, 2, weights, deadline_s=600))
     base = sha256(encode_weights(weights)).hexdigest()
     line = gate.line()
     token = session(line, "a", KEYS["a"])
@@ -98,7 +98,7 @@ def test_dozens_of_wrong_messages_over_https_change_nothing_and_each_is_written_
         mine = encode_update(update(SIZE, hospital_id=name, fill=0.25))
         seal = {"key": KEYS[name], "run": RUN, "launch": 0, "hospital_id": name, "round_number": 2, "base": base}
         answer(line, session(line, name, KEYS[name]), Envelope.seal(mine, kind=Kind.UPDATE, **seal), mine)
-    taken = gate.desk.collect(10).answers
+    taken = gate.server.collect(10).answers
     assert {name: float(got.delta.sum()) for name, got in taken.items()} == {"a": SIZE / 4, "b": SIZE / 4}
 
 
@@ -121,20 +121,20 @@ def test_pickle_is_never_read(gate: Gate, tmp_path: Path) -> None:
 
 
 def test_a_server_that_nobody_vouches_for_is_not_spoken_to(gate: Gate) -> None:
-    from actors.gateway.http_transport import HttpLine
+    from actors.gateway.http_transport import HttpTransport
 
     with pytest.raises(ExperimentError, match="is not trusted"):
-        HttpLine(gate.url, authority=None).hello()
+        HttpTransport(gate.url, authority=None).hello()
 
 
 def test_a_desk_killed_in_mid_upload_costs_no_round_and_the_upload_goes_on(gate: Gate, tmp_path: Path) -> None:
     before = len(reasons(gate.folder / "refusals.jsonl"))
     weights = np.ones(SIZE, np.float32)
-    watcher = KillsTheDesk(gate.actor)
+    watcher = KillsTheGateway(gate.actor)
     agent = Agent(gate.line(), hospital_id="a", key=KEYS["a"], folder=tmp_path, watcher=watcher)
     result: list[Any] = []
-    gate.desk.ask(Order(Kind.UPDATE, 3, weights, deadline_s=600))
-    waiting = threading.Thread(target=lambda: result.append(gate.desk.collect(400)))
+    gate.server.ask(Order(Kind.UPDATE, 3, weights, deadline_s=600))
+    waiting = threading.Thread(target=lambda: result.append(gate.server.collect(400)))
     waiting.start()
     working = threading.Thread(target=agent.take_part, args=(lambda _: Halves(),), daemon=True)
     working.start()
@@ -151,7 +151,7 @@ def test_a_desk_killed_in_mid_upload_costs_no_round_and_the_upload_goes_on(gate:
         except (OSError, Refusal):
             time.sleep(0.5)
     waiting.join(400)
-    gate.desk.finish(30)
+    gate.server.finish(30)
     working.join(60)
     assert not working.is_alive()
     got = result[0].answers["a"]
@@ -169,7 +169,7 @@ class Halves:
         return Update("a", round_number, weights / 2, 5, 0.5, 1.0)
 
 
-class KillsTheDesk(Silent):
+class KillsTheGateway(Silent):
     """A person who pulls the server's plug when the first piece has left the house."""
 
     def __init__(self, actor: Any) -> None:

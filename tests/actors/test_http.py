@@ -14,7 +14,7 @@ from ray import serve
 from starlette.requests import Request
 
 from actors.endpoint.server import free_port
-from actors.gateway.http_transport import HttpLine
+from actors.gateway.http_transport import HttpTransport
 from actors.http import start as http
 from fedplatform.outside.agent import Unreachable
 
@@ -73,4 +73,4 @@ def test_a_hospital_that_calls_before_anything_is_deployed_will_call_again(ray_w
     http.start(Greeting.bind(), name="greeting", host=HOST, port=port, tls=None)
     serve.delete("greeting")  # as it is while Serve starts: the proxy listens, and nothing is behind it
     with pytest.raises(Unreachable, match="503"):
-        HttpLine(f"http://{HOST}:{port}", authority=None).hello()
+        HttpTransport(f"http://{HOST}:{port}", authority=None).hello()

@@ -12,6 +12,7 @@ from fedplatform.defence import (
     DepthMap,
     Detector,
     DiffusionPurifier,
+    Examination,
     FreshNoise,
     Fusion,
     Gate,
@@ -201,6 +202,18 @@ def test_examined_here_and_treated_elsewhere_a_scan_gets_the_same_answer(defende
     assert torch.equal(halves.logits, whole.logits)
     assert torch.equal(halves.votes, whole.votes)
     assert defended.conclude(halves) == defended.diagnose(scans)
+
+
+def test_an_examination_is_cut_apart_and_put_together_without_loss(defended: DefendedClassifier) -> None:
+    whole = defended.examine(images(16))
+    parts = [whole[:5], whole[torch.arange(5, 16)]]
+    again = Examination.cat(parts)
+    for name in ("answers", "scores", "flagged", "depth"):
+        assert torch.equal(getattr(again, name), getattr(whole, name))
+    assert {name: values.tolist() for name, values in again.parts.items()} == {
+        name: values.tolist() for name, values in whole.parts.items()
+    }
+    assert parts[0].answers.untyped_storage().nbytes() < whole.answers.untyped_storage().nbytes(), "no scan goes along"
 
 
 def test_a_scan_that_is_not_purified_gets_one_answer_from_whatever_side(defended: DefendedClassifier) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedplatform.defence.purified_objective import Purified
+from fedplatform.learning.training import Batch
 
 
 @dataclass
@@ -37,7 +38,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 def loss_of(objective: Purified, model: nn.Module) -> torch.Tensor:
     images, labels = batch()
-    return objective.loss(model, images, labels, generator=torch.Generator().manual_seed(2), progress=0.0)
+    return objective.loss(model, Batch(images, labels, torch.Generator().manual_seed(2), progress=0.0))
 
 
 def test_every_scan_is_purified_at_a_depth_of_its_own_within_the_range() -> None:

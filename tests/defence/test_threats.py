@@ -12,7 +12,7 @@ from torch.nn import functional
 from fedplatform.attacks.evasion import RandomNoise
 from fedplatform.defence import BitDepth, DefendedClassifier, FreshNoise, GaussianBlur, KeyedNoise, Noise
 from fedplatform.defence.presets import HospitalParts
-from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
+from fedplatform.defence.threats import TIERS, Budget, Victim, attack_hospital
 from fedplatform.experiments.defence.load import DefendedRun
 
 BUDGET = Budget(steps=8, eot=2, queries=80)
@@ -62,8 +62,8 @@ def attack(
     epsilon: float = EPSILON,
     budget: Budget = BUDGET,
 ) -> torch.Tensor:
-    attacker = Attacker(epsilon, budget, torch.Generator().manual_seed(0))
-    return TIERS[tier](attacker, victim, images, labels)
+    generator = torch.Generator().manual_seed(0)
+    return attack_hospital(tier, victim, images, labels, epsilon=epsilon, budget=budget, generator=generator)
 
 
 def right(defended: DefendedClassifier, images: torch.Tensor, labels: torch.Tensor) -> int:

@@ -29,28 +29,21 @@ from fedplatform.data.splits import Role
 from fedplatform.experiments.engine import InProcessEngine
 from fedplatform.experiments.experiment import ExperimentError
 from fedplatform.experiments.run import partition_data
-from fedplatform.experiments.trust_benchmark import (
+from fedplatform.experiments.trust_benchmark.cells import (
     ATTACKS,
     CELL,
     DATASETS,
-    FIGURES,
-    PUBLISHED,
     REFERENCES,
     RULES,
     SPLITS,
     Benchmark,
     Cell,
-    Filled,
-    Progress,
-    detection,
-    fill,
-    fill_cell,
-    markdown,
-    paired_against,
     partition_of,
-    rarity,
-    worst_cells,
 )
+from fedplatform.experiments.trust_benchmark.figures import FIGURES, Filled, detection, fill_cell, rarity
+from fedplatform.experiments.trust_benchmark.fill import Progress, fill
+from fedplatform.experiments.trust_benchmark.results import PUBLISHED
+from fedplatform.experiments.trust_benchmark.table import markdown, paired_against, worst_cells
 from fedplatform.federated.aggregation import Mean, Mixed, NearestNeighbourMixing
 
 TINY: dict[str, object] = {

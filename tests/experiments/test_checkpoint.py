@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -21,7 +23,7 @@ from hypothesis.extra import numpy as arrays
 from mlflow.tracking import MlflowClient
 
 from fedplatform.core.messages import RoundReport
-from fedplatform.core.storable import NotStorableError, put_together, take_apart
+from fedplatform.core.storable import NotStorableError, from_plain, to_plain
 from fedplatform.experiments.callbacks import EachRound
 from fedplatform.experiments.checkpoint import Checkpoint, CheckpointFolder, Checkpoints, require_storable
 from fedplatform.experiments.engine import InProcessEngine
@@ -197,7 +199,39 @@ def test_no_intact_checkpoint_is_an_error_and_not_a_new_beginning(copied: RunFol
 
 def test_another_experiment_is_refused(copied: RunFolder, shards: Path) -> None:
     copied.write_settings({**copied.read_settings(), "learning_rate": 0.01})
-    with pytest.raises(ExperimentError, match=r"of another experiment than the experiment\.yaml"):
+    with pytest.raises(ExperimentError, match=r"another experiment .*: learning_rate=0\.05 there, 0\.01 here"):
+        resume(copied, engine=InProcessEngine(), shards=shards)
+
+
+def without_settings(folder: RunFolder, *names: str) -> None:
+    """Make the run one that older software began, which did not have these settings."""
+    settings = folder.read_settings()
+    folder.write_settings({key: value for key, value in settings.items() if key not in names})
+    for checkpoint in folder.checkpoints.glob("round-*"):
+        state = json.loads((checkpoint / "state.json").read_text())
+        for name in names:
+            del state["experiment"][name]
+        data = json.dumps(state, indent=1).encode()
+        sums = (checkpoint / "SHA256SUMS").read_text().splitlines()
+        kept = [line for line in sums if not line.endswith("  state.json")]
+        (checkpoint / "state.json").write_bytes(data)
+        (checkpoint / "SHA256SUMS").write_text(
+            "".join(f"{line}\n" for line in [f"{hashlib.sha256(data).hexdigest()}  state.json", *kept])
+        )
+
+
+def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default(
+    copied: RunFolder, stopped: Path, shards: Path
+) -> None:
+    without_settings(copied, "sampling", "transport")
+    resume(copied, engine=InProcessEngine(), shards=shards)
+    assert without_label(copied.path) == without_label(stopped / "unbroken")
+
+
+def test_a_run_begun_before_a_setting_existed_goes_on_with_no_other_value(copied: RunFolder, shards: Path) -> None:
+    without_settings(copied, "sampling", "transport")
+    copied.write_settings({**copied.read_settings(), "sampling": "groups"})
+    with pytest.raises(ExperimentError, match=r"another experiment .*: sampling='scans' there, 'groups' here"):
         resume(copied, engine=InProcessEngine(), shards=shards)
 
 
@@ -322,7 +356,7 @@ def same(one: object, other: object) -> bool:
 def test_every_plain_memory_comes_back_as_it_was(memory: object, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("plain")
     zeros = np.zeros(3, np.float32)
-    place = CheckpointFolder(folder, "any")
+    place = CheckpointFolder(folder, {})
     Checkpoints.open(place, Mean()).save(Checkpoint(FederationState(1, zeros, zeros, memory), ()))
     found = Checkpoints.open(place, Mean()).found
     assert found is not None
@@ -400,19 +434,19 @@ def test_every_rule_of_the_package_can_be_stored() -> None:
 
 def test_names_that_look_alike_are_told_apart() -> None:
     value = {"a/b": np.zeros(1), "a": {"b": np.ones(1)}, "a'": {"b": np.full(1, 2.0)}}
-    assert same(put_together(*take_apart(value, kinds=(), name="m"), kinds=()), value)
+    assert same(from_plain(*to_plain(value, kinds=(), name="m"), kinds=()), value)
 
 
 @pytest.mark.parametrize("value", [object(), {1: "a"}, np.array(["text"]), np.array([None]), Diary(1), 1j])
 def test_what_is_no_number_and_no_text_is_refused_and_named(value: object) -> None:
     with pytest.raises(NotStorableError, match="memory/odd"):
-        take_apart({"odd": value}, kinds=(), name="memory")
+        to_plain({"odd": value}, kinds=(), name="memory")
 
 
 def test_tensors_come_back_as_tensors_in_declared_dataclasses() -> None:
     value = (Diary(3), {"t": torch.arange(6.0).reshape(2, 3).T, "s": np.float64(0.1)})
-    tree, stored = take_apart(value, kinds=(Diary,), name="memory")
-    diary, back = put_together(tree, stored, kinds=(Diary,))
+    tree, stored = to_plain(value, kinds=(Diary,), name="memory")
+    diary, back = from_plain(tree, stored, kinds=(Diary,))
     assert diary == Diary(3)
     assert torch.equal(back["t"], value[1]["t"])
     assert type(back["s"]) is np.float64

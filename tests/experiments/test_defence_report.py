@@ -22,7 +22,7 @@ from watched_page import rendered, requests_of, watched_page
 import fedplatform
 from fedplatform.core.statistics import effective_size, sign_flips, wilson
 from fedplatform.defence.threats import USUAL_TIERS
-from fedplatform.experiments.defence.evaluate import cells_of
+from fedplatform.experiments.defence.cells import cells_of
 from fedplatform.experiments.report import ReportError, write_report
 from fedplatform.experiments.report import threat_wording as wording
 from fedplatform.experiments.report.defence_charts import draw_accuracy, draw_detector

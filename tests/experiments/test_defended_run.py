@@ -19,10 +19,11 @@ from tiny_defence import DEFENCE, SIZE
 from actors.engine import RayEngine
 from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
-from fedplatform.defence.presets import DEFENCES, Usual
+from fedplatform.defence.presets import DEFENCES, CleanScanLimits
 from fedplatform.defence.settings import DefenceSettings
-from fedplatform.experiments.defence.evaluate import Plan, evaluate
+from fedplatform.experiments.defence.evaluate import evaluate
 from fedplatform.experiments.defence.load import STAGES, DefendedRun
+from fedplatform.experiments.defence.plan import Plan
 from fedplatform.experiments.defence.train import defend
 from fedplatform.experiments.engine import Engine, InProcessEngine
 from fedplatform.experiments.experiment import ExperimentError
@@ -344,9 +345,9 @@ def test_groups_enough_are_those_of_which_one_is_the_rate_asked_for(run: Defende
     def measured_alone(groups: int, rate: float) -> bool:
         asked: list[str] = []
 
-        def federation(defence: str, settings: DefenceSettings) -> Usual:
+        def federation(defence: str, settings: DefenceSettings) -> CleanScanLimits:
             asked.append(defence)
-            return Usual.of([(parts.calibrated(defence), parts.validation[0])], defence, settings)
+            return CleanScanLimits.of([(parts.calibrated(defence), parts.validation[0])], defence, settings)
 
         parts = run.hospital(NAMES[0])
         settings = parts.settings.model_copy(update={"false_positive_rate": rate})

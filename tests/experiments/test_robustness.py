@@ -16,28 +16,22 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from tiny_defence import DEFENCE, RUN
 
+from fedplatform.attacks.evasion import EVASION_ATTACKS
 from fedplatform.cli import fedplatform
 from fedplatform.core.files import alone_in
+from fedplatform.core.specification import SpecificationError
 from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.defence.presets import GATED
-from fedplatform.defence.threats import AT_DETECTORS, USUAL_TIERS, Budget
+from fedplatform.defence.threats import AT_DETECTORS, USUAL_TIERS, Budget, OutOfReachError, check_within
+from fedplatform.experiments.baselines import NEAREST_NEIGHBOUR
+from fedplatform.experiments.defence.attack import judge_scans, spread_evenly
 from fedplatform.experiments.defence.benchmark import PUBLISHED, DefenceBenchmark, fill, train
-from fedplatform.experiments.defence.evaluate import (
-    EASY_TIERS,
-    NEAREST_NEIGHBOUR,
-    Plan,
-    Progress,
-    certified_accuracy,
-    certify_scans,
-    check_within,
-    evaluate,
-    judge_scans,
-    spread_evenly,
-    tasks_of,
-)
+from fedplatform.experiments.defence.certify import certified_accuracy, certify_scans
+from fedplatform.experiments.defence.evaluate import Progress, evaluate
 from fedplatform.experiments.defence.load import DefendedRun
-from fedplatform.experiments.defence.pictures import write_exhibits
+from fedplatform.experiments.defence.pictures import write_example_pictures
+from fedplatform.experiments.defence.plan import EASY_TIERS, Plan, tasks_of
 from fedplatform.experiments.experiment import ExperimentError
 
 PLAN = Plan(
@@ -223,8 +217,10 @@ def test_an_attack_that_goes_too_far_stops_the_evaluation() -> None:
     images = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3)
     check_within((images + 0.1).clamp(0, 1), images, 0.1)
     for rogue in (images * 0.8, (images + 0.1), images - 0.1, images + float("nan")):
-        with pytest.raises(AssertionError, match="moved a pixel"):
+        with pytest.raises(OutOfReachError, match="moved a pixel"):
             check_within(rogue, images, 0.1)
+    with pytest.raises(OutOfReachError, match=r"made \(1, 1, 1, 2\) of scans \(1, 1, 1, 3\)"):
+        check_within(images[..., :2], images, 0.1)
 
 
 @given(st.integers(0, 60), st.integers(1, 60))
@@ -271,7 +267,7 @@ def test_certificates_are_written_and_an_abstention_has_no_radius(defended: Path
 def test_pictures_show_the_tier_that_is_named(defended: Path, tmp_path: Path) -> None:
     folder = tmp_path / "spots"
     shutil.copytree(defended, folder)
-    file = write_exhibits(folder, defence="full", tier="T2", epsilon=16 / 255, budget=PLAN.budget)
+    file = write_example_pictures(folder, defence="full", tier="T2", epsilon=16 / 255, budget=PLAN.budget)
     with np.load(file) as found:
         shown = dict(found)
     shape = shown["clean"].shape
@@ -300,6 +296,71 @@ def test_the_command_prints_the_table_and_writes_the_page(copied: Path, capsys: 
     assert "<html" in (copied / "evaluation.html").read_text()
     assert (copied / "pictures.npz").is_file()
     assert tables(copied) == before, "8/255 on the command line is 8/255"
+
+
+NAMED = (
+    "noise", "fgsm", "pgd(steps=1)", "momentum_pgd(steps=1)", "apgd(steps=1)", "fab(steps=1)",
+    "carlini_wagner(steps=1, searches=1)", "square(queries=2)", "hop_skip_jump(queries=20, probes=2)",
+    "detector_aware(steps=1, searches=1)", "flood(steps=1)",
+)  # fmt: skip
+
+
+def test_every_attack_is_reached_by_its_name(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [name.partition("(")[0] for name in NAMED] == list(EVASION_ATTACKS)
+    asked = [word for name in NAMED for word in ("--attack", name)]
+    fedplatform(
+        ["evaluate", str(copied), *IN_WORDS, "--defences", "no_defence,full", "--tiers", "T0", *asked],
+        standalone_mode=False,
+    )
+    page = (copied / "evaluation.html").read_text()
+    assert "evaluation.html" in capsys.readouterr().out
+    cells = pd.read_parquet(copied / "evaluation.parquet")
+    for name in NAMED:
+        defences = set(cells.loc[cells["tier"] == name, "defence"])
+        assert defences == ({"full"} if name.startswith(("detector_aware", "flood")) else {"no_defence", "full"})
+        assert name.replace("_", " ") in page
+    assert "under the strongest attacker of T1 to T5, apgd(steps=1)" in page
+    assert (cells.loc[cells["tier"].isin(NAMED), "n"] == 4).all()
+
+
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        ("fba", "unknown attack 'fba'; did you mean 'fab'?"),
+        ("fab(steps=2.5)", "steps is a whole number, got 2.5"),
+        ("fab(epsilon=0.5)", "epsilon is what the evaluation says, got 0.5"),
+        ("apgd(loss='dlr')", "no loss is called 'dlr'"),
+    ],
+)
+def test_an_attack_that_cannot_be_built_is_refused_before_anything_is_attacked(attack: str, words: str) -> None:
+    with pytest.raises(SpecificationError) as refusal:
+        Plan(attacks=(attack,))
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+ROGUE = """
+from dataclasses import dataclass
+
+from fedplatform.attacks.evasion import EvasionAttack
+
+
+@dataclass(frozen=True)
+class Rogue(EvasionAttack):
+    epsilon: float
+
+    def perturb(self, target, images, labels, *, generator):
+        return (images + 2 * self.epsilon).clamp(0, 1)
+"""
+
+
+def test_an_attack_of_a_users_own_that_goes_too_far_stops_evaluation_and_pictures(copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(ROGUE)
+    rogue = f"{tmp_path / 'mine.py'}:Rogue"
+    with pytest.raises(OutOfReachError, match="moved a pixel"):
+        evaluate(copied, replace(PLAN, tiers=("T0",), defences=("no_defence",), attacks=(rogue,)), jobs=1)
+    with pytest.raises(OutOfReachError, match="moved a pixel"):
+        write_example_pictures(copied, defence="full", tier=rogue, epsilon=8 / 255, budget=PLAN.budget)
 
 
 def test_two_evaluations_at_once_do_not_write_over_each_other(copied: Path) -> None:

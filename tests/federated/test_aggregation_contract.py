@@ -83,6 +83,7 @@ INFEASIBLE = [
     (TrimmedMean(f=3), 6, "TrimmedMean needs n > 2f, got n=6, f=3"),
     (Krum(f=1), 4, r"Krum needs n >= 2f \+ 3, got n=4, f=1"),
     (Krum(f=-1), 4, "Krum needs f >= 0, got n=4, f=-1"),
+    (TrimmedMean(f=1.5), 6, r"TrimmedMean needs a whole number f, got f=1.5"),
     (MultiKrum(f=2), 6, r"MultiKrum needs n >= 2f \+ 3, got n=6, f=2"),
     (MultiKrum(f=1, m=5), 5, "MultiKrum needs 1 <= m <= n - f, got n=5, f=1, m=5"),
     (Bulyan(f=1), 6, r"Bulyan needs n >= 4f \+ 3, got n=6, f=1"),

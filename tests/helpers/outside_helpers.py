@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save
 
 from fedplatform.core.messages import Update
-from fedplatform.outside.agent import Line, Unreachable
+from fedplatform.outside.agent import GatewayTransport, Unreachable
 from fedplatform.outside.body import update_bytes
 from fedplatform.outside.envelope import Envelope, Greeting, Kind
 from fedplatform.outside.identity import Roster, public_half
@@ -53,10 +53,10 @@ def roster_of(keys: dict[str, Ed25519PrivateKey]) -> Roster:
     return Roster({name: public_half(key) for name, key in keys.items()})
 
 
-def session(line: Line, hospital_id: str, key: Ed25519PrivateKey) -> str:
-    hello = Hello.read(line.hello())
+def session(transport: GatewayTransport, hospital_id: str, key: Ed25519PrivateKey) -> str:
+    hello = Hello.read(transport.hello())
     signed = Greeting.sign(key=key, run=hello.run, hospital_id=hospital_id, challenge=hello.challenge)
-    return line.enter(signed.wire())
+    return transport.enter(signed.wire())
 
 
 def update(size: int, *, hospital_id: str = "a", round_number: int = 2, scans: int = 5, fill: float = 0.5) -> Update:
@@ -67,7 +67,7 @@ def update(size: int, *, hospital_id: str = "a", round_number: int = 2, scans: i
 class Forger:
     """Sends what must be refused, through the session of hospital ``a``, some of it in the name of ``b``."""
 
-    line: Line
+    transport: GatewayTransport
     keys: dict[str, Ed25519PrivateKey]  # of a and b, and of one that the roster does not know
     run: str
     round_number: int
@@ -101,13 +101,13 @@ class Forger:
 
     def announce(self, envelope: Envelope | bytes) -> None:
         wire = envelope if isinstance(envelope, bytes) else envelope.wire()
-        self.line.announce(self.token, wire)
+        self.transport.announce(self.token, wire)
 
     def send(self, body: bytes, envelope: Envelope | None = None) -> None:
         envelope = envelope or self.good(body)
-        done = self.line.announce(self.token, envelope.wire())
+        done = self.transport.announce(self.token, envelope.wire())
         while done < len(body):
-            done = self.line.append(self.token, envelope.header.digest, done, body[done : done + CHUNK])
+            done = self.transport.append(self.token, envelope.header.digest, done, body[done : done + CHUNK])
 
     def resigned(self, **changes: object) -> bytes:
         """A right message, changed after it was signed."""
@@ -138,13 +138,13 @@ class Forger:
         self.send(body[: int(self.random.integers(1, len(body)))])
 
     def greet_with_anothers_key(self) -> None:
-        session(self.line, "a", self.keys["b"])
+        session(self.transport, "a", self.keys["b"])
 
     def greet_twice(self) -> None:
-        hello = Hello.read(self.line.hello())
+        hello = Hello.read(self.transport.hello())
         signed = Greeting.sign(key=self.keys["b"], run=hello.run, hospital_id="b", challenge=hello.challenge).wire()
-        self.line.enter(signed)
-        self.line.enter(signed)
+        self.transport.enter(signed)
+        self.transport.enter(signed)
 
     def attacks(self) -> list[tuple[Reason, Callable[[], object]]]:
         """What is sent, and the reason for which it must be refused."""
@@ -163,14 +163,14 @@ class Forger:
                 Reason.STRANGER,
                 lambda: self.announce(self.good(hospital_id="stranger", key=self.keys["stranger"])),
             ),
-            (Reason.STRANGER, lambda: session(self.line, "stranger", self.keys["stranger"])),
+            (Reason.STRANGER, lambda: session(self.transport, "stranger", self.keys["stranger"])),
             (Reason.FOREIGN, lambda: self.announce(self.good(hospital_id="b", key=self.keys["b"]))),
             (Reason.FOREIGN, lambda: self.announce(self.good(run=other))),
             (Reason.FOREIGN, lambda: self.announce(self.answered)),
             (Reason.LATE, lambda: self.announce(self.good(round_number=int(self.random.integers(1, number))))),
             (Reason.NOT_ASKED, lambda: self.announce(self.good(round_number=number + 1))),
             (Reason.NOT_ASKED, lambda: self.announce(self.good(kind=Kind.PREDICTIONS))),
-            (Reason.NOT_ASKED, lambda: self.line.append(self.token, "2" * 64, 0, b"unannounced")),
+            (Reason.NOT_ASKED, lambda: self.transport.append(self.token, "2" * 64, 0, b"unannounced")),
             (Reason.STALE, lambda: self.announce(self.good(base="3" * 64))),
             (Reason.STALE, lambda: self.announce(self.good(launch=1))),
             (Reason.REPLAYED, self.greet_twice),
@@ -193,15 +193,15 @@ class Forger:
             (Reason.MALFORMED, lambda: self.send(self.body(num_examples=np.array([2**62])))),
             (Reason.MALFORMED, lambda: self.send(pickle.dumps(update(self.size)))),
             (Reason.MALFORMED, self.cut_short),
-            (Reason.NO_SESSION, lambda: self.line.announce("a guess", self.good().wire())),
-            (Reason.NO_SESSION, lambda: self.line.work("")),
+            (Reason.NO_SESSION, lambda: self.transport.announce("a guess", self.good().wire())),
+            (Reason.NO_SESSION, lambda: self.transport.work("")),
         ]
 
     def too_long(self) -> None:
         body = self.body()
         envelope = self.good(body)
-        self.line.append(
-            self.token, envelope.header.digest, self.line.announce(self.token, envelope.wire()), body + b"more"
+        self.transport.append(
+            self.token, envelope.header.digest, self.transport.announce(self.token, envelope.wire()), body + b"more"
         )
 
 
@@ -209,7 +209,7 @@ def reasons(ledger: Path) -> list[str]:
     return [json.loads(line)["reason"] for line in ledger.read_text().splitlines()]
 
 
-def answer(line: Line, token: str, envelope: Envelope, body: bytes) -> None:
-    done = line.announce(token, envelope.wire())
+def answer(transport: GatewayTransport, token: str, envelope: Envelope, body: bytes) -> None:
+    done = transport.announce(token, envelope.wire())
     while done < len(body):
-        done = line.append(token, envelope.header.digest, done, body[done : done + CHUNK])
+        done = transport.append(token, envelope.header.digest, done, body[done : done + CHUNK])

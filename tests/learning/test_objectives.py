@@ -28,6 +28,7 @@ from fedplatform.learning.training import (
     AdversarialTraining,
     Anatomy,
     Augmentation,
+    Batch,
     CrossEntropy,
     FedAvg,
     Generative,
@@ -65,7 +66,7 @@ def recorder() -> Recorder:
 
 
 def loss_of(objective: Objective, network: nn.Module, *, progress: float = 1.0, seed: int = 0) -> torch.Tensor:
-    return objective.loss(network, *batch(), generator=torch_generator(seed), progress=progress)
+    return objective.loss(network, Batch(*batch(), torch_generator(seed), progress))
 
 
 def test_label_smoothing_is_torchs() -> None:
@@ -258,7 +259,7 @@ def test_a_generative_network_learns_by_its_own_loss_and_never_sees_a_label() ->
     assert losses[-1] < 0.2 * losses[0]
     network, (images, labels) = Denoiser(SIZE**2, 4), batch()
     first, second = (
-        Generative().loss(network, images, answers, generator=torch_generator(0), progress=0.0)
+        Generative().loss(network, Batch(images, answers, torch_generator(0), progress=0.0))
         for answers in (labels, labels.flip(0))
     )
     assert first.item() == second.item()

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from fedplatform.core.seeding import torch_generator
 from fedplatform.defence.tampering_objective import Tampering
 from fedplatform.learning.models import Classifier, ResidualSensor, SmallResNet
-from fedplatform.learning.training.objectives import ascend
+from fedplatform.learning.training.objectives import Batch, perturbed
 
 SIZE = 32
 
@@ -69,11 +69,11 @@ def test_it_learns_to_tell_scans_attacked_by_four_grey_levels_from_others_it_nev
     for _ in range(6):
         for batch in torch.randperm(256, generator=generator).split(32):
             optimiser.zero_grad()
-            objective.loss(sensor, images[batch], labels[batch], generator=generator, progress=0.5).backward()
+            objective.loss(sensor, Batch(images[batch], labels[batch], generator, progress=0.5)).backward()
             optimiser.step()
     sensor.eval()
     fresh, answers = scans(64, 3), torch.arange(64) % 2
-    attacked = ascend(
+    attacked = perturbed(
         lambda moved: torch.nn.functional.cross_entropy(victim(moved), answers),
         fresh,
         epsilon=4 / 255,
@@ -91,7 +91,7 @@ def test_batch_normalisation_counts_scans_and_twins_once_and_no_attack_in_the_ma
     sensor = objective.network(ResidualSensor(width=4), channels=1, num_classes=2, size=SIZE).train()
     images, labels = scans(8, 5), torch.arange(8) % 2
     for number in range(6):  # among them attackers who know the sensor
-        objective.loss(sensor, images, labels, generator=torch_generator(number), progress=0.5)
+        objective.loss(sensor, Batch(images, labels, torch_generator(number), progress=0.5))
         counted = {int(value) for name, value in sensor.state_dict().items() if name.endswith("num_batches_tracked")}
         assert counted == {number + 1}
         assert sensor.training

@@ -32,7 +32,7 @@ from fedplatform.federated.cohort import InProcessCohort
 from fedplatform.federated.hospital_state import Launch
 from fedplatform.federated.transport import TRANSPORTS, TransportName
 from fedplatform.learning.training import Trainer
-from fedplatform.outside.agent import Agent, Line, Unreachable
+from fedplatform.outside.agent import Agent, GatewayTransport, Unreachable
 from fedplatform.outside.body import (
     decode_predictions,
     decode_update,
@@ -43,7 +43,7 @@ from fedplatform.outside.body import (
     update_bytes,
 )
 from fedplatform.outside.envelope import Envelope, Kind
-from fedplatform.outside.gateway_server import Desk, run_id
+from fedplatform.outside.gateway_server import GatewayServer, run_id
 from fedplatform.outside.identity import Roster, make_key, read_key
 from fedplatform.outside.membership import Membership
 from fedplatform.outside.outside_cohort import JoinedCohort, OutsideCohort
@@ -58,14 +58,14 @@ KEYS = keys_of("a", "b", "stranger")
 OUTSIDE = ("hospital-03", "hospital-04")
 
 
-def desk_at(folder: Path, transport: TransportName = "exact") -> Desk:
-    """A desk for hospitals a and b, where round 2 asks for updates of 50 weights."""
+def gateway_at(folder: Path, transport: TransportName = "exact") -> GatewayServer:
+    """A gateway for hospitals a and b, where round 2 asks for updates of 50 weights."""
     terms = Terms(
         run=RUN, data="none", hospitals=2, classes=("well", "ill"), channels=1, transport=transport, training={}
     )
-    desk = Desk(roster_of({name: KEYS[name] for name in ("a", "b")}), terms, folder)
-    desk.ask(Order(Kind.UPDATE, 2, np.zeros(SIZE, np.float32), deadline_s=600))
-    return desk
+    gateway = GatewayServer(roster_of({name: KEYS[name] for name in ("a", "b")}), terms, folder)
+    gateway.ask(Order(Kind.UPDATE, 2, np.zeros(SIZE, np.float32), deadline_s=600))
+    return gateway
 
 
 def base() -> str:
@@ -79,12 +79,12 @@ def signed(name: str, body: bytes) -> Envelope:
 
 
 def test_a_thousand_wrong_messages_change_nothing_and_each_is_written_down_with_its_reason(tmp_path: Path) -> None:
-    desk = desk_at(tmp_path)
+    gateway = gateway_at(tmp_path)
     random = np.random.default_rng(7)
     body = encode_update(update(SIZE, hospital_id="b"))
-    answer(desk, session(desk, "b", KEYS["b"]), signed("b", body), body)
-    token = session(desk, "a", KEYS["a"])
-    forger = Forger(desk, KEYS, RUN, 2, base(), SIZE, token, signed("b", body), random)
+    answer(gateway, session(gateway, "b", KEYS["b"]), signed("b", body), body)
+    token = session(gateway, "a", KEYS["a"])
+    forger = Forger(gateway, KEYS, RUN, 2, base(), SIZE, token, signed("b", body), random)
     attacks = forger.attacks()
     expected = []
     for number in range(1000):
@@ -96,8 +96,8 @@ def test_a_thousand_wrong_messages_change_nothing_and_each_is_written_down_with_
     assert reasons(tmp_path / "refusals.jsonl") == expected
     assert set(Reason) == {Reason(name) for name in Counter(expected)}, "every reason was met"
     mine = encode_update(update(SIZE, fill=-2.0))
-    answer(desk, token, signed("a", mine), mine)
-    taken = desk.collect(0).answers
+    answer(gateway, token, signed("a", mine), mine)
+    taken = gateway.collect(0).answers
     for name, sent in (("a", update(SIZE, fill=-2.0)), ("b", update(SIZE, hospital_id="b"))):
         got = taken[name]
         assert isinstance(got, Update)
@@ -106,34 +106,34 @@ def test_a_thousand_wrong_messages_change_nothing_and_each_is_written_down_with_
 
 
 def test_an_answer_is_taken_once(tmp_path: Path) -> None:
-    desk = desk_at(tmp_path)
+    gateway = gateway_at(tmp_path)
     body = encode_update(update(SIZE))
-    token = session(desk, "a", KEYS["a"])
-    answer(desk, token, signed("a", body), body)
+    token = session(gateway, "a", KEYS["a"])
+    answer(gateway, token, signed("a", body), body)
     with pytest.raises(Refusal, match="answered already"):
-        desk.announce(token, signed("a", body).wire())
-    assert Work.read(desk.work(token)).state is State.WAIT
+        gateway.announce(token, signed("a", body).wire())
+    assert Work.read(gateway.work(token)).state is State.WAIT
 
 
 def test_an_answer_after_the_deadline_is_late_and_written_down(tmp_path: Path) -> None:
-    desk = desk_at(tmp_path)
+    gateway = gateway_at(tmp_path)
     body = encode_update(update(SIZE))
-    token = session(desk, "a", KEYS["a"])
+    token = session(gateway, "a", KEYS["a"])
     envelope = signed("a", body)
-    desk.announce(token, envelope.wire())
-    desk.collect(0)
+    gateway.announce(token, envelope.wire())
+    gateway.collect(0)
     with pytest.raises(Refusal) as caught:
-        desk.append(token, envelope.header.digest, 0, body)
+        gateway.append(token, envelope.header.digest, 0, body)
     assert caught.value.reason is Reason.LATE
     assert reasons(tmp_path / "refusals.jsonl") == ["late"]
 
 
 def test_the_server_hears_of_a_malformed_update_and_of_a_silent_hospital(tmp_path: Path) -> None:
-    desk = desk_at(tmp_path)
+    gateway = gateway_at(tmp_path)
     broken = encode_update(update(SIZE, fill=float("nan")))
     with pytest.raises(Refusal):
-        answer(desk, session(desk, "a", KEYS["a"]), signed("a", broken), broken)
-    outside = OutsideCohort(desk, ("a", "b"), deadline_s=0, launch=None)
+        answer(gateway, session(gateway, "a", KEYS["a"]), signed("a", broken), broken)
+    outside = OutsideCohort(gateway, ("a", "b"), deadline_s=0, launch=None)
     replies = outside.updates()
     assert replies["a"].state is HospitalState.MALFORMED
     assert "50 NaN" in replies["a"].reason
@@ -143,11 +143,11 @@ def test_the_server_hears_of_a_malformed_update_and_of_a_silent_hospital(tmp_pat
 def test_an_upload_goes_on_where_it_stopped_when_the_desk_is_started_again(tmp_path: Path) -> None:
     body = encode_update(update(SIZE))
     envelope = signed("a", body)
-    first = desk_at(tmp_path)
+    first = gateway_at(tmp_path)
     token = session(first, "a", KEYS["a"])
     first.announce(token, envelope.wire())
     assert first.append(token, envelope.header.digest, 0, body[:100]) == 100
-    again = desk_at(tmp_path)
+    again = gateway_at(tmp_path)
     with pytest.raises(Refusal) as caught:
         again.announce(token, envelope.wire())
     assert caught.value.reason is Reason.NO_SESSION
@@ -159,12 +159,12 @@ def test_an_upload_goes_on_where_it_stopped_when_the_desk_is_started_again(tmp_p
 
 
 def test_a_newer_order_takes_no_answer_to_the_one_before(tmp_path: Path) -> None:
-    desk = desk_at(tmp_path)
-    token = session(desk, "a", KEYS["a"])
+    gateway = gateway_at(tmp_path)
+    token = session(gateway, "a", KEYS["a"])
     body = encode_update(update(SIZE))
-    desk.ask(Order(Kind.PREDICTIONS, 2, np.zeros(SIZE, np.float32), deadline_s=600, roles=(Role.TEST,)))
+    gateway.ask(Order(Kind.PREDICTIONS, 2, np.zeros(SIZE, np.float32), deadline_s=600, roles=(Role.TEST,)))
     with pytest.raises(Refusal) as caught:
-        answer(desk, token, signed("a", body), body)
+        answer(gateway, token, signed("a", body), body)
     assert caught.value.reason is Reason.LATE
 
 
@@ -208,14 +208,14 @@ BOMB = np.frombuffer(pa.Codec("zstd").compress(bytes(2**20)), np.uint8)
 def test_an_update_that_travels_otherwise_than_the_terms_say_is_refused(
     tmp_path: Path, due: TransportName, body: bytes, reason: Reason, sentence: str
 ) -> None:
-    desk = desk_at(tmp_path, due)
-    token = session(desk, "a", KEYS["a"])
+    gateway = gateway_at(tmp_path, due)
+    token = session(gateway, "a", KEYS["a"])
     with pytest.raises(Refusal, match=sentence) as caught:
-        answer(desk, token, signed("a", body), body)
+        answer(gateway, token, signed("a", body), body)
     assert caught.value.reason is reason
     good = encode_update(update(SIZE), TRANSPORTS[due])
-    answer(desk, token, signed("a", good), good)
-    taken = desk.collect(0).answers["a"]
+    answer(gateway, token, signed("a", good), good)
+    taken = gateway.collect(0).answers["a"]
     assert isinstance(taken, Update)
     assert taken.delta.tobytes() == update(SIZE).delta.tobytes(), "a half and zeros are exact in every way to travel"
 
@@ -324,9 +324,14 @@ def terms_of(joined: Experiment, servers_part: Path, folder: Path) -> Terms:
     return Terms.of(joined, Manifest.load(servers_part), run=run_id(folder))
 
 
-def agent_of(line: Line, name: str, key: Any, folder: Path, watcher: Silent) -> Agent:
+def agent_of(transport: GatewayTransport, name: str, key: Any, folder: Path, watcher: Silent) -> Agent:
     return Agent(
-        line, hospital_id=name, key=key, folder=folder, watcher=watcher, sleep=lambda s: threading.Event().wait(0.05)
+        transport,
+        hospital_id=name,
+        key=key,
+        folder=folder,
+        watcher=watcher,
+        sleep=lambda s: threading.Event().wait(0.05),
     )
 
 
@@ -339,8 +344,10 @@ def membership(agent: Agent, name: str, dealt: Path, folder: Path) -> Membership
 def test_hospitals_that_knock_in_the_same_moment_get_challenges_of_their_own(
     joined: Experiment, servers_part: Path, tmp_path: Path
 ) -> None:
-    desk = Desk(roster_of(keys_of(*OUTSIDE)), terms_of(joined, servers_part, tmp_path), tmp_path / "gateway")
-    assert len({desk.hello() for _ in range(200)}) == 200
+    gateway = GatewayServer(
+        roster_of(keys_of(*OUTSIDE)), terms_of(joined, servers_part, tmp_path), tmp_path / "gateway"
+    )
+    assert len({gateway.hello() for _ in range(200)}) == 200
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -351,12 +358,12 @@ def test_hospitals_outside_train_the_same_model_as_if_they_were_inside(
     with InProcessEngine().launch(whole, dealt, state_folder=tmp_path / "whole") as federation:
         before, outcome = list(federation.reports()), federation.outcome()
     keys = keys_of(*OUTSIDE)
-    desk = Desk(roster_of(keys), terms_of(joined, servers_part, tmp_path / "gateway"), tmp_path / "gateway")
+    gateway = GatewayServer(roster_of(keys), terms_of(joined, servers_part, tmp_path / "gateway"), tmp_path / "gateway")
     watchers = {name: Silent() for name in OUTSIDE}
     models = {}
 
     def take_part(name: str) -> None:
-        agent = agent_of(desk, name, keys[name], tmp_path / name, watchers[name])
+        agent = agent_of(gateway, name, keys[name], tmp_path / name, watchers[name])
         mine = membership(agent, name, dealt, tmp_path / name)
         agent.take_part(mine.admit, mine.transport)
         models[name] = agent.weights
@@ -365,11 +372,11 @@ def test_hospitals_outside_train_the_same_model_as_if_they_were_inside(
     for thread in threads:
         thread.start()
     inside = InProcessCohort(cohort_plan(joined, servers_part, state_folder=tmp_path / "inside"))
-    outside = OutsideCohort(desk, OUTSIDE, deadline_s=joined.deadline_s, launch=None)
+    outside = OutsideCohort(gateway, OUTSIDE, deadline_s=joined.deadline_s, launch=None)
     cohort = JoinedCohort(inside, outside, hospital_ids=joined.hospital_ids())
     role = ServerRole(joined, servers_part, cohort)
     reports = list(role.reports())
-    desk.finish(60)
+    gateway.finish(60)
     for thread in threads:
         thread.join(60)
     assert role.outcome().weights.tobytes() == outcome.weights.tobytes()
@@ -384,24 +391,24 @@ def test_hospitals_outside_train_the_same_model_as_if_they_were_inside(
 class Cable:
     """A line that is cut at a piece of an upload, while the server behind it is started again."""
 
-    def __init__(self, make: Callable[[], Desk], *, cut_at: int) -> None:
+    def __init__(self, make: Callable[[], GatewayServer], *, cut_at: int) -> None:
         self._make = make
         self._pieces_left = cut_at
-        self.desk = make()
+        self.gateway = make()
 
     def append(self, token: str, digest: str, offset: int, piece: bytes) -> int:
         if self._pieces_left == 0:
             self._pieces_left = -1
-            self.desk = self._make()
+            self.gateway = self._make()
             raise Unreachable("the cable is out")
-        received = self.desk.append(token, digest, offset, piece)
+        received = self.gateway.append(token, digest, offset, piece)
         self._pieces_left -= 1
         if self._pieces_left == -2:
             raise Unreachable("the answer is lost")
         return received
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.desk, name)
+        return getattr(self.gateway, name)
 
 
 def test_an_agent_survives_a_cut_a_lost_answer_and_a_new_server_in_mid_upload(
@@ -413,21 +420,21 @@ def test_an_agent_survives_a_cut_a_lost_answer_and_a_new_server_in_mid_upload(
     weights = Trainer(terms.local_training()).initial_weights
     launches = iter([Launch(1, 0), Launch(2, 0)])
 
-    def make() -> Desk:
-        desk = Desk(roster_of(keys), terms, tmp_path / "gateway")
-        desk.ask(Order(Kind.UPDATE, 1, weights, deadline_s=600, launch=next(launches)))
-        return desk
+    def make() -> GatewayServer:
+        gateway = GatewayServer(roster_of(keys), terms, tmp_path / "gateway")
+        gateway.ask(Order(Kind.UPDATE, 1, weights, deadline_s=600, launch=next(launches)))
+        return gateway
 
     cable, watcher = Cable(make, cut_at=2), Silent()
-    first = cable.desk
+    first = cable.gateway
     agent = agent_of(cable, "hospital-03", keys["hospital-03"], tmp_path / "a", watcher)
     mine = membership(agent, "hospital-03", dealt, tmp_path / "a")
     thread = threading.Thread(target=agent.take_part, args=(mine.admit,))
     thread.start()
-    while cable.desk is first:
+    while cable.gateway is first:
         threading.Event().wait(0.1)
-    collected = cable.desk.collect(120)
-    cable.desk.finish(30)
+    collected = cable.gateway.collect(120)
+    cable.gateway.finish(30)
     thread.join(30)
     update = collected.answers["hospital-03"]
     assert isinstance(update, Update)
@@ -446,18 +453,18 @@ def test_an_agent_stops_sending_what_is_no_update(
 ) -> None:
     keys = keys_of("hospital-03")
     terms = terms_of(joined, servers_part, tmp_path / "gateway")
-    desk = Desk(roster_of(keys), terms, tmp_path / "gateway")
+    gateway = GatewayServer(roster_of(keys), terms, tmp_path / "gateway")
     weights = Trainer(terms.local_training()).initial_weights
     weights[:] = np.nan  # so is whatever is trained from them
-    desk.ask(Order(Kind.UPDATE, 1, weights, deadline_s=600))
+    gateway.ask(Order(Kind.UPDATE, 1, weights, deadline_s=600))
     watcher = Silent()
-    agent = agent_of(desk, "hospital-03", keys["hospital-03"], tmp_path / "a", watcher)
+    agent = agent_of(gateway, "hospital-03", keys["hospital-03"], tmp_path / "a", watcher)
     thread = threading.Thread(target=agent.take_part, args=(membership(agent, "hospital-03", dealt, tmp_path).admit,))
     thread.start()
     while not watcher.refusals:
         threading.Event().wait(0.1)
-    assert desk.collect(1).complaints.keys() == {"hospital-03"}
-    desk.finish(30)
+    assert gateway.collect(1).complaints.keys() == {"hospital-03"}
+    gateway.finish(30)
     thread.join(30)
     assert [refusal.reason for refusal in watcher.refusals] == [Reason.MALFORMED]
 

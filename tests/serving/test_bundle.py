@@ -116,13 +116,13 @@ def test_versions_of_a_run_folder_are_numbered_and_one_is_the_champion(version: 
         versions.champion()
     for expected in ("1", "2"):
         assert versions.add(lambda folder: shutil.copytree(version, folder, dirs_exist_ok=True)) == expected
-    versions.crown("2")
+    versions.promote("2")
     assert versions.champion() == "2"
-    versions.crown("1")
+    versions.promote("1")
     assert (versions.champion(), versions.numbers()) == ("1", ("1", "2"))
     assert hospitals_in(versions.folder("2")) == ("hospital-00", "hospital-01")
     with pytest.raises(ExperimentError, match="no version '3'; it has 1, 2"):
-        versions.crown("3")
+        versions.promote("3")
     with pytest.raises(ExperimentError, match=r"no version '\.\./1'"):
         versions.folder("../1")
     with pytest.raises(ExperimentError, match="no model of 'nobody'"):
@@ -146,7 +146,7 @@ def test_versions_of_mlflows_registry_are_the_same_bundles(version: Path, tmp_pa
     number = versions.add(version)
     with pytest.raises(ExperimentError, match="alias champion not found"):
         versions.champion()
-    versions.crown(number)
+    versions.promote(number)
     assert (versions.champion(), versions.numbers()) == ("1", ("1",))
     assert hospitals_in(versions.folder(number)) == ("hospital-00", "hospital-01")
     fetched = bundle_of(versions.folder(number), "hospital-01")

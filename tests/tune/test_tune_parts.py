@@ -25,7 +25,7 @@ from tune.phase import Budget, Listing, Search
 from tune.poisoning import STRENGTHS, Poisoning, attacked
 from tune.setting import setting_of
 from tune.studies import describe_study, parse_study, slug_of_study
-from tune.study import SCORE, Outdone
+from tune.study import SCORE, StopIfBeaten
 from tune.trial import Ledger, State, Trial
 from tune.trust import TRUST, trust_rule, trust_space
 
@@ -157,7 +157,7 @@ def test_whatever_is_drawn_for_trust_is_a_rule_that_run_takes(data: st.DataObjec
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=12))
 def test_who_is_outdone_could_not_have_won(runs: list[list[float]]) -> None:
-    scheduler, best_of_all, best_of_whole = Outdone(), -math.inf, -math.inf
+    scheduler, best_of_all, best_of_whole = StopIfBeaten(), -math.inf, -math.inf
     for number, scores in enumerate(runs):
         falling = [min(scores[: step + 1]) for step in range(len(scores))]
         trial = SimpleNamespace(trial_id=str(number))

@@ -78,7 +78,7 @@ def endpoint(run: str, version: str, hospital: str, size: int, count: int) -> It
     from actors.endpoint.server import free_port, served
     from fedplatform.serving.versions import RunVersions
 
-    RunVersions(Path(run)).crown(version)
+    RunVersions(Path(run)).promote(version)
     port = free_port(HOST)
     with served(EndpointArguments(versions=run, state=run, rate=1e6, burst=10**6), host=HOST, port=port):
         wait_until_ready(port, "/readyz")

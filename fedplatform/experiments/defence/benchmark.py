@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,10 +12,11 @@ import pandas as pd
 
 from fedplatform.core.files import claim, write_whole
 from fedplatform.core.specification import nearest
-from fedplatform.core.workers import workers
+from fedplatform.core.workers import as_they_finish, workers
 from fedplatform.defence.settings import DefenceSettings
-from fedplatform.experiments.defence.evaluate import Observer, Plan, evaluate
+from fedplatform.experiments.defence.evaluate import Observer, evaluate
 from fedplatform.experiments.defence.load import DEFENCE, STAGES
+from fedplatform.experiments.defence.plan import Plan
 from fedplatform.experiments.defence.train import defend
 from fedplatform.experiments.engine import InProcessEngine
 from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
@@ -100,13 +100,10 @@ def fill(
         before={**Experiment.defaults(), **DefenceSettings.defaults()},
     )
     with workers(jobs) as pool:
-        pending: dict[Future[str], int] = {
-            pool.submit(train, benchmark, seed, folder, data_folder): seed for seed in benchmark.seeds
-        }
-        while pending:
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                del pending[future]
-                announce(future.result())
+        for _, said in as_they_finish(
+            benchmark.seeds, lambda seed: pool.submit(train, benchmark, seed, folder, data_folder), jobs=jobs
+        ):
+            announce(said)
     tables, scans = [], []
     for seed in benchmark.seeds:
         for kind in benchmark.kinds:

@@ -16,7 +16,7 @@ from torch import nn
 from fedplatform.data.images import to_images
 from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
-from fedplatform.defence.presets import HospitalParts, Usual
+from fedplatform.defence.presets import CleanScanLimits, HospitalParts
 from fedplatform.defence.sensor import Sensor
 from fedplatform.defence.settings import DefenceSettings
 from fedplatform.experiments.engine import local_training
@@ -54,7 +54,7 @@ class DefendedRun:
         self._autoencoder = self.network(path, self.manifest, self.settings.autoencoder, "autoencoder")
         self._purifier = self.network(path, self.manifest, self.settings.purifier, "purifier")
         self._sensor = self.network(path, self.manifest, Sensor(self.settings.sensor), "sensor")
-        self._usual = cache(self._measured)
+        self._limits = cache(self._measured)
 
     @property
     def tested(self) -> tuple[str, ...]:
@@ -90,10 +90,10 @@ class DefendedRun:
             test_rows=shard.rows(Role.TEST),
             test_groups=shard.groups(Role.TEST),
             validation_groups=shard.groups(Role.VALIDATION),
-            federation=self._usual,
+            federation=self._limits,
         )
 
-    def _measured(self, defence: str, settings: DefenceSettings) -> Usual:
+    def _measured(self, defence: str, settings: DefenceSettings) -> CleanScanLimits:
         """What is usual of the clean validation scans of all hospitals that have some; none is known to be Byzantine.
 
         A Byzantine hospital that never trained, as under a colluding attack, has no model and measures nothing.
@@ -104,7 +104,7 @@ class DefendedRun:
             if any(shard.counts[Role.VALIDATION]) and self._has_model(hospital_id)
         ]
         calibrated = [(each.calibrated(defence), each.validation[0]) for each in hospitals]
-        return Usual.of(calibrated, defence, settings, f=self.experiment.f)
+        return CleanScanLimits.of(calibrated, defence, settings, f=self.experiment.f)
 
     def _has_model(self, hospital_id: str) -> bool:
         return all(

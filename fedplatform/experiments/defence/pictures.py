@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from fedplatform.core.files import write_whole
 from fedplatform.core.seeding import torch_generator
-from fedplatform.defence.threats import TIERS, Attacker, Budget, Victim
-from fedplatform.experiments.defence.evaluate import spread_evenly
+from fedplatform.defence.threats import Budget, Victim, attack_hospital
+from fedplatform.experiments.defence.attack import spread_evenly
 from fedplatform.experiments.defence.load import DefendedRun
 
 CANDIDATES = 12  # test scans of each hospital that are looked at
@@ -19,7 +19,7 @@ SHOWN = 6
 RESCUED = 4  # of those shown, at most, lest the pictures promise more than the table
 
 
-def write_exhibits(
+def write_example_pictures(
     path: Path, *, defence: str, tier: str, epsilon: float, budget: Budget, shards: Path | None = None
 ) -> Path:
     """Write ``pictures.npz`` into a run folder: scans that one tier attacks, and what a defence makes of them.
@@ -38,10 +38,15 @@ def write_exhibits(
         defended, bare = parts.defended(defence), parts.defended("no_defence")
         places = spread_evenly(len(parts.test[1]), CANDIDATES)
         images, labels = parts.test[0][places], parts.test[1][places]
-        generator = torch_generator(run.experiment.seed, "exhibits", tier, hospital_id)
-        tuned = defended.classifier is parts.tuned
-        victim = Victim(defended, neighbour.tuned if tuned else neighbour.classifier)
-        attacked = TIERS[tier](Attacker(epsilon, budget, generator), victim, images, labels)
+        attacked = attack_hospital(
+            tier,
+            Victim.of(parts, neighbour, defended),
+            images,
+            labels,
+            epsilon=epsilon,
+            budget=budget,
+            generator=torch_generator(run.experiment.seed, "exhibits", tier, hospital_id),
+        )
         with torch.no_grad():
             passage, before = defended.passage(attacked), bare.logits(attacked)
             anomaly = np.zeros((len(images), *images.shape[2:]), np.float32)

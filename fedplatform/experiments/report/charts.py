@@ -9,6 +9,7 @@ from typing import Literal
 
 from fedplatform.core import wording
 from fedplatform.experiments.report.finished_run import FinishedRun
+from fedplatform.experiments.report.plot import ticks as even_ticks
 
 Axis = Literal["percent", "unit", "open"]  # a share of 1 in percent; all from 0 to 1; upwards without end
 MOST_ROUNDS_WITH_DOTS = 60
@@ -130,10 +131,10 @@ def _chart(title: str, series: Sequence[Series], numbers: Sequence[int], *, axis
         ticks = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
         title = f"{title} (logarithmic scale)"
     elif axis == "unit":
-        ticks = _ticks(0.0, 1.0)
+        ticks = even_ticks(0.0, 1.0)
     else:
         margin = 0.05 * max(1.0, abs(high)) if high == low else 0.0
-        ticks = _ticks(max(0.0, low - margin), high + margin if axis == "open" else min(1.0, high + margin))
+        ticks = even_ticks(max(0.0, low - margin), high + margin if axis == "open" else min(1.0, high + margin))
     scale = math.log10 if logarithmic else float
     bottom, top = scale(ticks[0]), scale(ticks[-1])
 
@@ -171,18 +172,8 @@ def _finite(series: Sequence[Series]) -> list[float]:
     return [value for one in series for value in one.values if math.isfinite(value)]
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers that enclose [low, high], about five of them."""
-    span = (high - low) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / 4))
-    step = power * next(factor for factor in (1, 2, 5, 10) if span / (power * factor) <= 5)
-    # Six digits are kept so that 0.7 / 0.1 does not open another step beyond the data.
-    first, last = math.floor(round(low / step, 6)), math.ceil(round(high / step, 6))
-    return [round(step * index, 12) for index in range(first, last + 1)]
-
-
 def _round_ticks(numbers: Sequence[int]) -> list[int]:
-    inner = [int(tick) for tick in _ticks(numbers[0], numbers[-1]) if tick == int(tick)]
+    inner = [int(tick) for tick in even_ticks(numbers[0], numbers[-1]) if tick == int(tick)]
     return sorted({numbers[0], *(tick for tick in inner if numbers[0] <= tick <= numbers[-1])})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,56 +10,23 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from fedplatform.core import wording
 from fedplatform.experiments.report.defence_grid import DefenceGrid
+from fedplatform.experiments.report.plot import DASHES, Curve, Plot, path_through
 from fedplatform.experiments.report.threat_wording import (
     CLEAN,
     DEFENCES,
-    TIERS,
     defence_words,
     epsilon_words,
+    in_order,
     tier_words,
 )
 
 DefenceKey = tuple[str, bool]  # its name, and whether its classifier was adversarially trained
 STEP = 1 / 255  # of an 8-bit picture
-DASHES = 4  # epsilons that look different
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One curve as drawn: an SVG path and the (x, y, what it says) of its dots."""
-
-    label: str
-    style: str  # CSS classes
-    path: str
-    dots: tuple[tuple[float, float, str], ...]
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A chart in SVG user units, the origin at the top left."""
-
-    title: str
-    x_label: str
-    y_label: str
-    curves: tuple[Curve, ...]
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
-    width: int = 340
-    height: int = 240
-    left: int = 44
-    right: int = 320
-    top: int = 12
-    bottom: int = 198
-
-    @property
-    def summary(self) -> str:
-        """All that its dots say."""
-        return "; ".join(text for curve in self.curves for _, _, text in curve.dots)
 
 
 def draw_accuracy(grids: Sequence[DefenceGrid]) -> list[Plot]:
     """A panel for each tier, a line for each defence, from clean scans at epsilon 0 upwards; all of one data set."""
-    tiers = [tier for tier in TIERS if tier != CLEAN and any(tier in grid.tiers for grid in grids)]
+    tiers = [tier for tier in in_order(tier for grid in grids for tier in grid.tiers) if tier != CLEAN]
     longest = max(grid.epsilon for grid in grids)  # above 0 wherever there is a tier
     return [_accuracy(tier, grids, longest) for tier in tiers]
 
@@ -82,7 +48,7 @@ def _accuracy(tier: str, grids: Sequence[DefenceGrid], longest: float) -> Plot:
     for key in sorted(points, key=_depth):
         if set(points[key]) != {0.0}:  # else this defence never met this attacker
             dots = tuple(points[key][epsilon] for epsilon in sorted(points[key]))
-            curves.append(Curve(_name(key), _style(key), _path(dots), dots))
+            curves.append(Curve(_name(key), _style(key), path_through(dots), dots))
     spacing = next(step for step in (1, 2, 4, 8, 16, 32, 64) if longest / STEP <= 5 * step)
     ticks = [step for step in range(0, 256, spacing) if step <= longest / STEP + 1e-3]
     return Plot(
@@ -104,7 +70,7 @@ def draw_detector(scans: pd.DataFrame) -> list[Plot]:
     scored = scans[np.isfinite(scans["score"].astype(float))]
     epsilons = sorted(scored.loc[scored["tier"] != CLEAN, "epsilon"].unique(), reverse=True)
     plots = []
-    for tier in (tier for tier in TIERS if tier != CLEAN):
+    for tier in (tier for tier in in_order(map(str, scored["tier"])) if tier != CLEAN):
         curves = []
         for (defence, adversarial), own in scored.groupby(["defence", "adversarial_training"], sort=False):
             key = (str(defence), bool(adversarial))
@@ -133,7 +99,7 @@ def _roc(name: str, style: str, clean: pd.DataFrame, attacked: pd.DataFrame) -> 
     truth = np.r_[np.zeros(len(clean)), np.ones(len(attacked))]
     scores = np.r_[clean["score"], attacked["score"]]
     alarms, caught, _ = roc_curve(truth, scores)
-    path = _path([(_x(one), _y(other), "") for one, other in zip(alarms, caught, strict=True)])
+    path = path_through([(_x(one), _y(other), "") for one, other in zip(alarms, caught, strict=True)])
     false, true = float(clean["flagged"].mean()), float(attacked["flagged"].mean())
     text = (
         f"{name}: AUC {roc_auc_score(truth, scores):.3f}, catches {wording.percent(true)} "
@@ -149,7 +115,7 @@ def _name(key: DefenceKey) -> str:
 def _style(key: DefenceKey) -> str:
     defence, is_hardened = key
     known = defence.replace("_", "-") if defence in DEFENCES else "other"
-    return f"d-{known}{' hardened' if is_hardened else ''}"
+    return f"d-{known}{' hollow' if is_hardened else ''}"
 
 
 def _depth(key: DefenceKey) -> int:
@@ -167,7 +133,3 @@ def _y(share: float) -> float:
 
 def _percents() -> tuple[tuple[float, str], ...]:
     return tuple((_y(tick / 4), f"{25 * tick}%") for tick in range(5))
-
-
-def _path(points: Sequence[tuple[float, float, str]]) -> str:
-    return "M" + "L".join(f"{x:g} {y:g}" for x, y, _ in points)

@@ -16,6 +16,8 @@ from fedplatform.experiments.report.threat_wording import (
     TIERS,
     defence_words,
     epsilon_words,
+    in_order,
+    is_named_attack,
 )
 
 FULL, NO_DEFENCE = "full", "no_defence"
@@ -101,14 +103,13 @@ class DefenceGrid:
     def is_best_worst(self, row: DefenceRow) -> bool:
         """Whether no other defence has a higher minimum; one that some attacker has not tried does not compete.
 
-        Nor does one that the attacker with patience has spared where he has tried others.
+        Nor does one that the attacker with patience, or one asked for by name, has spared where he has tried others.
         """
-        patient = STRONG in self.tiers
+        extra = {tier for tier in self.tiers if tier == STRONG or is_named_attack(tier)}
         rivals = [
             other
             for other in self.rows
-            if not (other.is_reference or other.missing)
-            and (not patient or any(cell and cell.tier == STRONG for cell in other.cells))
+            if not (other.is_reference or other.missing) and extra <= {cell.tier for cell in other.cells if cell}
         ]
         best = max((other.worst.accuracy for other in rivals if other.worst), default=math.inf)
         return row in rivals and row.worst is not None and row.worst.accuracy == best
@@ -136,7 +137,7 @@ def defence_grids(frame: pd.DataFrame) -> list[DefenceGrid]:
 
 
 def _grid(title: str, epsilon: float, frame: pd.DataFrame) -> DefenceGrid:
-    tiers = tuple(tier for tier in TIERS if (frame["tier"] == tier).any())
+    tiers = in_order(map(str, frame["tier"]))
     due = [tier for tier in TIERS if tier in ATTACKS or (tier in tiers and tier not in (CLEAN, *OPTIONAL))]
     rows = []
     for (defence, adversarial), own in frame.groupby(["defence", "adversarial_training"], sort=False):

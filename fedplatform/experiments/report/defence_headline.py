@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fedplatform.core.wording import listing, percent
 from fedplatform.experiments.report.defence_grid import FULL, NO_DEFENCE, DefenceCell, DefenceGrid, DefenceRow
+from fedplatform.experiments.report.threat_wording import in_order, is_named_attack
 
 
 @dataclass(frozen=True)
@@ -41,4 +42,5 @@ def defence_headline(grids: Sequence[DefenceGrid]) -> str:
         kept = listing([f"{percent(one.cell.accuracy)} at epsilon {one.strength}" for one in own])
         left_out = list(dict.fromkeys(tier for one in own for tier in one.row.missing))
         says.append(f"{name} keeps {kept}{f' (not tried: {listing(left_out)})' if left_out else ''}")
-    return f"Accuracy under the strongest attacker of T1 to T5: {'; '.join(says)}."
+    named = in_order(tier for grid in grids for tier in grid.tiers if is_named_attack(tier))
+    return f"Accuracy under the strongest attacker of {listing(['T1 to T5', *named])}: {'; '.join(says)}."

@@ -12,7 +12,13 @@ from fedplatform.experiments.report.defence_grid import defence_grids
 from fedplatform.experiments.report.defence_headline import Minimum, defence_headline, minima
 from fedplatform.experiments.report.defence_pictures import Story, brightest, tell
 from fedplatform.experiments.report.finished_evaluation import FILE, FinishedEvaluation, read_evaluation
-from fedplatform.experiments.report.threat_wording import TIERS, defence_words, epsilon_words
+from fedplatform.experiments.report.threat_wording import (
+    TIERS,
+    defence_words,
+    epsilon_words,
+    in_order,
+    tier_meaning,
+)
 
 FOREMOST = 2  # stories on the page of the run itself
 
@@ -58,7 +64,7 @@ def write_defence_report(folder: Path) -> Path:
         headline=defence_headline(grids),
         minima=minima(grids),
         grids=grids,
-        tiers=TIERS,
+        meanings={tier: tier_meaning(tier) for tier in in_order([*TIERS, *cells["tier"]])},
         accuracy=accuracy,
         legend={curve.label: curve.style for plot in accuracy for curve in plot.curves},
         detector=draw_detector(evaluation.scans),

@@ -12,7 +12,7 @@ import pyarrow as pa
 import yaml
 
 from fedplatform.experiments.report.error import ReportError
-from fedplatform.experiments.report.threat_wording import TIERS
+from fedplatform.experiments.report.threat_wording import TIERS, is_named_attack
 
 KEYS = ("defence", "adversarial_training", "tier", "epsilon", "seed")
 SETTING = ("dataset", "pixels", "split")
@@ -82,7 +82,7 @@ def checked_cells(frame: pd.DataFrame) -> pd.DataFrame:
     _need(frame, CELL_COLUMNS, "an evaluation")
     if frame.empty:
         raise ReportError("an evaluation holds at least one cell, got none")
-    unknown = sorted(set(frame["tier"]) - set(TIERS))
+    unknown = sorted(tier for tier in set(frame["tier"]) - set(TIERS) if not is_named_attack(tier))
     if unknown:
         raise ReportError(f"a tier is one of {', '.join(TIERS)}, got {', '.join(map(str, unknown))}")
     for name in SHARES:

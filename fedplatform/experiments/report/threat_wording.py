@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 CLEAN = "T0"
@@ -41,9 +42,25 @@ DEFENCES: Mapping[str, str] = MappingProxyType(  # a later one's curve is drawn 
 REFERENCES = ("nearest_neighbour",)  # shown beside, never best: it has no gradient that T3 to T5 could follow
 
 
+def is_named_attack(tier: str) -> bool:
+    """Whether this is no tier but an attack that was asked for by its name, as ``fab(steps=50)``."""
+    return tier not in TIERS and not re.match(r"T\d", tier)
+
+
+def in_order(tiers: Iterable[str]) -> tuple[str, ...]:
+    """Each once: the tiers from T0 upwards, then attacks asked for by name."""
+    found = set(tiers)
+    return (*(tier for tier in TIERS if tier in found), *sorted(found - set(TIERS)))
+
+
+def tier_meaning(tier: str) -> str:
+    """What the attacker knows, in a sentence."""
+    return TIERS.get(tier, f"{tier}: an attack asked for by its name, on the whole defence, with its own budget.")
+
+
 def tier_words(tier: str) -> str:
-    """``T3: White box, approximate``."""
-    return f"{tier}: {TIERS[tier].split(':')[0]}"
+    """``T3: White box, approximate``; an attack asked for by its name as it was named."""
+    return tier if is_named_attack(tier) else f"{tier}: {TIERS[tier].split(':')[0]}"
 
 
 def defence_words(defence: str, *, adversarial_training: bool) -> str:

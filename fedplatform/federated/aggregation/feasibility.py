@@ -10,7 +10,9 @@ def require_updates(rule: object, n: int) -> None:
 
 
 def require_hospitals(rule: object, *, n: int, f: int, at_least: int, formula: str) -> None:
-    """Raise ValueError unless ``f >= 0`` and ``n >= at_least``; ``formula`` is that bound as the paper writes it."""
+    """Raise ValueError unless ``f >= 0`` is whole and ``n >= at_least``; ``formula`` is that bound as in the paper."""
+    if not hasattr(f, "__index__"):
+        raise ValueError(f"{type(rule).__name__} needs a whole number f, got f={f}")
     if f < 0:
         raise ValueError(f"{type(rule).__name__} needs f >= 0, got n={n}, f={f}")
     if n < at_least:

@@ -10,7 +10,7 @@ import numpy as np
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.data.splits import Role
 from fedplatform.federated.byzantine import ByzantineHospital
-from fedplatform.federated.hospital import Participant, never
+from fedplatform.federated.hospital import Participant, never_stop
 from fedplatform.federated.secure.differential_privacy import protect
 from fedplatform.federated.secure.fixed_point import FixedPoint
 from fedplatform.federated.secure.masked_messages import Group, MaskedVector, PublicKeys, RevealedShares, SealedShares
@@ -62,7 +62,7 @@ class MaskedHospital:
                 return self._masker.reveal(arrived)
         raise ProtocolError(f"{self.hospital_id} has nothing to answer to {request!r} now")
 
-    def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never) -> None:
+    def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never_stop) -> None:
         """Train, and keep the update."""
         self._update = self.participant.train(weights, round_number, should_stop=should_stop)
 

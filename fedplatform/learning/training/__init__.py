@@ -18,6 +18,7 @@ from fedplatform.learning.training.augmentation import AUGMENTATIONS, Anatomy, A
 from fedplatform.learning.training.objectives import (
     OBJECTIVES,
     AdversarialTraining,
+    Batch,
     CrossEntropy,
     Generative,
     Objective,
@@ -35,6 +36,7 @@ __all__ = [
     "Algorithm",
     "Anatomy",
     "Augmentation",
+    "Batch",
     "CrossEntropy",
     "Ditto",
     "FedAvg",

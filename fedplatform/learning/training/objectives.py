@@ -13,29 +13,33 @@ from torch.nn import functional
 from fedplatform.learning.models import Classifier, ModelBuilder
 
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What a step learns from.
+
+    ``images`` are (n, c, h, w) in [0, 1], ``labels`` (n,) int64; whatever an objective draws comes from ``generator``.
+    ``progress`` in [0, 1] is the share of all training that is done.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    generator: torch.Generator
+    progress: float = 1.0
+
+
 @runtime_checkable
 class Objective(Protocol):
-    """An objective; ``images`` are (n, c, h, w) in [0, 1] and ``labels`` (n,) int64."""
+    """What local training minimises."""
 
     def network(self, model: ModelBuilder, *, channels: int, num_classes: int, size: int) -> nn.Module:
         """The network that is trained, built around what ``model`` builds."""
         ...
 
-    def loss(
-        self,
-        network: nn.Module,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        generator: torch.Generator,
-        progress: float,
-    ) -> torch.Tensor:
-        """The loss that a step minimises, a scalar; ``progress`` in [0, 1] is the share of all training done."""
+    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+        """The loss that a step minimises, a scalar."""
         ...
 
-    def plain_loss(
-        self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
-    ) -> torch.Tensor:
+    def plain_loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """The loss by which a network is judged, a scalar: nobody attacks and nothing is added."""
         ...
 
@@ -51,12 +55,9 @@ class Classification:
         """A classifier behind its mean/std layer."""
         return Classifier(model(channels=channels, num_classes=num_classes, size=size))
 
-    def plain_loss(
-        self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
-    ) -> torch.Tensor:
+    def plain_loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """Mean cross-entropy on the scans as they are."""
-        del generator
-        return functional.cross_entropy(network(images), labels)
+        return functional.cross_entropy(network(batch.images), batch.labels)
 
     def probabilities(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
         """Softmax of the logits."""
@@ -69,18 +70,9 @@ class CrossEntropy(Classification):
 
     label_smoothing: float = 0.0
 
-    def loss(
-        self,
-        network: nn.Module,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        generator: torch.Generator,
-        progress: float,
-    ) -> torch.Tensor:
+    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """Mean over the batch."""
-        del generator, progress
-        return cross_entropy(network, images, labels, label_smoothing=self.label_smoothing)
+        return penalised_cross_entropy(network, batch.images, batch.labels, label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -99,24 +91,16 @@ class AdversarialTraining(Classification):
     def __post_init__(self) -> None:
         _check(self.epsilon, self.steps, self.warm_up)
 
-    def loss(
-        self,
-        network: nn.Module,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        generator: torch.Generator,
-        progress: float,
-    ) -> torch.Tensor:
+    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """Mean over the attacked batch. Attacked in training mode, which keeps the batch statistics those of attack."""
-        attacked = ascend(
-            lambda moved: functional.cross_entropy(network(moved), labels),
-            images,
-            epsilon=_risen(self.epsilon, progress, self.warm_up),
+        attacked = perturbed(
+            lambda moved: functional.cross_entropy(network(moved), batch.labels),
+            batch.images,
+            epsilon=_risen(self.epsilon, batch.progress, self.warm_up),
             steps=self.steps,
-            generator=generator,
+            generator=batch.generator,
         )
-        return cross_entropy(network, attacked, labels)
+        return penalised_cross_entropy(network, attacked, batch.labels)
 
 
 @dataclass(frozen=True)
@@ -135,28 +119,20 @@ class Trades(Classification):
     def __post_init__(self) -> None:
         _check(self.epsilon, self.steps, self.warm_up)
 
-    def loss(
-        self,
-        network: nn.Module,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        generator: torch.Generator,
-        progress: float,
-    ) -> torch.Tensor:
+    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """Mean over the batch."""
         with torch.no_grad():
-            target = functional.log_softmax(network(images), dim=1)
-        attacked = ascend(
+            target = functional.log_softmax(network(batch.images), dim=1)
+        attacked = perturbed(
             lambda moved: _divergence(target, functional.log_softmax(network(moved), dim=1)),
-            images,
-            epsilon=_risen(self.epsilon, progress, self.warm_up),
+            batch.images,
+            epsilon=_risen(self.epsilon, batch.progress, self.warm_up),
             steps=self.steps,
-            generator=generator,
+            generator=batch.generator,
         )
-        logits, penalty = _penalised(network, images)
+        logits, penalty = _penalised(network, batch.images)
         calm, moved = functional.log_softmax(logits, dim=1), functional.log_softmax(network(attacked), dim=1)
-        return _with(functional.nll_loss(calm, labels) + self.beta * _divergence(calm, moved), penalty)
+        return _with(functional.nll_loss(calm, batch.labels) + self.beta * _divergence(calm, moved), penalty)
 
 
 @runtime_checkable
@@ -177,30 +153,17 @@ class Generative:
             )
         return network
 
-    def loss(
-        self,
-        network: nn.Module,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        generator: torch.Generator,
-        progress: float,
-    ) -> torch.Tensor:
+    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """The network's own; nobody looks at labels."""
-        del progress
-        return self.plain_loss(network, images, labels, generator=generator)
+        return self.plain_loss(network, batch)
 
-    def plain_loss(
-        self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
-    ) -> torch.Tensor:
+    def plain_loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """The same."""
-        del labels
         assert isinstance(network, _Generative)
-        return network.loss(images, generator)
+        return network.loss(batch.images, batch.generator)
 
-    def probabilities(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    def probabilities(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """None: (n, 0)."""
-        del network
         return images.new_zeros(len(images), 0)
 
 
@@ -224,7 +187,7 @@ def _risen(epsilon: float, progress: float, warm_up: float) -> float:
     return epsilon if progress >= warm_up else epsilon * progress / warm_up
 
 
-def ascend(
+def perturbed(
     height: Callable[[torch.Tensor], torch.Tensor],
     images: torch.Tensor,
     *,
@@ -232,9 +195,12 @@ def ascend(
     steps: int,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Sign-gradient ascent of ``height`` within epsilon and [0, 1] from a uniform start: FGSM-RS and PGD in one.
+    """The batch moved up ``height``, a scalar, within epsilon and [0, 1] from a uniform start: FGSM-RS and PGD in one.
 
-    One step is 1.25 epsilon long (Wong et al.), each of several 2.5 epsilon / steps (Madry et al.).
+    One step is 1.25 epsilon long (Wong et al.), each of several 2.5 epsilon / steps (Madry et al.). Training does not
+    use :class:`~fedplatform.attacks.evasion.PGD`: it climbs the mean of a batch instead of each scan, goes on where a
+    gradient is not finite (the server refuses such an update), and one pixel in 100,000 would be rounded otherwise,
+    so that trained weights would not keep their bits.
     """
     step = 1.25 * epsilon if steps == 1 else 2.5 * epsilon / steps
     start = (2 * torch.rand(images.shape, generator=generator) - 1).to(images) * epsilon
@@ -255,7 +221,7 @@ def _penalised(network: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, 
     return network.penalised(images) if isinstance(network, Classifier) else (network(images), None)
 
 
-def cross_entropy(
+def penalised_cross_entropy(
     network: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float = 0.0
 ) -> torch.Tensor:
     """Mean cross-entropy with ``labels`` (n,), and what a classifier's body wants added to it; a scalar."""

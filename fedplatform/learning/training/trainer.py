@@ -26,7 +26,7 @@ from fedplatform.learning.parameters import (
 )
 from fedplatform.learning.training.algorithms import Algorithm, HeadFirst, OwnModel
 from fedplatform.learning.training.augmentation import Augmentation
-from fedplatform.learning.training.objectives import CrossEntropy, Objective
+from fedplatform.learning.training.objectives import Batch, CrossEntropy, Objective
 from fedplatform.learning.training.own_model import ALPHA, OWN, first_copy, mix_in
 from fedplatform.learning.training.sampling import SamplingName, epoch_order, group_odds
 from fedplatform.learning.training.sgd import Sgd
@@ -137,7 +137,7 @@ class Trainer:
         losses: list[float] = []
         for epochs, trained in self._phases():
             with _only(self.model, trained):
-                for scans, answers, progress in self._batches(
+                for batch in self._batches(
                     images,
                     labels,
                     groups,
@@ -147,7 +147,7 @@ class Trainer:
                     stop=should_stop,
                 ):
                     optimiser.zero_grad()
-                    loss = self._loss(scans, answers, generator=generator, progress=progress)
+                    loss = self.training.objective.loss(self.model, batch)
                     loss.backward()
                     if algorithm.mu:
                         for parameter, start in pulled:
@@ -190,7 +190,7 @@ class Trainer:
         pull = rate * algorithm.lam / (1 + rate * algorithm.lam)
         mix_in(self.model, kept)
         self.model.train()
-        for scans, answers, progress in self._batches(
+        for batch in self._batches(
             images,
             labels,
             groups,
@@ -201,7 +201,7 @@ class Trainer:
         ):
             alpha = float(kept[ALPHA])
             self.model.zero_grad()
-            self._loss(scans, answers, generator=generator, progress=progress).backward()
+            self.training.objective.loss(self.model, batch).backward()
             slopes = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
             uphill = sum(float((slope * (own[name] - shared[name])).sum()) for name, slope in slopes.items())
             for name, slope in slopes.items():
@@ -274,7 +274,7 @@ class Trainer:
             losses = [
                 len(part)
                 * self.training.objective.plain_loss(
-                    self.model, to_images(part), torch.tensor(answers), generator=generator
+                    self.model, Batch(to_images(part), torch.tensor(answers), generator)
                 ).item()
                 for part, answers in zip(_parts(images), _parts(labels), strict=True)
             ]
@@ -303,31 +303,26 @@ class Trainer:
         round_number: int,
         generator: torch.Generator,
         stop: Callable[[], bool],
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
-        """Shuffled batches of (images, labels, share of all training that is done)."""
+    ) -> Iterator[Batch]:
+        """Shuffled batches, augmented."""
         setting = self.training
         odds = group_odds(labels, groups) if setting.sampling == "groups" and len(labels) else None
         for epoch in range(epochs):
-            for first, batch in zip(
+            for first, rows in zip(
                 range(0, len(labels), setting.batch_size),
                 epoch_order(len(labels), odds, generator).split(setting.batch_size),
                 strict=True,
             ):
                 if stop():
                     raise Stopped
-                if len(batch) < 2:  # batch normalisation has no variance of one scan
+                if len(rows) < 2:  # batch normalisation has no variance of one scan
                     continue
-                scans = to_images(images[batch.numpy()])
+                scans = to_images(images[rows.numpy()])
                 if setting.augmentation is not None:
                     scans = setting.augmentation(scans, generator)
                 within = (epoch + first / len(labels)) / epochs
                 progress = min((round_number - 1 + within) / setting.rounds, 1.0)
-                yield scans, torch.from_numpy(labels[batch.numpy()]), progress
-
-    def _loss(
-        self, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator, progress: float
-    ) -> torch.Tensor:
-        return self.training.objective.loss(self.model, images, labels, generator=generator, progress=progress)
+                yield Batch(scans, torch.from_numpy(labels[rows.numpy()]), generator, progress)
 
     def _optimiser(self, parameters: Iterable[torch.Tensor], round_number: int) -> Sgd | torch.optim.AdamW:
         setting, rate = self.training, self.training.learning_rate_in(round_number)
