@@ -72,6 +72,7 @@ class RecentAnswer(_Wire):
     model_version: str
     class_name: str
     referred: bool
+    referral: str
     confidence: float
     anomaly_score: float | None
     flagged: bool

@@ -194,8 +194,11 @@ async def answer_error(send: Send, status: int, sentence: str, request_id: str) 
 
 
 def _request_id(headers: Headers) -> str:
-    """The client's own id, where it is one that fits into a log; else a new one."""
-    wanted = headers.get("x-request-id") or headers.get(CARRIED_ID, "")
+    """The client's own id, where it is one that fits into a log; else a new one.
+
+    Behind the first guard x-request-id is Serve's, so what that guard carries on comes first.
+    """
+    wanted = headers.get(CARRIED_ID) or headers.get("x-request-id", "")
     return wanted if REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
 
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from fedplatform.defence.certificate import Certificate, certify, step_of
 from fedplatform.defence.detector import Detector
-from fedplatform.defence.diagnosis import Diagnosis
+from fedplatform.defence.diagnosis import DOUBTFUL, FOREIGN, Diagnosis
 from fedplatform.defence.gate import Gate
+from fedplatform.defence.kind import KindGate
 from fedplatform.defence.noise import Noise
 from fedplatform.defence.purifier import DiffusionPurifier, Purifier
 from fedplatform.learning.models.symmetries import SeenFrom, seen_from
@@ -21,7 +22,8 @@ from fedplatform.learning.models.symmetries import SeenFrom, seen_from
 class Examination:
     """What is known of n scans before they are cleaned: all that the gate needs, and the answer to the bare scan.
 
-    ``answers`` (n, k) are calibrated logits, ``parts`` the scores (n,) that ``scores`` (n,) are fused of.
+    ``answers`` (n, k) are calibrated logits, ``parts`` the scores (n,) that ``scores`` (n,) are fused of;
+    ``kind_scores`` (n,) say how unlike the hospital's scans they are, 0 without a :class:`KindGate`.
     """
 
     answers: torch.Tensor
@@ -29,6 +31,7 @@ class Examination:
     parts: dict[str, torch.Tensor]
     flagged: torch.Tensor
     depth: torch.Tensor
+    kind_scores: torch.Tensor
 
     def to(self, device: torch.device) -> Examination:
         """The same on a device, for scans that are treated there."""
@@ -52,6 +55,7 @@ class Examination:
             parts={name: make([one.parts[name] for one in some]) for name in some[0].parts},
             flagged=make([one.flagged for one in some]),
             depth=make([one.depth for one in some]),
+            kind_scores=make([one.kind_scores for one in some]),
         )
 
 
@@ -70,6 +74,7 @@ class Passage:
     depth: torch.Tensor
     purified: torch.Tensor
     votes: torch.Tensor
+    kind_scores: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +89,8 @@ class DefendedClassifier:
 
     A scan as it is gets the mean answer over ``symmetries``, the sides from which it is seen (see
     :func:`~fedplatform.learning.models.symmetries.seen_from`); ``copies`` are the sides of the purified copies.
+
+    A picture that ``kind`` takes for another kind than the hospital's scans is referred, whatever the answer is.
 
     ``noise`` is the default source of randomness; ``temperature``, ``least_confidence``, the gate's threshold and what
     the detector takes for usual come from clean validation scans.
@@ -106,6 +113,7 @@ class DefendedClassifier:
     symmetries: tuple[int, ...] = (0,)
     temperature: float = 1.0
     least_confidence: float = 0.0
+    kind: KindGate | None = None
 
     def to(self, device: torch.device) -> DefendedClassifier:
         """The same defence on a device, for scans that are there. Its networks are moved and not copied.
@@ -117,7 +125,8 @@ class DefendedClassifier:
             detector = replace(detector, autoencoder=detector.autoencoder.to(device), sensor=detector.sensor.to(device))
         if isinstance(purifier, DiffusionPurifier):
             purifier = replace(purifier, network=purifier.network.to(device))
-        return replace(self, classifier=self.classifier.to(device), detector=detector, purifier=purifier)
+        kind = None if self.kind is None else self.kind.to(device)
+        return replace(self, classifier=self.classifier.to(device), detector=detector, purifier=purifier, kind=kind)
 
     def logits(self, images: torch.Tensor, *, noise: Noise | None = None) -> torch.Tensor:
         """Calibrated logits (n, k) of images (n, c, h, w) in [0, 1]."""
@@ -174,12 +183,12 @@ class DefendedClassifier:
     def conclude(self, passage: Passage) -> list[Diagnosis]:
         """A passage in words, a diagnosis a scan."""
         # All at once to the CPU: a GPU would be waited for at every single number.
-        told = (passage.scores, passage.flagged, passage.depth, passage.votes)
+        told = (passage.scores, passage.flagged, passage.depth, passage.votes, passage.kind_scores)
         scans = zip(passage.logits.softmax(dim=1).cpu(), *(values.cpu().tolist() for values in told), strict=True)
         return [
             Diagnosis(
                 label=int(probabilities.argmax()),
-                referred=bool(probabilities.max() < self.least_confidence),
+                referral=self._referral(kind_score, float(probabilities.max())),
                 confidence=float(probabilities.max()),
                 probabilities=tuple(probabilities.tolist()),
                 anomaly_score=score,
@@ -187,9 +196,16 @@ class DefendedClassifier:
                 flagged=flagged,
                 depth=depth,
                 votes=tuple(vote for vote in votes if vote >= 0),
+                kind_score=kind_score,
             )
-            for probabilities, score, flagged, depth, votes in scans
+            for probabilities, score, flagged, depth, votes, kind_score in scans
         ]
+
+    def _referral(self, kind_score: float, confidence: float) -> str:
+        """Why a radiologist must look, "" where none must."""
+        if self.kind is not None and kind_score > float(self.kind.threshold):
+            return FOREIGN
+        return DOUBTFUL if confidence < self.least_confidence else ""
 
     def _treat(self, images: torch.Tensor, examination: Examination, noise: Noise) -> Passage:
         before, scores, flagged = examination.answers, examination.scores, examination.flagged
@@ -208,6 +224,7 @@ class DefendedClassifier:
             depth=examination.depth,
             purified=deep_purified.where(flagged[:, None, None, None], purified),
             votes=deep_votes.where(flagged[:, None], votes),
+            kind_scores=examination.kind_scores,
         )
 
     def _answer(self, images: torch.Tensor) -> torch.Tensor:
@@ -228,7 +245,9 @@ class DefendedClassifier:
                 after = self._answer(self.purifier(images, probe, noise.draw(images, 1)[:, 0]))
             parts = self.detector.parts(images, before, after)
             scores = self.detector(parts)
-        return Examination(before, scores, parts, self.gate.flags(scores), self.gate.depth(scores))
+        with torch.no_grad():  # it refers and changes no answer
+            strange = images.new_zeros(len(images)) if self.kind is None else self.kind(images).to(images.dtype)
+        return Examination(before, scores, parts, self.gate.flags(scores), self.gate.depth(scores), strange)
 
     def _purify(
         self, images: torch.Tensor, depth: torch.Tensor, noise: Noise, before: torch.Tensor

@@ -30,7 +30,11 @@ class Answer(_Wire):
     scan: int = Field(ge=0, description="number of the scan in the upload, from 0")
     label: int = Field(ge=0, description="number of the class")
     class_name: str
-    referred: bool = Field(description="too doubtful to stand: a radiologist must look")
+    referred: bool = Field(description="the answer does not stand: a radiologist must look")
+    referral: str = Field(description='why: "low confidence" or "another kind of picture"; "" where it is not referred')
+    kind_score: float | None = Field(
+        description="how unlike this hospital's scans the picture is, in deviations of clean ones; null: not a number"
+    )
     confidence: float = Field(ge=0, le=1, description="calibrated probability of the class")
     probabilities: dict[str, float] = Field(description="calibrated probability of every class")
     anomaly_score: float | None = Field(description="in deviations of this hospital's clean scans; null: not a number")
@@ -91,6 +95,8 @@ def answer_of(
         label=diagnosis.label,
         class_name=classes[diagnosis.label],
         referred=diagnosis.referred,
+        referral=diagnosis.referral,
+        kind_score=_finite(diagnosis.kind_score),
         confidence=diagnosis.confidence,
         probabilities=dict(zip(classes, diagnosis.probabilities, strict=True)),
         anomaly_score=_finite(diagnosis.anomaly_score),

@@ -30,12 +30,14 @@ from fedplatform.defence import (
     Noise,
     Sampler,
 )
+from fedplatform.defence.kind import kind_gate
 from fedplatform.defence.sensor import Sensor
 from fedplatform.learning.models import MODELS, Classifier, ModelBuilder
 from fedplatform.learning.parameters import plain_copy
 from fedplatform.serving.onnx_engine import exported, on_onnx_runtime
 
 CARD = "bundle.json"
+KIND = "kind.safetensors"  # the gate for pictures of another kind
 # From the engine's names of the networks to those of their files.
 PARTS = {"classifier": "classifier", "network": "purifier", "autoencoder": "autoencoder", "sensor": "sensor"}
 FORMAT = 2  # of the folder; another one is refused
@@ -133,6 +135,9 @@ class Bundle:
                 self._weights(self._built(Sensor(networks.sensor)), "sensor"),
                 card.fusion,
             )
+        kind = None
+        if KIND in card.digests:
+            kind = kind_gate(load_file(self.folder / KIND))
         return DefendedClassifier(
             classifier,
             DiffusionPurifier(network, networks.sampler),  # type: ignore[arg-type]
@@ -144,6 +149,7 @@ class Bundle:
             symmetries=card.symmetries,
             temperature=card.temperature,
             least_confidence=card.least_confidence,
+            kind=kind,
         )
 
     def accelerated(self, noise: Noise) -> DefendedClassifier:
@@ -194,6 +200,9 @@ def save(
         file = folder / f"{name}.safetensors"
         save_file({key: plain_copy(value) for key, value in network.state_dict().items()}, file)
         digests[file.name] = _digest(file.read_bytes())
+    if defended.kind is not None:
+        save_file({key: value.contiguous() for key, value in defended.kind.state_dict().items()}, folder / KIND)
+        digests[KIND] = _digest((folder / KIND).read_bytes())
     models = _exports(defended, digests, {} if exports is None else exports, torch.zeros(1, channels, size, size))
     for file_name, model in models.items():
         (folder / file_name).write_bytes(model)

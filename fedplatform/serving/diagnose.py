@@ -20,7 +20,16 @@ from fedplatform.defence import DefendedClassifier, Diagnosis
 from fedplatform.serving.intake import Limits, Refused, read_scans
 
 BATCH = 16
-WORDS = ("file", "class_name", "votes", "reason", "input_sha256", "hospital_id", "model_version")  # never missing
+WORDS = (
+    "file",
+    "class_name",
+    "referral",
+    "votes",
+    "reason",
+    "input_sha256",
+    "hospital_id",
+    "model_version",
+)  # never missing
 Row = dict[str, object]
 
 
@@ -64,7 +73,18 @@ class FolderDiagnosis:
     def columns(self) -> list[str]:
         """The columns of the table, whatever it holds."""
         chances = [f"probability_{name}" for name in self.classes]
-        said = ["class_name", "referred", "confidence", *chances, "anomaly_score", "threshold", "flagged", "depth"]
+        said = [
+            "class_name",
+            "referred",
+            "referral",
+            "kind_score",
+            "confidence",
+            *chances,
+            "anomaly_score",
+            "threshold",
+            "flagged",
+            "depth",
+        ]
         return ["file", "scan", *said, "votes", "reason", "input_sha256", "hospital_id", "model_version"]
 
     def _rows(self, folder: Path, files: Sequence[Path], known: Mapping[str, list[Row]]) -> Iterator[list[Row]]:
@@ -109,6 +129,8 @@ class FolderDiagnosis:
         return {
             "class_name": self.classes[diagnosis.label],
             "referred": diagnosis.referred,
+            "referral": diagnosis.referral,
+            "kind_score": diagnosis.kind_score,
             "confidence": diagnosis.confidence,
             **{f"probability_{name}": chance for name, chance in chances},
             "anomaly_score": diagnosis.anomaly_score,

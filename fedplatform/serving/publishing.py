@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from fedplatform.experiments.defence.load import DefendedRun
@@ -44,10 +45,11 @@ def write_bundles(run: DefendedRun, folder: Path, *, defence: str, progress: Pro
     )
     hospitals = run.tested
     exports: Exports = {}
+    kinds = run.kind_gates()
     for number, hospital_id in enumerate(hospitals):
         progress(hospital_id, number, len(hospitals))
         save(
-            run.hospital(hospital_id).defended(defence),
+            replace(run.hospital(hospital_id).defended(defence), kind=kinds.get(hospital_id)),
             folder / hospital_id,
             hospital_id=hospital_id,
             defence=defence,

@@ -51,7 +51,7 @@ def replay(
     parts = {name: float(scores[0]) for name, scores in passage.parts.items()}
     there = {**vars(entry), **{f"part {name}": value for name, value in entry.parts.items()}}
     here = {**vars(diagnosis), **{f"part {name}": value for name, value in parts.items()}}
-    names = ["label", "referred", "confidence", "anomaly_score", "threshold", "flagged", "depth", "votes"]
+    names = ["label", "referral", "kind_score", "confidence", "anomaly_score", "threshold", "flagged", "depth", "votes"]
     names += sorted({name for name in (*there, *here) if name.startswith("part ")})
     return tuple(
         f"{name.replace('_', ' ')} was {there.get(name)}, is {here.get(name)}"

@@ -38,8 +38,9 @@ NOISE = picture_bytes(np.random.default_rng(0).integers(0, 256, (16, 16), np.uin
 
 def library(endpoint: Endpoint, hospital_id: str) -> DefendedClassifier:
     """The full defence as the library has it, under the noise that the server uses."""
-    defended = DefendedRun(endpoint.run).hospital(hospital_id).defended("full")
-    return replace(defended, noise=KeyedNoise(read_secret(secret_path(endpoint.run, hospital_id))))
+    run = DefendedRun(endpoint.run)
+    noise = KeyedNoise(read_secret(secret_path(endpoint.run, hospital_id)))
+    return replace(run.hospital(hospital_id).defended("full"), noise=noise, kind=run.kind_gates()[hospital_id])
 
 
 def assert_the_same(answer: dict, defended: DefendedClassifier, scan: np.ndarray) -> None:
@@ -47,11 +48,12 @@ def assert_the_same(answer: dict, defended: DefendedClassifier, scan: np.ndarray
     assert list(answer["probabilities"].values()) == pytest.approx(expected.probabilities, abs=1e-4)
     assert answer["anomaly_score"] == pytest.approx(expected.anomaly_score, abs=1e-4, rel=1e-5)
     assert answer["threshold"] == expected.threshold
-    assert (answer["label"], answer["referred"], answer["flagged"]) == (
+    assert (answer["label"], answer["referral"], answer["flagged"]) == (
         expected.label,
-        expected.referred,
+        expected.referral,
         expected.flagged,
     )
+    assert answer["kind_score"] == pytest.approx(expected.kind_score, rel=1e-4, abs=1e-4)
     assert answer["depth"] == expected.depth
     assert [int(vote) for vote in answer["votes"]] == list(expected.votes)
 

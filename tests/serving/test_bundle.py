@@ -76,7 +76,13 @@ def test_a_defence_without_a_detector_is_bundled_too(run: DefendedRun, tmp_path:
 def test_a_bundle_holds_neither_scans_nor_the_key_of_the_noise(version: Path) -> None:
     files = sorted(str(file.relative_to(version)) for file in version.rglob("*") if file.is_file())
     networks = ("autoencoder", "classifier", "purifier", "sensor")
-    names = sorted(["bundle.json", *(f"{name}.{kind}" for name in networks for kind in ("onnx", "safetensors"))])
+    names = sorted(
+        [
+            "bundle.json",
+            "kind.safetensors",
+            *(f"{name}.{kind}" for name in networks for kind in ("onnx", "safetensors")),
+        ]
+    )
     assert files == [f"hospital-0{n}/{name}" for n in (0, 1) for name in names]
     assert not any(KEY in (version / file).read_bytes() for file in files)
 

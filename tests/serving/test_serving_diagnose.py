@@ -226,6 +226,8 @@ def entry_of(whole: DefendedClassifier, data: bytes, hospital: str, *, model_dig
         votes=diagnosis.votes,
         label=diagnosis.label,
         referred=diagnosis.referred,
+        referral=diagnosis.referral,
+        kind_score=diagnosis.kind_score,
         confidence=diagnosis.confidence,
         counter=0,
         noise_fingerprint=fingerprint(SECRET),

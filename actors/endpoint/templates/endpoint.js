@@ -117,10 +117,13 @@ function show(result, number, example) {
   verdict.className = answer.referred ? "refer" : answer.flagged ? "flagged" : "sure";
   text("label", answer.referred ? "Refer to a radiologist" : words(answer.class_name));
   const sentences = [];
-  sentences.push(answer.referred
+  const foreign = answer.referral === "another kind of picture";
+  if (foreign) sentences.push("This does not look like the scans that the model was trained on.");
+  else sentences.push(answer.referred
     ? `Too doubtful to stand: ${words(answer.class_name)}, at a confidence of ${percent(answer.confidence)}.`
     : `Confidence ${percent(answer.confidence)}.`);
   if (answer.flagged) sentences.push("The scan looks tampered with; it was purified and the purified copies voted.");
+  else if (foreign) { /* how it was treated says nothing */ }
   else if (answer.purified) sentences.push("Nothing suspicious; it was purified lightly, as every scan here.");
   else sentences.push("Nothing suspicious; it was taken as it is.");
   if (example) sentences.push(`In truth this example is ${words(example.truth)}${example.attacked ? ", and it was attacked" : ""}.`);
@@ -169,7 +172,8 @@ async function showRecent() {
     const row = document.createElement("tr");
     const cells = [
       new Date(one.time).toLocaleTimeString(), one.hospital_id,
-      one.referred ? `refer (${words(one.class_name)})` : words(one.class_name), percent(one.confidence),
+      one.referral === "another kind of picture" ? "refer (another kind of picture)"
+        : one.referred ? `refer (${words(one.class_name)})` : words(one.class_name), percent(one.confidence),
       one.anomaly_score === null ? "–" : `${one.anomaly_score.toFixed(2)}${one.flagged ? " flagged" : ""}`,
       one.depth ? `step ${one.depth}` : "no",
     ];

@@ -16,6 +16,7 @@ from torch import nn
 from fedplatform.data.images import to_images
 from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
+from fedplatform.defence.kind import KindGate, fit_gates
 from fedplatform.defence.presets import CleanScanLimits, HospitalParts
 from fedplatform.defence.sensor import Sensor
 from fedplatform.defence.settings import DefenceSettings
@@ -92,6 +93,22 @@ class DefendedRun:
             validation_groups=shard.groups(Role.VALIDATION),
             federation=self._limits,
         )
+
+    def kind_gates(self) -> dict[str, KindGate]:
+        """What refers pictures of another kind, by hospital: fitted to the training and validation scans of all.
+
+        Empty where no hospital has scans of five groups. None of the hospitals is known to be Byzantine; fewer than
+        half of them carry no gate.
+        """
+        scans = {}
+        for name, of_hospital in zip(self.experiment.inside, self.manifest.hospitals, strict=True):
+            shard = Shard.open(self.shards / of_hospital.file)
+            roles = [role for role in (Role.TRAIN, Role.VALIDATION) if any(of_hospital.counts[role])]
+            if roles:
+                pixels = np.concatenate([shard.images(role) for role in roles])
+                groups = np.concatenate([shard.groups(role) for role in roles])
+                scans[name] = (to_images(pixels), groups)
+        return fit_gates(scans)
 
     def _measured(self, defence: str, settings: DefenceSettings) -> CleanScanLimits:
         """What is usual of the clean validation scans of all hospitals that have some; none is known to be Byzantine.
