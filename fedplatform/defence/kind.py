@@ -147,7 +147,8 @@ class KindGate(nn.Module):
             ]
             distances.append(torch.stack(each))
         deviations = (torch.stack(distances, dim=2) - self.medians[:, None]) / self.spreads[:, None]
-        return deviations.amax(dim=2)
+        strangest: torch.Tensor = deviations.amax(dim=2)
+        return strangest
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The score (n,) of images (n, c, h, w) in [0, 1], in spreads above the median of clean scans."""
