@@ -147,8 +147,7 @@ class KindGate(nn.Module):
             ]
             distances.append(torch.stack(each))
         deviations = (torch.stack(distances, dim=2) - self.medians[:, None]) / self.spreads[:, None]
-        strangest: torch.Tensor = deviations.amax(dim=2)
-        return strangest
+        return deviations.amax(dim=2)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The score (n,) of images (n, c, h, w) in [0, 1], in spreads above the median of clean scans."""
@@ -156,7 +155,8 @@ class KindGate(nn.Module):
 
     def is_foreign(self, images: torch.Tensor) -> torch.Tensor:
         """Which of the images (n, c, h, w) are of another kind: bool (n,)."""
-        return self(images) > self.threshold
+        foreign: torch.Tensor = self(images) > self.threshold
+        return foreign
 
 
 def kind_gate(state: Mapping[str, torch.Tensor]) -> KindGate:
