@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from command_line import fedplatform
 from endpoint_process import Endpoint
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +78,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", commands("docs/extending.md"))
 def test_a_users_own_parts_plug_in_as_the_docs_say(extended: Path, command: str) -> None:
-    done = run(["-m", "fedplatform", *quickly(command)], extended)
+    done = fedplatform(quickly(command), extended)
     assert done.returncode == 0, done.stderr
     assert "report:" in done.stdout
 
@@ -98,7 +100,7 @@ def test_a_run_is_defended_attacked_and_certified_as_the_readme_says(tmp_path: P
     # The server of all tests over HTTP was started by that command: tests/endpoint_process.py.
     assert served == "fedplatform serve runs/scan"
     for command in (*trained, published):
-        done = run(["-m", "fedplatform", *quickly(command)], tmp_path)
+        done = fedplatform(quickly(command), tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert (tmp_path / "runs" / "scan" / "evaluation.html").is_file()
     assert (tmp_path / "runs" / "scan" / "serving" / "versions" / "1").is_dir()
@@ -106,8 +108,31 @@ def test_a_run_is_defended_attacked_and_certified_as_the_readme_says(tmp_path: P
 
 @pytest.mark.parametrize("command", [c for c in commands("README.md") if " my_" not in c and not is_one_of_a_chain(c)])
 def test_a_command_of_the_readme_works(tmp_path: Path, command: str) -> None:
-    done = run(["-m", "fedplatform", *quickly(command)], tmp_path)
+    done = fedplatform(quickly(command), tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_command_of_the_readme_works_as_a_process_of_its_own(tmp_path: Path) -> None:
+    done = run(["-m", "fedplatform", *quickly(next(c for c in commands("README.md") if " audit " in c))], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_examples_of_serve_are_commands_that_work(defended: Path, tmp_path: Path) -> None:
+    shutil.copytree(defended, tmp_path / "runs" / "scan")
+    said = fedplatform(["serve", "--help"], tmp_path).stdout
+    examples = [line.strip() for line in said.partition("Examples:")[2].splitlines() if line.startswith("    ")]
+    lines = [line for line in examples if line.startswith(("fedplatform ", "openssl "))]
+    assert len(lines) == 5
+    for line in lines:
+        program, *words = shlex.split(line)
+        if program == "openssl":
+            subprocess.run([program, *words], cwd=tmp_path, check=True, capture_output=True)
+            continue
+        # A server that stays is what tests/actors/test_endpoint.py asks; here its options are checked and written down.
+        built = [] if "--build" in words or words[0] == "keys" else ["--build", "built.yaml"]
+        done = fedplatform([*words, *built], tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    assert "/runs/scan" in (tmp_path / "serve.yaml").read_text()
 
 
 def test_the_readmes_three_lines_get_a_diagnosis(endpoint: Endpoint, tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def serve(
     Examples:
       fedplatform serve runs/scan
       fedplatform keys add hospital-00 --keys keys.json
+      openssl req -x509 -newkey rsa:2048 -nodes -days 365 -subj /CN=scan.example -keyout key.pem -out cert.pem
       fedplatform serve runs/scan --host 0.0.0.0 --keys keys.json --tls-cert cert.pem --tls-key key.pem
       fedplatform serve runs/scan --build serve.yaml
     """
