@@ -112,11 +112,6 @@ def test_a_command_of_the_readme_works(tmp_path: Path, command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_command_of_the_readme_works_as_a_process_of_its_own(tmp_path: Path) -> None:
-    done = run(["-m", "fedplatform", *quickly(next(c for c in commands("README.md") if " audit " in c))], tmp_path)
-    assert done.returncode == 0, done.stderr
-
-
 def test_the_examples_of_serve_are_commands_that_work(defended: Path, tmp_path: Path) -> None:
     shutil.copytree(defended, tmp_path / "runs" / "scan")
     said = fedplatform(["serve", "--help"], tmp_path).stdout
