@@ -1,0 +1,93 @@
+"""Compressed frames of DICOM files, decoded by the libraries that imagecodecs brings.
+
+A plugin of pydicom, which takes care of all else: how frames are cut out of fragments, planes and signs.
+libjpeg-turbo reads JPEG of 8 and 12 bits and lossless, CharLS reads JPEG-LS, OpenJPEG reads JPEG 2000, high-throughput
+frames and JP2 boxes among them.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import imagecodecs
+import numpy as np
+from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import DecodeRunner
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+)
+
+NAME = "fedplatform"
+JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
+JPEG_LS = (JPEGLSLossless, JPEGLSNearLossless)
+JPEG_2000 = (JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
+BOXES = b"\x00\x00\x00\x0cjP  "  # how a JP2 file begins
+DECODER_DEPENDENCIES = dict.fromkeys((*JPEG, *JPEG_LS, *JPEG_2000), ("imagecodecs",))  # pydicom asks for it
+
+
+def is_available(uid: str) -> bool:
+    """Whether a transfer syntax is decoded here; pydicom asks."""
+    return uid in DECODER_DEPENDENCIES
+
+
+@cache
+def plugin_for(syntax: UID) -> str:
+    """What pydicom is to decode frames of a syntax with: this plugin, registered at the first call, or "" (its own)."""
+    if not is_available(syntax):
+        return ""
+    decoder = get_decoder(syntax)
+    if NAME not in decoder.available_plugins:
+        decoder.add_plugin(NAME, (__name__, "decode_frame"))
+    return NAME
+
+
+def decode_frame(frame: bytes, runner: DecodeRunner) -> bytearray:
+    """One frame as pydicom wants it: little-endian samples, colours pixel by pixel; raises what decoders raise."""
+    syntax = runner.transfer_syntax
+    if syntax in JPEG:
+        values = _jpeg(_whole(frame), runner)
+    elif syntax in JPEG_LS:
+        values = imagecodecs.jpegls_decode(_whole(frame))
+    else:
+        values = imagecodecs.jpeg2k_decode(frame)
+    colours = runner.samples_per_pixel
+    if values.shape != (runner.rows, runner.columns) + ((colours,) if colours > 1 else ()):
+        raise ValueError(f"a frame of shape {values.shape}")
+    runner.set_option("planar_configuration", 0)
+    runner.set_option("bits_allocated", 8 * values.dtype.itemsize)
+    if syntax in JPEG_2000 and colours == 3 and runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
+        runner.set_option("photometric_interpretation", "RGB")  # the codec has turned it back
+    return bytearray(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
+
+
+def _whole(frame: bytes) -> bytes:
+    """A JPEG or JPEG-LS frame up to the marker of its end: without one it was cut short.
+
+    libjpeg would fill up the rest with grey, and CharLS 2.4 looks for the end of a run for many seconds.
+    """
+    end = frame.rfind(b"\xff\xd9")
+    if end < frame.find(b"\xff\xda"):
+        raise ValueError("the frame is cut short")
+    return frame[: end + 2]
+
+
+def _jpeg(frame: bytes, runner: DecodeRunner) -> np.ndarray:
+    """A JPEG frame; colours as they are stored, or as RGB where a lossy one is stored as luma and chroma."""
+    if runner.samples_per_pixel == 1:
+        return np.asarray(imagecodecs.jpeg8_decode(frame))
+    is_lossy = runner.transfer_syntax in (JPEGBaseline8Bit, JPEGExtended12Bit)
+    if is_lossy and runner.photometric_interpretation.startswith("YBR"):
+        runner.set_option("photometric_interpretation", "RGB")
+        return np.asarray(imagecodecs.jpeg8_decode(frame, colorspace="YCBCR", outcolorspace="RGB"))
+    return np.asarray(imagecodecs.jpeg8_decode(frame, colorspace="RGB", outcolorspace="RGB"))
