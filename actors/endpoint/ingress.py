@@ -24,7 +24,7 @@ from actors.endpoint.api import ERRORS, LOCKED, OPEN, POLICY, UPLOAD, api, reque
 from actors.endpoint.arguments import EndpointArguments, UserConfiguration
 from actors.endpoint.authentication import Door, Visitor
 from actors.endpoint.catalogue import Catalogue
-from actors.endpoint.diagnosis_request import Matter, model_answer, png_text, recent_answer
+from actors.endpoint.diagnosis_request import Matter, Place, model_answer, png_text, recent_answer, study_answers
 from actors.endpoint.metrics import EndpointMetrics
 from actors.endpoint.model_store import ModelName
 from actors.endpoint.page import page
@@ -38,13 +38,12 @@ from actors.endpoint.wire import (
     RecentsAnswer,
     StateAnswer,
 )
-from actors.http.guard import BODY_BYTES
+from actors.http.guard import allowed_body
 from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.examples import FOLDER, read_examples
-from fedplatform.serving.intake import Limits, Refused, read_scans
+from fedplatform.serving.intake import Refused, read_study
 from fedplatform.serving.versions import CHAMPION
 
-LIMITS = Limits()
 Hospital = Annotated[
     str | None, Query(description="whose model is to answer; a key opens one hospital's only", max_length=100)
 ]
@@ -55,10 +54,17 @@ Slice = Annotated[
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """One file of a request: its hash, and the scans (n, c, h, w) uint8 in it."""
+    """One file of a request: its hash, and the scans (n, c, h, w) uint8 in it, of a volume with their numbers."""
 
     digest: str
     scans: np.ndarray
+    slices: tuple[int, ...] | None
+
+    @property
+    def places(self) -> list[Place]:
+        """Where each scan stands."""
+        numbers = self.slices or (None,) * len(self.scans)
+        return [Place(self.digest, scan, number) for scan, number in enumerate(numbers)]
 
 
 @serve.deployment(
@@ -81,7 +87,7 @@ class Ingress:
         auditor: DeploymentHandle[Any],
     ) -> None:
         # A patient's scan does not go to a temporary file: an upload stays in memory, bounded by the gateway.
-        MultiPartParser.spool_max_size = BODY_BYTES
+        MultiPartParser.spool_max_size = allowed_body()
         self._arguments = arguments
         self._door = Door(arguments)
         self._metrics = EndpointMetrics()
@@ -126,7 +132,7 @@ class Ingress:
         slice_number: Slice = None,
         pictures: Annotated[bool, Query(description="answer with the anomaly map and the purified scan, too")] = False,
     ) -> DiagnoseAnswer:
-        """Diagnose the scans in one or many files: PNG, JPEG, DICOM or NIfTI."""
+        """Diagnose the scans in one or many files: PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI."""
         request_id = request_id_of(request)
         watch = Stopwatch(self._metrics)
         async with self._admitted("diagnose", request) as visitor:
@@ -137,21 +143,22 @@ class Ingress:
                     uploads = await self._uploads(request, matter)
                 scans = np.concatenate([upload.scans for upload in uploads])
                 outcomes = await self._pipeline.diagnose(name, scans, watch, wants_pictures=pictures)
-                places = [(upload.digest, scan) for upload in uploads for scan in range(len(upload.scans))]
+                places = [place for upload in uploads for place in upload.places]
                 with watch.stage("record"):
                     await self._pipeline.write_down(
-                        tuple(matter.entry(*place, outcome) for place, outcome in zip(places, outcomes, strict=True))
+                        tuple(matter.entry(place, outcome) for place, outcome in zip(places, outcomes, strict=True))
                     )
         answers = [
-            matter.answer(scan, outcome, watch.milliseconds)
-            for (_, scan), outcome in zip(places, outcomes, strict=True)
+            matter.answer(place, outcome, watch.milliseconds) for place, outcome in zip(places, outcomes, strict=True)
         ]
         for answer in answers:
             self._metrics.diagnosed(answer)
+        scans_by_file = [len(upload.scans) for upload in uploads]
         return DiagnoseAnswer(
             request_id=request_id,
             answers=answers,
-            scans_by_file=[len(upload.scans) for upload in uploads],
+            scans_by_file=scans_by_file,
+            studies=study_answers(answers, scans_by_file, bundle),
             seen=[png_text(scan) for scan in scans] if pictures else None,
         )
 
@@ -174,7 +181,7 @@ class Ingress:
                 with watch.stage("read"):
                     uploads = await self._uploads(request, matter)
                 if [len(upload.scans) for upload in uploads] != [1]:
-                    raise Refused(422, "One scan at a time is certified.")
+                    raise Refused(422, "One scan at a time is certified; of a volume, name the slice.")
                 (upload,) = uploads
                 seed = secrets.randbits(63)
                 with watch.stage("certify"):
@@ -253,7 +260,8 @@ class Ingress:
         """The files of a request, read; raises :class:`Refused`, or :class:`TooFast`."""
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise Refused(415, "Scans are sent as files called scan in multipart/form-data.")
-        async with request.form(max_files=LIMITS.scans, max_fields=0) as form:
+        limits = self._arguments.limits
+        async with request.form(max_files=limits.files, max_fields=0) as form:
             files = form.getlist("scan")
             if not files or len(files) != len(form.multi_items()):
                 raise Refused(422, "A request holds files called scan, at least one, and nothing else.")
@@ -263,18 +271,18 @@ class Ingress:
         uploads = []
         for data in datas:
             async with self._readers:
-                scans = await asyncio.to_thread(
-                    read_scans,
+                study = await asyncio.to_thread(
+                    read_study,
                     data,
                     size=card.size,
                     channels=card.channels,
-                    limits=LIMITS,
+                    limits=limits,
                     slice_number=matter.slice_number,
                 )
-            uploads.append(Upload(sha256(data).hexdigest(), scans))
+            uploads.append(Upload(sha256(data).hexdigest(), study.scans, study.slices))
         total = sum(len(upload.scans) for upload in uploads)
-        if total > LIMITS.scans:
-            raise Refused(413, f"A request may hold {LIMITS.scans} scans at most.")
+        if total > limits.scans:
+            raise Refused(413, f"A request may hold {limits.scans} scans at most.")
         if total > len(uploads):
             self._door.count(matter.visitor, total - len(uploads))
         return uploads

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import uuid
 from dataclasses import dataclass, field
 
@@ -18,8 +19,9 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MEBIBYTE = 2**20
-BODY_BYTES = 64 * MEBIBYTE  # of one request
-ALL_BYTES = 256 * MEBIBYTE  # of all requests that are under way
+BODY_BYTES = 64 * MEBIBYTE  # of one request, where the variable says nothing
+BODY_VARIABLE = "FEDPLATFORM_BODY_BYTES"
+AT_ONCE = 4  # requests of the largest size that may be under way; of smaller ones, more
 RETRY_AFTER_S = 1
 # By these a client could change how Serve treats its requests: wait for ever, go to a replica of its choice.
 SERVES_OWN = frozenset(
@@ -35,6 +37,11 @@ SERVES_OWN = frozenset(
 OURS = ("application/json", "text/html", "text/css", "text/javascript", "image/png")
 
 log = logging.getLogger("ray.serve")  # of which Serve keeps the files
+
+
+def allowed_body() -> int:
+    """Bytes that one request may bring in this process."""
+    return int(os.environ.get(BODY_VARIABLE, BODY_BYTES))
 
 
 def middlewares() -> list[Middleware]:
@@ -57,10 +64,10 @@ class Exchange:
 class Guard:
     """ASGI middleware, see the module."""
 
-    def __init__(self, app: ASGIApp, *, body_bytes: int = BODY_BYTES, all_bytes: int = ALL_BYTES) -> None:
+    def __init__(self, app: ASGIApp, *, body_bytes: int | None = None, all_bytes: int | None = None) -> None:
         self._app = app
-        self._body_bytes = body_bytes
-        self._all_bytes = all_bytes
+        self._body_bytes = body_bytes or allowed_body()
+        self._all_bytes = all_bytes or AT_ONCE * self._body_bytes
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from fedplatform.cli.limits import limit_options
 from fedplatform.cli.terminal import console, one_line_errors
 
 RUN_OR_REGISTRY = "RUN|models:/NAME"
@@ -91,6 +92,7 @@ def publish(run_folder: Path, *, defence: str, registry: str | None, champion: s
     metavar="X",
     help="GPUs that each of the two parts with networks takes; .5 lets them share one, 0 uses ONNX Runtime on CPUs",
 )
+@limit_options("bytes", "pixels", "picture", "scans", "slices", "files", "header")
 @click.option("--build", type=click.Path(path_type=Path), metavar="FILE", help="write the config for 'serve deploy'")
 def serve(
     run_or_registry: str,
@@ -104,6 +106,7 @@ def serve(
     rate: float | None,
     gpus: float,
     build: Path | None,
+    **limits: int,
 ) -> None:
     """Serve a finished run: a page to drop a scan on, and an API behind it.
 
@@ -136,9 +139,10 @@ def serve(
             "state": str((state or Path(run_or_registry)).resolve()),
             "keys": str(keys.resolve()) if keys else "",
             "gpus": gpus,
+            **limits,
         }
         if rate is not None:
-            arguments |= {"rate": rate, "burst": max(64, int(4 * rate))}
+            arguments |= {"rate": rate, "burst": max(64, limits["max_scans"], int(4 * rate))}
         _serve(arguments, host=host, port=port, tls=tls, build=build)
 
 

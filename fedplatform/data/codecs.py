@@ -29,6 +29,7 @@ from pydicom.uid import (
 )
 
 NAME = "fedplatform"
+STORED = "stored_photometric_interpretation"  # a note to ourselves among pydicom's options
 JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 JPEG_LS = (JPEGLSLossless, JPEGLSNearLossless)
 JPEG_2000 = (JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
@@ -87,7 +88,9 @@ def _jpeg(frame: bytes, runner: DecodeRunner) -> np.ndarray:
     if runner.samples_per_pixel == 1:
         return np.asarray(imagecodecs.jpeg8_decode(frame))
     is_lossy = runner.transfer_syntax in (JPEGBaseline8Bit, JPEGExtended12Bit)
-    if is_lossy and runner.photometric_interpretation.startswith("YBR"):
+    if runner.get_option(STORED) is None:  # the runner is the same for all frames, and below it is told RGB
+        runner.set_option(STORED, runner.photometric_interpretation)
+    if is_lossy and runner.get_option(STORED).startswith("YBR"):
         runner.set_option("photometric_interpretation", "RGB")
         return np.asarray(imagecodecs.jpeg8_decode(frame, colorspace="YCBCR", outcolorspace="RGB"))
     return np.asarray(imagecodecs.jpeg8_decode(frame, colorspace="RGB", outcolorspace="RGB"))

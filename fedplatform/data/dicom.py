@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -64,7 +64,8 @@ def read_dicom(path: Path) -> list[Pixels]:
 def shown_frames(data: Dataset, *, name: str) -> Iterator[Pixels]:
     """The frames of a parsed file as :func:`read_dicom` gives them, one at a time; ``name`` stands in the error."""
     try:
-        yield from _shown(data)
+        for number, frame in enumerate(displayed_frames(data)):
+            yield square_pixels(frame, aspect=pixel_aspect(data, number))
     except Exception as error:  # as many types as there are ways to break a file
         raise DataError(f"{name}: not a readable DICOM picture ({_first_line(error)})") from error
 
@@ -74,29 +75,31 @@ def frame_count(data: Dataset) -> int:
     return int((*numbers(data, "NumberOfFrames"), 1.0)[0])
 
 
-def _shown(data: Dataset) -> Iterator[Pixels]:
+def displayed_frames(data: Dataset) -> Iterator[Pixels]:
+    """The frames pixel by pixel as they are stored, whatever the form of a pixel is; raises what is wrong with them."""
     kind, samples = str(data.PhotometricInterpretation), int(data.get("SamplesPerPixel") or 1)
     if samples == 1 and kind not in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"):
         raise ValueError(f"photometric interpretation {kind} with one sample a pixel")
     data = _unpacked(data)
-    is_colour = samples == 3 or kind == "PALETTE COLOR"
-    colours = (_colours(frame, data) for frame in _stored(data))
-    for number, frame in enumerate(colours if is_colour else _greys(data)):
-        yield square_pixels(frame, aspect=pixel_aspect(data, number))
-
-
-def _greys(data: Dataset) -> Iterator[Pixels]:
+    if samples == 3 or kind == "PALETTE COLOR":
+        yield from (_colours(frame, data) for frame in _stored(data))
+        return
     displays = [Display.of(data, number) for number in range(frame_count(data))]
-    automatic = (0.0, 0.0)
-    if not all(display.interest for display in displays):
-        # The frames are decoded twice, once for their common range: all at once they might not fit in memory.
-        each = max(SAMPLE // len(displays), 2**10)
-        ranged = zip(displays, _stored(data), strict=True)
-        parts = [_measured(frame, display, each) for display, frame in ranged if not display.interest]
-        measured = np.concatenate(parts)
-        automatic = visible_range(measured) if measured.size else automatic
+    automatic = automatic_range(data, displays)
     for display, frame in zip(displays, _stored(data), strict=True):
         yield display.shown(frame, automatic=automatic)
+
+
+def automatic_range(data: Dataset, displays: Sequence[Display]) -> tuple[float, float]:
+    """What is shown from black to white of the grey frames that have no window and no table, in common."""
+    if all(display.interest for display in displays):
+        return 0.0, 0.0
+    # The frames are decoded twice, once for this: all at once they might not fit in memory.
+    each = max(SAMPLE // len(displays), 2**10)
+    ranged = zip(displays, _stored(data), strict=True)
+    parts = [_measured(frame, display, each) for display, frame in ranged if not display.interest]
+    measured = np.concatenate(parts)
+    return visible_range(measured) if measured.size else (0.0, 0.0)
 
 
 def _measured(frame: Values, display: Display, at_most: int) -> Any:

@@ -33,7 +33,7 @@ class AuditEntry:
     """One scan's diagnosis, as far as an auditor needs it to repeat it; never a pixel, never a secret.
 
     ``time`` is ISO 8601 in UTC. ``input_sha256`` is of the upload's bytes; ``scan`` counts the scans in it from 0 and
-    ``slice_number`` is what was asked for. ``counter`` is that of KeyedNoise.
+    ``slice_number`` is that of a volume's slice. ``counter`` is that of KeyedNoise.
     """
 
     request_id: str
