@@ -14,7 +14,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ TOOLS = ("dcmj2pnm", "dcml2pnm")  # the second reads JPEG-LS
 # Why a file may differ by more than that, or why one of the two does not read it, by its name.
 REASONS = {
     "rtdose_expb.dcm": "32 bits, big endian: DCMTK swaps bytes in words of 16 bits; ours equals rtdose.dcm",
-    "rtdose_expb_1frame.dcm": "32 bits, big endian: DCMTK swaps bytes in words of 16 bits; ours equals rtdose_1frame.dcm",
+    "rtdose_expb_1frame.dcm": "32 bits, big endian: DCMTK swaps bytes in words of 16 bits; ours equals rtdose.dcm",
     "badVR.dcm": "NumberOfFrames is 1A",
     "MR_truncated.dcm": "made for pydicom's tests: its pixels are cut short",
     "JPEG2000-embedded-sequence-delimiter.dcm": "made for pydicom's tests: its codestream is cut short",

@@ -29,7 +29,6 @@ from pydicom.uid import (
 )
 
 NAME = "fedplatform"
-STORED = "stored_photometric_interpretation"  # a note to ourselves among pydicom's options
 JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 JPEG_LS = (JPEGLSLossless, JPEGLSNearLossless)
 JPEG_2000 = (JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
@@ -84,13 +83,7 @@ def _whole(frame: bytes) -> bytes:
 
 
 def _jpeg(frame: bytes, runner: DecodeRunner) -> np.ndarray:
-    """A JPEG frame; colours as they are stored, or as RGB where a lossy one is stored as luma and chroma."""
+    """A JPEG frame, its colours as they are stored: to say that they are RGB is to have nothing done to them."""
     if runner.samples_per_pixel == 1:
         return np.asarray(imagecodecs.jpeg8_decode(frame))
-    is_lossy = runner.transfer_syntax in (JPEGBaseline8Bit, JPEGExtended12Bit)
-    if runner.get_option(STORED) is None:  # the runner is the same for all frames, and below it is told RGB
-        runner.set_option(STORED, runner.photometric_interpretation)
-    if is_lossy and runner.get_option(STORED).startswith("YBR"):
-        runner.set_option("photometric_interpretation", "RGB")
-        return np.asarray(imagecodecs.jpeg8_decode(frame, colorspace="YCBCR", outcolorspace="RGB"))
     return np.asarray(imagecodecs.jpeg8_decode(frame, colorspace="RGB", outcolorspace="RGB"))

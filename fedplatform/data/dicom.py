@@ -20,6 +20,7 @@ from fedplatform.data.codecs import plugin_for
 from fedplatform.data.dicom_display import Display, numbers, pixel_aspect
 from fedplatform.data.dicom_file import DicomFile, begins_like_dicom
 from fedplatform.data.error import DataError
+from fedplatform.data.luma import rgb_of
 
 HEADER = ["PatientID", "InstitutionName", "ManufacturerModelName", "NumberOfFrames"]
 
@@ -126,10 +127,12 @@ def _stored(data: Dataset) -> Iterator[Values]:
     high = int((stored if data.get("HighBit") is None else data.HighBit + 1) or stored) - 1
     is_shifted = high + 1 > stored and not syntax.is_encapsulated and high < allocated
     options: dict[str, Any] = {"correct_unused_bits": False} if is_shifted else {}
-    frames = get_decoder(syntax).iter_array(data, raw=False, decoding_plugin=plugin_for(syntax), **options)
+    frames = get_decoder(syntax).iter_array(data, raw=True, decoding_plugin=plugin_for(syntax), **options)
     given = 0
-    for frame, _ in islice(frames, count):
+    for frame, told in islice(frames, count):
         given += 1
+        if frame.ndim == 3 and str(told["photometric_interpretation"]) in ("YBR_FULL", "YBR_FULL_422"):
+            frame = rgb_of(frame)
         yield (frame << (allocated - 1 - high)) >> (allocated - stored) if is_shifted else frame
     if given < count:
         raise ValueError(f"holds {given} of {count} frames")
