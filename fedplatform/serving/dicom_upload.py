@@ -16,7 +16,7 @@ from pydicom.uid import (
 )
 
 from fedplatform.data.brightness import Pixels
-from fedplatform.data.codecs import BOXES, JPEG, JPEG_2000, JPEG_LS
+from fedplatform.data.codecs import BOXES, JPEG, JPEG_2000, JPEG_LS, run_length_planes
 from fedplatform.data.dicom import frame_count, shown_frames
 from fedplatform.data.dicom_file import DicomFile, HeaderLimits, HeaderTooLong, NoPixels
 from fedplatform.serving.refused import Limits, Refused
@@ -128,17 +128,10 @@ def _codestream_in_boxes(frame: bytes) -> int | None:
 
 
 def _check_run_lengths(frame: bytes, pixels: int) -> None:
-    """Refuse an RLE frame a segment of which runs on past the picture (DICOM PS3.5, annex G): 64 bytes a byte."""
-    count = int.from_bytes(frame[:4], "little")
-    if len(frame) < 64 or not 1 <= count <= 15:
-        raise Refused(400, BROKEN)
-    starts = [int.from_bytes(frame[4 * number : 4 * number + 4], "little") for number in range(1, count + 1)]
-    for start, end in zip(starts, [*starts[1:], len(frame)], strict=True):
-        position, length = start, 0
-        while position < min(end, len(frame)) and length <= pixels + 1:
-            control = frame[position]
-            literal = control < 128
-            length += control + 1 if literal else 257 - control if control > 128 else 0
-            position += control + 2 if literal else 2 if control > 128 else 1
-        if length > pixels + 1:  # a segment may be padded to an even length
-            raise Refused(422, OTHER_FRAMES)
+    """Refuse an RLE frame a segment of which runs on past the picture: 64 bytes a byte."""
+    try:
+        run_length_planes(frame, pixels)
+    except OverflowError:
+        raise Refused(422, OTHER_FRAMES) from None
+    except (ValueError, RuntimeError):
+        raise Refused(400, BROKEN) from None

@@ -21,7 +21,7 @@ class Limits:
 
     bytes: int = 256 * MEBIBYTE
     pixels: int = 128_000_000
-    picture: int = 64_000_000  # at worst, four channels of 16 bits, 30 bytes a pixel while they are decoded
+    picture: int = 64_000_000  # at worst, four channels of 16 bits, 20 bytes a pixel while they are decoded
     scans: int = 512
     slices: int = 16
     files: int = 64
