@@ -56,7 +56,7 @@ UPLOAD = {
                             "type": "array",
                             "minItems": 1,
                             "items": {"type": "string", "format": "binary"},
-                            "description": "PNG, JPEG, DICOM or NIfTI (.nii, .nii.gz) files; the bytes say which",
+                            "description": "PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI files; the bytes say which",
                         }
                     },
                 }

@@ -8,6 +8,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from actors.endpoint.arguments import EndpointArguments, UserConfiguration
+from actors.http.guard import BODY_BYTES, BODY_VARIABLE
 from actors.http.start import MIDDLEWARES, REQUEST_TIMEOUT_S, VARIABLE
 from fedplatform.serving.versions import CHAMPION
 
@@ -18,6 +19,8 @@ HEADING = f"""\
 # The nodes need a file system in common for the folders below. Where the head was not started by 'fedplatform node',
 # Ray needs this variable there, or a request whose replica dies gets a bare 500 and no 503:
 #   {VARIABLE}={MIDDLEWARES}
+# Requests may hold {BODY_BYTES // 2**20} MiB there; for the largest files that the arguments allow, all nodes need
+#   {BODY_VARIABLE}={{body_bytes}}
 # A version is rolled out, or back, by 'fedplatform publish'; or by its number under user_config and 'serve deploy'.
 """
 
@@ -53,4 +56,6 @@ def config_of(
 
 def text_of(config: dict[str, Any]) -> str:
     """The config as the text of its file."""
-    return HEADING + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    (application,) = config["applications"]
+    most = application["args"]["max_bytes"] + 2**20
+    return HEADING.format(body_bytes=most) + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -12,16 +12,26 @@ import numpy as np
 from actors.endpoint.authentication import Caller
 from actors.endpoint.model_store import COUNTER, ModelName
 from actors.endpoint.pipeline import Outcome
-from actors.endpoint.wire import ModelAnswer, RecentAnswer
+from actors.endpoint.wire import ModelAnswer, RecentAnswer, StudyAnswer
 from fedplatform.defence import Certificate
 from fedplatform.serving.answer import Answer, CertificateAnswer, answer_of, certificate_answer_of, heat_map, picture
 from fedplatform.serving.audit import AuditEntry, CertificateEntry
 from fedplatform.serving.bundle import Bundle
+from fedplatform.serving.suspicion import most_suspicious
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a scan stands: the SHA-256 of its file, its number there, and of a volume the number of its slice."""
+
+    digest: str
+    scan: int
+    slice_number: int | None
 
 
 @dataclass(frozen=True, eq=False)
 class DiagnosisRequest:
-    """One request: who asked which model, and of which slice."""
+    """One request: who asked which model, and of which slice where one was named."""
 
     request_id: str
     caller: Caller
@@ -30,17 +40,17 @@ class DiagnosisRequest:
     noise_fingerprint: str
     slice_number: int | None
 
-    def entry(self, digest: str, scan: int, outcome: Outcome) -> AuditEntry:
-        """The audit log's line of one diagnosis; ``digest`` is of the file, ``scan`` counts in it."""
+    def entry(self, place: Place, outcome: Outcome) -> AuditEntry:
+        """The audit log's line of one diagnosis."""
         said = outcome.diagnosis
         return AuditEntry(
             request_id=self.request_id,
             time=_now(),
             key_id=self.caller.key_id,
             hospital_id=self.name.hospital_id,
-            input_sha256=digest,
-            scan=scan,
-            slice_number=self.slice_number,
+            input_sha256=place.digest,
+            scan=place.scan,
+            slice_number=place.slice_number,
             model_version=self.name.version,
             model_digest=self.bundle.digest,
             purifier_digest=self.bundle.purifier_digest,
@@ -80,7 +90,7 @@ class DiagnosisRequest:
             seed=seed,
         )
 
-    def answer(self, scan: int, outcome: Outcome, milliseconds: Mapping[str, float]) -> Answer:
+    def answer(self, place: Place, outcome: Outcome, milliseconds: Mapping[str, float]) -> Answer:
         """What is answered of one scan."""
         card = self.bundle.card
         heat = None
@@ -95,7 +105,8 @@ class DiagnosisRequest:
             outcome.diagnosis,
             classes=card.classes,
             parts=outcome.parts,
-            scan=scan,
+            scan=place.scan,
+            slice_number=place.slice_number,
             request_id=self.request_id,
             hospital_id=self.name.hospital_id,
             model_version=self.name.version,
@@ -115,6 +126,28 @@ class DiagnosisRequest:
             model_version=self.name.version,
             milliseconds=milliseconds,
         )
+
+
+def study_answers(answers: Sequence[Answer], scans_by_file: Sequence[int], bundle: Bundle) -> list[StudyAnswer]:
+    """For each file of a request, the answer of its most suspicious scan."""
+    studies, first = [], 0
+    for scans in scans_by_file:
+        of_file = answers[first : first + scans]
+        chances = np.array([list(answer.probabilities.values()) for answer in of_file])
+        number = most_suspicious(chances, bundle.card.classes)
+        counts = of_file[number]
+        studies.append(
+            StudyAnswer(
+                scans=scans,
+                answer=first + number,
+                slice=counts.slice,
+                class_name=counts.class_name,
+                referred=counts.referred,
+                confidence=counts.confidence,
+            )
+        )
+        first += scans
+    return studies
 
 
 def model_answer(name: ModelName, bundle: Bundle) -> ModelAnswer:

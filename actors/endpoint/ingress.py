@@ -23,7 +23,14 @@ from actors.endpoint.api import ERRORS, LOCKED, OPEN, POLICY, UPLOAD, api, reque
 from actors.endpoint.arguments import EndpointArguments, UserConfiguration
 from actors.endpoint.authentication import Authenticator, Caller
 from actors.endpoint.catalogue import Catalogue
-from actors.endpoint.diagnosis_request import DiagnosisRequest, model_answer, png_text, recent_answer
+from actors.endpoint.diagnosis_request import (
+    DiagnosisRequest,
+    Place,
+    model_answer,
+    png_text,
+    recent_answer,
+    study_answers,
+)
 from actors.endpoint.metrics import EndpointMetrics
 from actors.endpoint.model_store import ModelName
 from actors.endpoint.multipart import files_of
@@ -39,13 +46,12 @@ from actors.endpoint.wire import (
     RecentsAnswer,
     StateAnswer,
 )
-from actors.http.guard import BODY_BYTES
+from actors.http.guard import allowed_body
 from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.examples import FOLDER, read_examples
-from fedplatform.serving.intake import Limits, Refused, read_scans
+from fedplatform.serving.intake import Refused, read_study
 from fedplatform.serving.versions import CHAMPION
 
-LIMITS = Limits()
 Hospital = Annotated[
     str | None, Query(description="whose model is to answer; a key opens one hospital's only", max_length=100)
 ]
@@ -56,10 +62,17 @@ Slice = Annotated[
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """One file of a request: its hash, and the scans (n, c, h, w) uint8 in it."""
+    """One file of a request: its hash, and the scans (n, c, h, w) uint8 in it, of a volume with their numbers."""
 
     digest: str
     scans: np.ndarray
+    slices: tuple[int, ...] | None
+
+    @property
+    def places(self) -> list[Place]:
+        """Where each scan stands."""
+        numbers = self.slices or (None,) * len(self.scans)
+        return [Place(self.digest, scan, number) for scan, number in enumerate(numbers)]
 
 
 @dataclass(eq=False)
@@ -90,7 +103,7 @@ class Ingress:
         auditor: DeploymentHandle[Any],
     ) -> None:
         # A patient's scan does not go to a temporary file: an upload stays in memory, bounded by the gateway.
-        MultiPartParser.spool_max_size = BODY_BYTES
+        MultiPartParser.spool_max_size = allowed_body()
         configure(root_path=arguments.root_path, origins=tuple(arguments.allow_origins))
         self._arguments = arguments
         self._authenticator = Authenticator(arguments)
@@ -137,7 +150,7 @@ class Ingress:
         slice_number: Slice = None,
         pictures: Annotated[bool, Query(description="answer with the anomaly map and the purified scan, too")] = False,
     ) -> DiagnoseAnswer:
-        """Diagnose the scans in one or many files: PNG, JPEG, DICOM or NIfTI."""
+        """Diagnose the scans in one or many files: PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI."""
         request_id = request_id_of(request)
         watch = Stopwatch(self._metrics)
         async with self._admitted("diagnose", request) as admission:
@@ -147,24 +160,26 @@ class Ingress:
                     uploads = await self._uploads(request, diagnosis_request, admission)
                 scans = np.concatenate([upload.scans for upload in uploads])
                 outcomes = await self._pipeline.diagnose(diagnosis_request.name, scans, watch, wants_pictures=pictures)
-                places = [(upload.digest, scan) for upload in uploads for scan in range(len(upload.scans))]
+                places = [place for upload in uploads for place in upload.places]
                 with watch.stage("record"):
                     await self._pipeline.write_down(
                         tuple(
-                            diagnosis_request.entry(*place, outcome)
+                            diagnosis_request.entry(place, outcome)
                             for place, outcome in zip(places, outcomes, strict=True)
                         )
                     )
         answers = [
-            diagnosis_request.answer(scan, outcome, watch.milliseconds)
-            for (_, scan), outcome in zip(places, outcomes, strict=True)
+            diagnosis_request.answer(place, outcome, watch.milliseconds)
+            for place, outcome in zip(places, outcomes, strict=True)
         ]
         for answer in answers:
             self._metrics.diagnosed(answer)
+        scans_by_file = [len(upload.scans) for upload in uploads]
         return DiagnoseAnswer(
             request_id=request_id,
             answers=answers,
-            scans_by_file=[len(upload.scans) for upload in uploads],
+            scans_by_file=scans_by_file,
+            studies=study_answers(answers, scans_by_file, diagnosis_request.bundle),
             seen=[png_text(scan) for scan in scans] if pictures else None,
         )
 
@@ -186,7 +201,7 @@ class Ingress:
                 with watch.stage("read"):
                     uploads = await self._uploads(request, diagnosis_request, admission)
                 if [len(upload.scans) for upload in uploads] != [1]:
-                    raise Refused(422, "One scan at a time is certified.")
+                    raise Refused(422, "One scan at a time is certified; of a volume, name the slice.")
                 (upload,) = uploads
                 seed = secrets.randbits(63)
                 with watch.stage("certify"):
@@ -277,7 +292,8 @@ class Ingress:
         self, request: Request, diagnosis_request: DiagnosisRequest, admission: Admission
     ) -> list[Upload]:
         """The files of a request, read; raises :class:`Refused`, or :class:`TooFast`."""
-        files = await files_of(request, at_most=LIMITS.scans)
+        limits = self._arguments.limits
+        files = await files_of(request, at_most=limits.files)
         self._take_place(admission)
         self._authenticator.count(diagnosis_request.caller, len(files))
         card = diagnosis_request.bundle.card
@@ -285,22 +301,22 @@ class Ingress:
         for file in files:
             async with self._readers:
                 try:
-                    scans = await asyncio.to_thread(
-                        read_scans,
+                    study = await asyncio.to_thread(
+                        read_study,
                         file.data,
                         size=card.size,
                         channels=card.channels,
-                        limits=LIMITS,
+                        limits=limits,
                         slice_number=diagnosis_request.slice_number,
                     )
                 except Refused as refusal:
                     if len(files) == 1:
                         raise
                     raise Refused(refusal.status, f"{file.name}: {refusal.sentence}") from refusal
-            uploads.append(Upload(sha256(file.data).hexdigest(), scans))
+            uploads.append(Upload(sha256(file.data).hexdigest(), study.scans, study.slices))
         total = sum(len(upload.scans) for upload in uploads)
-        if total > LIMITS.scans:
-            raise Refused(413, f"A request may hold {LIMITS.scans} scans at most.")
+        if total > limits.scans:
+            raise Refused(413, f"A request may hold {limits.scans} scans at most.")
         if total > len(uploads):
             self._authenticator.count(diagnosis_request.caller, total - len(uploads))
         return uploads

@@ -19,6 +19,7 @@ from actors.endpoint.arguments import EndpointArguments
 from actors.endpoint.config_file import NAME
 from actors.http.start import prepare, quieten, start
 from fedplatform.core.settings import ExperimentError
+from fedplatform.serving.refused import MEBIBYTE
 
 LEAST_CPUS = 2  # diagnostician and purifying ask for one each, whatever the machine has
 
@@ -30,7 +31,7 @@ def served(arguments: EndpointArguments, *, host: str, port: int, tls: tuple[str
     Raises OSError where the port is taken, :class:`ExperimentError` where there are too few GPUs.
     """
     _check_free(host, port)
-    prepare()
+    prepare(body_bytes=arguments.limits.bytes + MEBIBYTE)  # around a file stands what multipart/form-data adds
     # Ray's own ports are open to the network and ask for the token.
     join(LOCAL, num_cpus=max(LEAST_CPUS, os.cpu_count() or 1))
     quieten()

@@ -11,12 +11,24 @@ class _Wire(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class StudyAnswer(_Wire):
+    """The answer for one file: that of its most suspicious scan."""
+
+    scans: int = Field(ge=1, description="frames, pages or slices of the file that were looked at")
+    answer: int = Field(ge=0, description="which of the answers counts, from 0")
+    slice: int | None = Field(description="the slice of the volume that it is of, from the feet; null: no volume")
+    class_name: str
+    referred: bool
+    confidence: float
+
+
 class DiagnoseAnswer(_Wire):
     """The diagnoses of all scans of a request, in the order of its files and of the scans in each file."""
 
     request_id: str
     answers: list[Answer]
     scans_by_file: list[int] = Field(description="how many scans each file held")
+    studies: list[StudyAnswer] = Field(description="for each file, the answer of its most suspicious scan")
     seen: list[str] | None = Field(None, description="PNG in base64: each scan as it was read")
 
 

@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 import re
 import uuid
 from collections import Counter
@@ -25,9 +26,10 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MEBIBYTE = 2**20
-BODY_BYTES = 64 * MEBIBYTE  # of one request
-ALL_BYTES = 256 * MEBIBYTE  # of all requests that are under way
-CLIENT_SHARE = 0.5  # of it, for the requests of one client
+BODY_BYTES = 64 * MEBIBYTE  # of one request, where the variable says nothing
+BODY_VARIABLE = "FEDPLATFORM_BODY_BYTES"
+AT_ONCE = 4  # requests of the largest size that may be under way; of smaller ones, more
+CLIENT_SHARE = 0.5  # of what they hold together, for the requests of one client
 CLIENT_UPLOADS = 32  # of one client that are not complete
 STALL_S = 15.0  # without a byte, an upload is over
 RETRY_AFTER_S = 1
@@ -47,6 +49,11 @@ SERVES_OWN = frozenset(
 OURS = ("application/json", "text/html", "text/css", "text/javascript", "image/png")
 
 log = logging.getLogger("ray.serve")  # of which Serve keeps the files
+
+
+def allowed_body() -> int:
+    """Bytes that one request may bring in this process."""
+    return int(os.environ.get(BODY_VARIABLE, BODY_BYTES))
 
 
 def middlewares() -> list[Middleware]:
@@ -73,12 +80,17 @@ class Guard:
     """ASGI middleware, see the module."""
 
     def __init__(
-        self, app: ASGIApp, *, body_bytes: int = BODY_BYTES, all_bytes: int = ALL_BYTES, stall_s: float = STALL_S
+        self,
+        app: ASGIApp,
+        *,
+        body_bytes: int | None = None,
+        all_bytes: int | None = None,
+        stall_s: float = STALL_S,
     ) -> None:
         self._app = app
-        self._body_bytes = body_bytes
-        self._all_bytes = all_bytes
-        self._client_bytes = max(body_bytes, CLIENT_SHARE * all_bytes)
+        self._body_bytes = body_bytes or allowed_body()
+        self._all_bytes = all_bytes or AT_ONCE * self._body_bytes
+        self._client_bytes = max(self._body_bytes, CLIENT_SHARE * self._all_bytes)
         self._stall_s = stall_s
         self._held: Counter[str] = Counter()  # bytes by client
         self._uploads: Counter[str] = Counter()

@@ -11,14 +11,17 @@ from ray.serve import Application
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
+from actors.http.guard import BODY_BYTES, BODY_VARIABLE
+
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 MIDDLEWARES = "actors.http.guard:middlewares"
 REQUEST_TIMEOUT_S = 60.0
 TRIES = 3  # now and then Ray's metrics crash a process that starts, and until Serve is up nobody restarts its proxy
 
 
-def prepare() -> None:
-    """Tell a Ray that is about to be started here what Serve's proxy needs to know."""
+def prepare(*, body_bytes: int = BODY_BYTES) -> None:
+    """Tell a Ray that is about to be started here what Serve's proxy needs to know, and how large a request may be."""
+    os.environ[BODY_VARIABLE] = str(body_bytes)
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # a busy machine is slow to start it
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers would give way to whatever else runs here
     os.environ[VARIABLE] = MIDDLEWARES

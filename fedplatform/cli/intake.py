@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from fedplatform.cli.limits import limit_options, limits_of
 from fedplatform.cli.progress import counting_bar
 from fedplatform.cli.serving import RUN_OR_REGISTRY, say_fitting
 from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors
@@ -27,13 +28,15 @@ keys_option = click.option(
 @click.option(
     "--secret", type=FILE, help="the secret of the purifier's noise [default: RUN/secrets/ID.secret, made if missing]"
 )
-def diagnose(run_folder: Path, folder: Path, *, hospital: str, out: Path, secret: Path | None) -> None:
+@limit_options("bytes", "pixels", "picture", "scans", "slices", "header")
+def diagnose(run_folder: Path, folder: Path, *, hospital: str, out: Path, secret: Path | None, **limits: int) -> None:
     """Diagnose a folder of scans without a server.
 
     RUN is a finished run with its defence. Its published champion answers, as behind 'fedplatform serve'; where nothing
-    is published yet, a first version is. FOLDER holds PNG, JPEG, DICOM or NIfTI files, in subfolders as well. The table
-    has a row a scan: class, confidence, referral, anomaly score, whether it was flagged, how deep it was purified and
-    how the copies voted. A file that cannot be read is a row with the reason. The same command goes on where it was
+    is published yet, a first version is. FOLDER holds PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI files, in subfolders
+    too. The table has a row a scan: class, confidence, referral, anomaly score, whether it was flagged, how deep it was
+    purified and how the copies voted. Of a file with several scans the row with study = true is its answer. A file that
+    cannot be read is a row with the reason. The same command goes on where it was
     stopped, and takes up files that were added. This is no medical device.
 
     \b
@@ -43,7 +46,6 @@ def diagnose(run_folder: Path, folder: Path, *, hospital: str, out: Path, secret
     with one_line_errors():
         from fedplatform.defence import KeyedNoise
         from fedplatform.serving.diagnose import FolderDiagnosis
-        from fedplatform.serving.intake import Limits
         from fedplatform.serving.publishing import published
         from fedplatform.serving.secret import open_secret, secret_path
         from fedplatform.serving.versions import bundle_of
@@ -59,7 +61,7 @@ def diagnose(run_folder: Path, folder: Path, *, hospital: str, out: Path, secret
             channels=bundle.card.channels,
             hospital_id=hospital,
             model_version=version,
-            limits=Limits(),
+            limits=limits_of(limits),
         )
         with counting_bar("diagnosing", every=100, things="files") as progress:
             table = work.write(folder, out, progress=progress)
@@ -189,14 +191,14 @@ def rotate_log(log: Path, *, to: Path | None) -> None:
 @click.option("--line", type=click.IntRange(min=1), required=True, metavar="N", help="the line of the log")
 @click.option("--scan", type=FILE, required=True, metavar="FILE", help="the upload that it is about")
 @click.option("--secret", type=FILE, required=True, metavar="FILE", help="the secret of the hospital's noise")
-def replay_line(log: Path, run_or_registry: str, *, line: int, scan: Path, secret: Path) -> None:
+@limit_options("bytes", "pixels", "picture", "scans", "header")
+def replay_line(log: Path, run_or_registry: str, *, line: int, scan: Path, secret: Path, **limits: int) -> None:
     """Work out once more what line N of LOG says of a scan, and compare; status 1 where it comes out otherwise.
 
     The line names the version of the model that answered; RUN, or models:/NAME of MLflow's registry, holds it.
     """
     with one_line_errors():
         from fedplatform.serving.audit import AuditEntry, AuditError, read_entry
-        from fedplatform.serving.intake import Limits
         from fedplatform.serving.replay import replay
         from fedplatform.serving.secret import read_secret
         from fedplatform.serving.versions import bundle_of, registry_uri, versions_at
@@ -210,7 +212,7 @@ def replay_line(log: Path, run_or_registry: str, *, line: int, scan: Path, secre
             scan.read_bytes(),
             bundle=bundle_of(versions.folder(entry.model_version), entry.hospital_id),
             secret=read_secret(secret),
-            limits=Limits(),
+            limits=limits_of(limits),
         )
         for difference in differences:
             click.echo(f"fedplatform: {difference}", err=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedplatform.cli.limits import limit_options
 from fedplatform.cli.terminal import console, one_line_errors
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def publish(run_folder: Path, *, defence: str, registry: str | None, champion: s
     metavar="ORIGIN",
     help="web page that may ask from a browser, as https://pacs.example",
 )
+@limit_options("bytes", "pixels", "picture", "scans", "slices", "files", "header")
 @click.option("--build", type=click.Path(path_type=Path), metavar="FILE", help="write the config for 'serve deploy'")
 def serve(
     run_or_registry: str,
@@ -116,6 +118,7 @@ def serve(
     root_path: str,
     allow_origin: tuple[str, ...],
     build: Path | None,
+    **limits: int,
 ) -> None:
     """Serve a finished run: a page to drop a scan on, and an API behind it.
 
@@ -151,9 +154,10 @@ def serve(
             "gpus": gpus,
             "root_path": root_path,
             "allow_origins": list(allow_origin),
+            **limits,
         }
         if rate is not None:
-            arguments |= {"rate": rate, "burst": max(64, int(4 * rate))}
+            arguments |= {"rate": rate, "burst": max(64, limits["max_scans"], int(4 * rate))}
         _serve(arguments, host=host, port=port, tls=tls, build=build)
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
-from fedplatform.data.pictures import BATCH, Pixels, batches
+from fedplatform.data.pictures import BATCH, batches
 
 # (pictures, labels, published split) of every part, by layout.
 LAYOUTS = {

@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from fedplatform.data.brightness import Pixels
 from fedplatform.data.dicom import read_dicom, read_dicom_header
 from fedplatform.data.error import DataError
 from fedplatform.data.index import numbered
 from fedplatform.data.nifti import count_slices, read_slices
-from fedplatform.data.pictures import Pixels, batches, decode
+from fedplatform.data.pictures import batches, count_pages, decode_pages
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+STACKS = (".tif", ".tiff")  # may hold several pages
 DICOM = (".dcm", ".dicom", ".ima", "")
 NIFTI = (".nii", ".nii.gz")
 SITE = "site="
@@ -37,9 +39,10 @@ class FolderSource:
     """Scans in a folder for every class; the class names are the names of the folders, in alphabetical order.
 
     A folder below a class is a patient (``tumour/patient-7/3.png``), the same name below two classes the same one. A
-    DICOM file's own patient goes before its folder, and a volume without either is a patient by itself. Folders named
-    ``site=NAME`` above the classes give the site, and so do DICOM files. Of a volume, ``slices_per_volume`` central
-    axial slices are taken. Files are read by suffix; one without a suffix is taken for DICOM.
+    DICOM file's own patient goes before its folder, and a volume or a stack without either is a patient by itself.
+    Folders named ``site=NAME`` above the classes give the site, and so do DICOM files. Of a volume,
+    ``slices_per_volume`` central axial slices are taken, of a TIFF all pages. Files are read by suffix; one without a
+    suffix is taken for DICOM.
     """
 
     path: Path
@@ -68,7 +71,8 @@ class FolderSource:
         kind = _suffix(path)
         patient = "" if path.parent == folder else str(path.parent.relative_to(folder))
         if kind in PICTURES:
-            return _File(path, folder.name, patient, site, 1)
+            pages = count_pages(_bytes_of(path)) if kind in STACKS else 1
+            return _File(path, folder.name, patient or (str(path) if pages > 1 else ""), site, pages)
         if kind in NIFTI:
             slices = count_slices(path, at_most=self.slices_per_volume)
             return _File(path, folder.name, patient or str(path), site, slices)
@@ -120,11 +124,14 @@ class FolderSource:
             elif kind in DICOM:
                 yield from read_dicom(file.path)
             else:
-                try:
-                    data = file.path.read_bytes()
-                except OSError as error:
-                    raise DataError(f"{file.path}: cannot be read ({error.strerror})") from error
-                yield decode(data, name=str(file.path))
+                yield from decode_pages(_bytes_of(file.path), name=str(file.path))
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _folders(path: Path) -> list[Path]:

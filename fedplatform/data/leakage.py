@@ -10,8 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from fedplatform.core.seeding import numpy_generator
+from fedplatform.data.brightness import Pixels
 from fedplatform.data.index import Index, Integers
-from fedplatform.data.pictures import Pixels
 from fedplatform.data.source import Source
 from fedplatform.data.splits import deal_into_parts
 

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
-from fedplatform.data.pictures import Pixels, batches
+from fedplatform.data.pictures import batches
 
 
 @dataclass(frozen=True, eq=False, repr=False)

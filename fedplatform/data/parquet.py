@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
-from fedplatform.data.pictures import Pixels, batches, decode
+from fedplatform.data.pictures import batches, decode
 
 # Read through a small buffer: a row group may be larger than all that is wanted in memory.
 BUFFER_BYTES = 1 << 20

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
 from fedplatform.data.index import Index, Integers, Strings
 from fedplatform.data.leakage import THRESHOLD, groups_of
 from fedplatform.data.partition import SERVER, Partition, spread
-from fedplatform.data.pictures import Pixels
 from fedplatform.data.source import Source
 from fedplatform.data.splits import LEFT_OUT, Role, Split, assign_roles, thin
 

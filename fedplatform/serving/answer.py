@@ -28,6 +28,7 @@ class Answer(_Wire):
     model_version: str
     hospital_id: str
     scan: int = Field(ge=0, description="number of the scan in the upload, from 0")
+    slice: int | None = Field(description="number of the slice in its volume, from the feet; null: no volume")
     label: int = Field(ge=0, description="number of the class")
     class_name: str
     referred: bool = Field(description="the answer does not stand: a radiologist must look")
@@ -79,6 +80,7 @@ def answer_of(
     classes: Sequence[str],
     parts: Mapping[str, float],
     scan: int,
+    slice_number: int | None,
     request_id: str,
     hospital_id: str,
     model_version: str,
@@ -92,6 +94,7 @@ def answer_of(
         model_version=model_version,
         hospital_id=hospital_id,
         scan=scan,
+        slice=slice_number,
         label=diagnosis.label,
         class_name=classes[diagnosis.label],
         referred=diagnosis.referred,

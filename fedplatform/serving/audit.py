@@ -28,8 +28,8 @@ class AuditEntry:
     """One scan's diagnosis, as far as an auditor needs it to repeat it; never a pixel, never a secret.
 
     ``time`` is ISO 8601 in UTC. ``input_sha256`` is of the upload's bytes; ``scan`` counts the scans in it from 0 and
-    ``slice_number`` is what was asked for. ``referral`` is why it was referred, ``kind_score`` how strange it looked.
-    ``counter`` is that of KeyedNoise, and ``noise_fingerprint`` tells which secret keyed it.
+    ``slice_number`` is that of a volume's slice. ``referral`` is why it was referred, ``kind_score`` how strange it
+    looked. ``counter`` is that of KeyedNoise, and ``noise_fingerprint`` tells which secret keyed it.
     """
 
     request_id: str

@@ -17,7 +17,8 @@ from fedplatform.core.files import write_whole
 from fedplatform.data.error import DataError
 from fedplatform.data.images import to_images
 from fedplatform.defence import DefendedClassifier, Diagnosis
-from fedplatform.serving.intake import Limits, Refused, read_scans
+from fedplatform.serving.intake import Limits, Refused, read_study
+from fedplatform.serving.suspicion import most_suspicious
 
 BATCH = 16
 WORDS = (
@@ -73,19 +74,10 @@ class FolderDiagnosis:
     def columns(self) -> list[str]:
         """The columns of the table, whatever it holds."""
         chances = [f"probability_{name}" for name in self.classes]
-        said = [
-            "class_name",
-            "referred",
-            "referral",
-            "kind_score",
-            "confidence",
-            *chances,
-            "anomaly_score",
-            "threshold",
-            "flagged",
-            "depth",
-        ]
-        return ["file", "scan", *said, "votes", "reason", "input_sha256", "hospital_id", "model_version"]
+        said = ["class_name", "referred", "referral", "kind_score", "confidence", *chances]
+        said += ["anomaly_score", "threshold", "flagged", "depth"]
+        where = ["votes", "reason", "input_sha256", "hospital_id", "model_version"]
+        return ["file", "scan", "slice", "study", *said, *where]
 
     def _rows(self, folder: Path, files: Sequence[Path], known: Mapping[str, list[Row]]) -> Iterator[list[Row]]:
         """The rows of each file, in order; what is new goes through the defence in batches."""
@@ -98,8 +90,9 @@ class FolderDiagnosis:
                 sha256 = hashlib.sha256(data).hexdigest()
                 rows = known.get(name, [])
                 if not rows or rows[0]["input_sha256"] != sha256:
-                    scans = read_scans(data, size=self.size, channels=self.channels, limits=self.limits)
-                    rows = [self._row(name, number, sha256) for number in range(len(scans))]
+                    found = read_study(data, size=self.size, channels=self.channels, limits=self.limits)
+                    scans, slices = found.scans, found.slices or (None,) * len(found.scans)
+                    rows = [self._row(name, scan, sha256, number) for scan, number in enumerate(slices)]
             except Refused as refused:
                 rows = [{**self._row(name, 0, sha256), "reason": refused.sentence}]
             waiting.append((rows, scans))
@@ -117,12 +110,23 @@ class FolderDiagnosis:
             found = self.defended.diagnose(to_images(pixels[start : start + BATCH]))
             for row, diagnosis in zip(rows[start : start + BATCH], found, strict=True):
                 row.update(self._columns_of(diagnosis))
+        for of_file, scan in waiting:
+            if scan is not None:
+                self._choose(of_file)
         return [of_file for of_file, _ in waiting]
 
-    def _row(self, name: str, scan: int, sha256: str) -> Row:
+    def _choose(self, of_file: Sequence[Row]) -> None:
+        """Mark the row that is the answer for its file: that of the most suspicious scan."""
+        chances = [[row[f"probability_{name}"] for name in self.classes] for row in of_file]
+        counts = most_suspicious(np.array(chances, np.float64), self.classes)
+        for number, row in enumerate(of_file):
+            row["study"] = number == counts
+
+    def _row(self, name: str, scan: int, sha256: str, slice_number: int | None = None) -> Row:
         blank: Row = dict.fromkeys(self.columns)
+        numbers = {"scan": scan, "slice": slice_number}
         where = {"hospital_id": self.hospital_id, "model_version": self.model_version}
-        return {**blank, **dict.fromkeys(WORDS, ""), "file": name, "scan": scan, "input_sha256": sha256, **where}
+        return {**blank, **dict.fromkeys(WORDS, ""), "file": name, **numbers, "input_sha256": sha256, **where}
 
     def _columns_of(self, diagnosis: Diagnosis) -> Row:
         chances = zip(self.classes, diagnosis.probabilities, strict=True)
@@ -213,7 +217,11 @@ def _table(path: Path, columns: list[str]) -> pd.DataFrame:
 
 
 def _write_whole(table: pd.DataFrame, out: Path) -> None:
-    typed = table.astype({"referred": "boolean", "flagged": "boolean", "depth": "Int64", "scan": "int64"})
+    flags, numbers = (
+        dict.fromkeys(("study", "referred", "flagged"), "boolean"),
+        dict.fromkeys(("slice", "depth"), "Int64"),
+    )
+    typed = table.astype({**flags, **numbers, "scan": "int64"})
     try:
         if out.suffix == ".csv":
             write_whole(out, lambda path: typed.to_csv(path, index=False))

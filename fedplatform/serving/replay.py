@@ -41,9 +41,10 @@ def replay(
         )
     card = bundle.card
     scans = read_scans(data, size=card.size, channels=card.channels, limits=limits, slice_number=entry.slice_number)
-    if entry.scan >= len(scans):
-        raise AuditError(f"the upload holds {len(scans)} scans, the line is about number {entry.scan}")
-    images = to_images(scans[entry.scan : entry.scan + 1])
+    number = entry.scan if entry.slice_number is None else 0  # of a volume, that one slice was read
+    if number >= len(scans):
+        raise AuditError(f"the upload holds {len(scans)} scans, the line is about number {number}")
+    images = to_images(scans[number : number + 1])
     defended = bundle.defended(KeyedNoise(secret, entry.counter))
     with torch.no_grad():
         passage = defended.passage(images)

@@ -62,11 +62,12 @@ def assert_the_same(answer: dict, defended: DefendedClassifier, scan: np.ndarray
 def test_answers_over_http_are_the_librarys_for_every_format_and_hospital(endpoint: Endpoint, hospital_id: str) -> None:
     defended = library(endpoint, hospital_id)
     depths = set()
-    for data in (*FORMATS.values(), NOISE):
-        response = endpoint.diagnose(data, hospital_id=hospital_id)
+    for name, data in (*FORMATS.items(), ("noise", NOISE)):
+        slices = {"slice": 4} if name == "nifti" else {}
+        response = endpoint.diagnose(data, hospital_id=hospital_id, **slices)
         assert response.status_code == 200, response.text
         (answer,) = response.json()["answers"]
-        (scan,) = read_scans(data, size=16, channels=1, limits=Limits())
+        (scan,) = read_scans(data, size=16, channels=1, limits=Limits(), slice_number=slices.get("slice"))
         assert_the_same(answer, defended, scan)
         assert answer["request_id"] == response.headers["x-request-id"]
         depths.add(answer["depth"])
@@ -98,6 +99,26 @@ def test_a_slice_of_a_volume_can_be_chosen(endpoint: Endpoint) -> None:
     digests = {endpoint.diagnose(volume, slice=n, pictures=True).json()["seen"][0] for n in (1, 4, 7)}
     assert len(digests) == 3
     assert endpoint.diagnose(volume, slice=99).status_code == 422
+
+
+def test_all_slices_of_a_volume_are_answered_and_the_most_suspicious_counts(endpoint: Endpoint) -> None:
+    said = endpoint.diagnose(FORMATS["nifti"], FORMATS["png"]).json()
+    assert said["scans_by_file"] == [9, 1]
+    assert [answer["slice"] for answer in said["answers"]] == [*range(9), None]
+    volume, alone = said["studies"]
+    assert (volume["scans"], alone["scans"], alone["answer"], alone["slice"]) == (9, 1, 9, None)
+    counts = said["answers"][volume["answer"]]
+    assert (volume["slice"], volume["class_name"], volume["confidence"]) == (
+        counts["slice"],
+        counts["class_name"],
+        counts["confidence"],
+    )
+    by_itself = endpoint.diagnose(FORMATS["nifti"], slice=volume["slice"]).json()["answers"][0]
+    assert by_itself["confidence"] == pytest.approx(counts["confidence"], abs=1e-4)
+    log = endpoint.run / "serving" / "audit.jsonl"
+    entry = read_entry(log, len(log.read_text().splitlines()))
+    assert isinstance(entry, AuditEntry)
+    assert entry.slice_number == volume["slice"]
 
 
 def test_a_certificate_is_proved_over_http(endpoint: Endpoint) -> None:

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import imagecodecs
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -30,10 +31,13 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLSLossless,
     RLELossless,
     SecondaryCaptureImageStorage,
 )
@@ -66,6 +70,8 @@ def hostile_uploads() -> Iterator[HostileUpload]:
         ("other", _other_kinds),
         ("png", _pngs),
         ("jpeg", _jpegs),
+        ("tiff", _tiffs),
+        ("bmp and webp", _bmps_and_webps),
         ("dicom", _dicoms),
         ("nifti", _niftis),
         ("noise", _noise),
@@ -259,7 +265,7 @@ def _other_kinds() -> Iterator[tuple[str, bytes]]:
         ("Analyze without its voxels", struct.pack("<i", 348) + bytes(344)),
     ):
         yield name, start
-    for kind in ("BMP", "TIFF", "WEBP", "PPM", "TGA", "JPEG2000", "GIF"):
+    for kind in ("PPM", "TGA", "JPEG2000", "GIF"):
         yield f"a whole {kind}", picture_bytes(scan_pixels(), kind)
 
 
@@ -329,12 +335,52 @@ def _jpegs() -> Iterator[tuple[str, bytes]]:
     yield "a marker without a length", b"\xff\xd8\xff\xe0\x00\x00" + bytes(50)
 
 
+def _tiffs() -> Iterator[tuple[str, bytes]]:
+    good = picture_bytes(scan_pixels(), "TIFF")
+    yield from _cuts(good, 8)
+    yield "its signature alone", good[:4]
+    directory = struct.unpack("<I", good[4:8])[0]
+    count = struct.unpack("<H", good[directory : directory + 2])[0]
+    tags = {struct.unpack_from("<H", good, directory + 2 + 12 * n)[0]: directory + 2 + 12 * n for n in range(count)}
+    for width, height in ((60_000, 60_000), (0, 40), (64_000_001, 1), (9_000, 9_000)):
+        huge = _changed(good, tags[256] + 2, struct.pack("<HII", 4, 1, width))
+        yield f"says it is {width} x {height}", _changed(huge, tags[257] + 2, struct.pack("<HII", 4, 1, height))
+    yield "a directory behind its end", _changed(good, 4, struct.pack("<I", 2**31))
+    yield "a compression there is none of", _changed(good, tags[259] + 8, struct.pack("<H", 12_345))
+    yield "99 bits a pixel", _changed(good, tags[258] + 8, struct.pack("<H", 99))
+    stream = io.BytesIO()
+    tiny = Image.fromarray(scan_pixels(8, 8))
+    tiny.save(stream, "TIFF", save_all=True, append_images=[tiny] * 512)
+    yield "513 pages", stream.getvalue()
+    deep = bytes(imagecodecs.tiff_encode(np.repeat(scan_pixels().astype(np.uint16)[..., None], 3, axis=2)))
+    yield from ((f"16-bit colours, {name}", data) for name, data in _cuts(deep, 6, up_to=0.9))
+
+
+def _bmps_and_webps() -> Iterator[tuple[str, bytes]]:
+    bmp = picture_bytes(scan_pixels(), "BMP")
+    yield from ((f"BMP, {name}", data) for name, data in _cuts(bmp, 6))
+    for width, height in ((60_000, 60_000), (2**31 - 1, 1), (0, 40), (9_000, 9_000)):
+        yield f"BMP, says it is {width} x {height}", _changed(bmp, 18, struct.pack("<ii", width, height))
+    yield "BMP, pixels behind its end", _changed(bmp, 10, struct.pack("<I", 2**31))
+    yield "BMP, a compression there is none of", _changed(bmp, 30, struct.pack("<I", 99))
+    webp = picture_bytes(scan_pixels(), "WEBP", lossless=True)
+    yield from ((f"WebP, {name}", data) for name, data in _cuts(webp, 6))
+    canvas = b"VP8X" + struct.pack("<I", 10) + bytes(4) + b"\xff\x3f\x00" * 2
+    behind = webp[12:]
+    size = struct.pack("<I", 4 + len(canvas) + len(behind))
+    yield "WebP, a canvas of 16,384 x 16,384", b"RIFF" + size + b"WEBP" + canvas + behind
+    moving = [Image.fromarray(scan_pixels())] * 4
+    stream = io.BytesIO()
+    moving[0].save(stream, "WEBP", save_all=True, append_images=moving[1:])
+    yield from ((f"WebP in motion, {name}", data) for name, data in _cuts(stream.getvalue(), 4, up_to=0.5))
+
+
 def _dicoms() -> Iterator[tuple[str, bytes]]:
     pixels = scan_pixels()
     good = dicom_bytes(pixels)
     yield from _cuts(good, 20)
     yield "its preamble alone", good[:132]
-    yield "without its preamble", good[132:]
+    yield "its heading alone", good[132 : _body_at(good)]
     for syntax in AllTransferSyntaxes:
         if syntax not in READABLE:
             yield f"transfer syntax {syntax}", dicom_bytes(pixels, syntax=syntax)
@@ -344,7 +390,7 @@ def _dicoms() -> Iterator[tuple[str, bytes]]:
         yield f"says it is {columns} x {rows}", dicom_bytes(pixels, Rows=rows, Columns=columns)
     for frames in ("2", "65", "2147483647", "-1"):
         yield f"says it has {frames} frames", dicom_bytes(pixels, NumberOfFrames=frames)
-    yield "65 frames", dicom_bytes(np.stack([pixels] * 65))
+    yield "513 frames", dicom_bytes(np.stack([pixels] * 513))
     for name, value in (
         ("BitsAllocated", 7),
         ("BitsAllocated", 0),
@@ -385,8 +431,9 @@ def _dicoms() -> Iterator[tuple[str, bytes]]:
     ):
         yield name, re.sub(rb"(DS.\x00)7777", rb"\g<1>nan ", dicom_bytes(pixels, **tags))
     yield "a sigmoid of no width", dicom_bytes(pixels, WindowCenter=1, WindowWidth=0, VOILUTFunction="SIGMOID")
-    jpeg, other = picture_bytes(pixels, "JPEG"), picture_bytes(scan_pixels(80, 64), "JPEG")
-    j2k = _codestream(pixels)
+    other_pixels = scan_pixels(80, 64)
+    jpeg, other = picture_bytes(pixels, "JPEG"), picture_bytes(other_pixels, "JPEG")
+    j2k, boxed = _codestream(pixels), picture_bytes(pixels, "JPEG2000")
     for name, syntax, frames in (
         ("a JPEG frame of another size", JPEGBaseline8Bit, [other]),
         ("a JPEG frame cut short", JPEGBaseline8Bit, [jpeg[: len(jpeg) // 2]]),
@@ -399,7 +446,20 @@ def _dicoms() -> Iterator[tuple[str, bytes]]:
         ("a JPEG 2000 frame of 2^31 pixels a side", JPEG2000Lossless, [_changed(j2k, 8, b"\x7f\xff\xff\xff" * 2)]),
         ("a JPEG 2000 frame of a tile a pixel", JPEG2000Lossless, [_changed(j2k, 24, b"\x00\x00\x00\x00" * 2)]),
         ("a JPEG 2000 frame cut short", JPEG2000Lossless, [j2k[: len(j2k) // 2]]),
-        ("a JPEG 2000 frame in a box", JPEG2000Lossless, [picture_bytes(pixels, "JPEG2000")]),
+        ("a JPEG 2000 frame of another size in a box", JPEG2000Lossless, [picture_bytes(other_pixels, "JPEG2000")]),
+        ("a JPEG 2000 box of no length", JPEG2000Lossless, [_changed(boxed, 12, bytes(4))]),
+        ("a JPEG 2000 box of 4 GB", JPEG2000Lossless, [_changed(boxed, 12, b"\xff" * 4)]),
+        ("a JPEG 2000 frame of 16,384 components", JPEG2000Lossless, [_changed(j2k, 40, b"\x40\x00")]),
+        ("a lossless JPEG frame of another size", JPEGLossless, [_lossless(other_pixels)]),
+        ("a lossless JPEG frame of 65,535 x 65,535", JPEGLossless, [_enlarged(_lossless(pixels), b"\xff\xc3")]),
+        ("a lossless JPEG frame cut short", JPEGLossless, [_lossless(pixels)[:200]]),
+        ("a lossless JPEG frame of no marker", JPEGLossless, [b"\xff\xd8" + b"\xff" * 500]),
+        ("a JPEG-LS frame of another size", JPEGLSLossless, [_jpeg_ls(other_pixels)]),
+        ("a JPEG-LS frame of 65,535 x 65,535", JPEGLSLossless, [_enlarged(_jpeg_ls(pixels), b"\xff\xf7")]),
+        ("a JPEG-LS frame cut short", JPEGLSLossless, [_jpeg_ls(pixels)[:200]]),
+        ("an HTJ2K frame of another size", HTJ2KLossless, [_htj2k(other_pixels)]),
+        ("an HTJ2K frame cut short", HTJ2KLossless, [_htj2k(pixels)[:100]]),
+        ("an HTJ2K frame of zeros", HTJ2KLossless, [bytes(100)]),
         ("a JPEG 2000 frame of zeros", JPEG2000Lossless, [bytes(500)]),
         ("an RLE frame without a header", RLELossless, [b"\x01\x00\x00\x00"]),
         ("an RLE frame of no segment", RLELossless, [bytes(64)]),
@@ -420,8 +480,24 @@ def _body_at(data: bytes) -> int:
     return at + 4 + struct.unpack("<I", data[at : at + 4])[0]
 
 
-def _enlarged(jpeg: bytes) -> bytes:
-    return _changed(jpeg, jpeg.index(b"\xff\xc0") + 5, b"\xff\xff\xff\xff")
+def _enlarged(jpeg: bytes, marker: bytes = b"\xff\xc0") -> bytes:
+    return _changed(jpeg, jpeg.index(marker) + 5, b"\xff\xff\xff\xff")
+
+
+def _lossless(pixels: np.ndarray) -> bytes:
+    return _even(imagecodecs.jpeg8_encode(pixels, lossless=True))
+
+
+def _jpeg_ls(pixels: np.ndarray) -> bytes:
+    return _even(imagecodecs.jpegls_encode(pixels))
+
+
+def _htj2k(pixels: np.ndarray) -> bytes:
+    return _even(imagecodecs.htj2k_encode(pixels))
+
+
+def _even(frame: bytes) -> bytes:
+    return frame + bytes(len(frame) % 2)
 
 
 def _codestream(pixels: np.ndarray) -> bytes:

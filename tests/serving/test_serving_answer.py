@@ -30,7 +30,7 @@ HEADING = {"scan": 0, "request_id": "r", "hospital_id": "h", "model_version": "1
 
 
 def answer(diagnosis: Diagnosis = DIAGNOSIS, **pictures: bytes) -> Answer:
-    return answer_of(diagnosis, classes=CLASSES, parts={"tampering": 2.0}, **HEADING, **pictures)
+    return answer_of(diagnosis, classes=CLASSES, parts={"tampering": 2.0}, slice_number=None, **HEADING, **pictures)
 
 
 def decoded(png: bytes) -> np.ndarray:

@@ -68,7 +68,7 @@ def flagging(published: Path, hospital: str, tmp_path_factory: pytest.TempPathFa
 def work(run: DefendedRun, hospital: str, whole: DefendedClassifier) -> FolderDiagnosis:
     settings = run.manifest.settings
     return FolderDiagnosis(
-        whole, run.manifest.classes, settings.size, settings.channels, hospital, "1", Limits(bytes=200_000)
+        whole, run.manifest.classes, settings.size, settings.channels, hospital, "1", Limits(bytes=200_000, slices=1)
     )
 
 
@@ -130,9 +130,12 @@ def test_a_folder_is_a_row_a_scan_and_what_is_no_scan_a_row_with_its_reason(
     assert dict(zip(table["file"][reasons != ""], reasons[reasons != ""], strict=True)) == {
         "empty.png": "The upload is empty.",
         "large.png": "The upload is too large: 200,000 bytes are allowed.",
-        "notes.txt": "This is of no kind that is read here; send a PNG, JPEG, DICOM or NIfTI file.",
+        "notes.txt": "This is of no kind that is read here; send a PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI file.",
     }
-    assert table["scan"][table["file"] == "deep/deeper/frames.dcm"].tolist() == [0, 1, 2]
+    frames = table[table["file"] == "deep/deeper/frames.dcm"]
+    assert frames["scan"].tolist() == [0, 1, 2]
+    assert frames["study"].astype(bool).sum() == 1, "one frame answers for the file"
+    assert table["slice"][table["file"] == "volume.nii.gz"].tolist() == [4]
     ours = table[table["file"].str.startswith("deep/") & table["file"].str.endswith(".png")]
     images = to_images(
         np.concatenate(
@@ -281,7 +284,7 @@ def test_a_folder_is_diagnosed_from_the_command_line_by_the_champion(
     assert "fitting hospital-00 (1 of 2)" in said, "nothing was published before"
     assert "26/26 files" in said
     assert set(read(tmp_path / "answers.csv")["model_version"]) == {"1"}
-    assert "25 scans:" in said
+    assert "33 scans:" in said, "nine of them slices of the volume"
     assert "3 files refused" in said or "2 files refused" in said
     assert (place / "secrets" / f"{hospital}.secret").stat().st_mode & 0o777 == 0o600
     assert command(*words, "--hospital", hospital)[0] == 0

@@ -100,7 +100,7 @@ async function diagnose(files, example = null) {
       button.addEventListener("click", () => show(result, number, null));
       return button;
     }) : []));
-    show(result, 0, example);
+    show(result, result.studies[0].answer, example);
     await showRecent();
   } catch (error) {
     fail(error);
@@ -122,6 +122,9 @@ function show(result, number, example) {
   else sentences.push(answer.referred
     ? `Too doubtful to stand: ${words(answer.class_name)}, at a confidence of ${percent(answer.confidence)}.`
     : `Confidence ${percent(answer.confidence)}.`);
+  const study = result.studies.find(one => one.answer === number && one.scans > 1);
+  if (study) sentences.push(`The most suspicious of ${study.scans} scans in the file${answer.slice === null ? "" : `: slice ${answer.slice}`}.`);
+  else if (answer.slice !== null) sentences.push(`Slice ${answer.slice} of the volume.`);
   if (answer.flagged) sentences.push("The scan looks tampered with; it was purified and the purified copies voted.");
   else if (foreign) { /* how it was treated says nothing */ }
   else if (answer.purified) sentences.push("Nothing suspicious; it was purified lightly, as every scan here.");
