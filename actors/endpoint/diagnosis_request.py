@@ -13,7 +13,9 @@ from actors.endpoint.authentication import Caller
 from actors.endpoint.model_store import COUNTER, ModelName
 from actors.endpoint.pipeline import Outcome
 from actors.endpoint.wire import ModelAnswer, RecentAnswer, StudyAnswer
+from fedplatform.data.origin import Origin
 from fedplatform.defence import Certificate
+from fedplatform.defence.diagnosis import FOREIGN
 from fedplatform.serving.answer import Answer, CertificateAnswer, answer_of, certificate_answer_of, heat_map, picture
 from fedplatform.serving.audit import AuditEntry, CertificateEntry
 from fedplatform.serving.bundle import Bundle
@@ -22,9 +24,13 @@ from fedplatform.serving.suspicion import most_suspicious
 
 @dataclass(frozen=True)
 class Place:
-    """Where a scan stands: the SHA-256 of its file, its number there, and of a volume the number of its slice."""
+    """Where a scan stands: the SHA-256 of its file, what the file's header says, and its number there.
+
+    ``slice_number`` is that of a volume's slice.
+    """
 
     digest: str
+    origin: Origin
     scan: int
     slice_number: int | None
 
@@ -134,7 +140,8 @@ def study_answers(answers: Sequence[Answer], scans_by_file: Sequence[int], bundl
     for scans in scans_by_file:
         of_file = answers[first : first + scans]
         chances = np.array([list(answer.probabilities.values()) for answer in of_file])
-        number = most_suspicious(chances, bundle.card.classes)
+        foreign = np.array([answer.referral == FOREIGN for answer in of_file])
+        number = most_suspicious(chances, bundle.card.classes, foreign=foreign)
         counts = of_file[number]
         studies.append(
             StudyAnswer(
@@ -143,6 +150,7 @@ def study_answers(answers: Sequence[Answer], scans_by_file: Sequence[int], bundl
                 slice=counts.slice,
                 class_name=counts.class_name,
                 referred=counts.referred,
+                referral=counts.referral,
                 confidence=counts.confidence,
             )
         )

@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Annotated, Any
 
@@ -47,6 +47,7 @@ from actors.endpoint.wire import (
     StateAnswer,
 )
 from actors.http.guard import allowed_body
+from fedplatform.data.origin import Origin
 from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.examples import FOLDER, read_examples
 from fedplatform.serving.intake import Refused, read_study
@@ -67,12 +68,13 @@ class Upload:
     digest: str
     scans: np.ndarray
     slices: tuple[int, ...] | None
+    origin: Origin
 
     @property
     def places(self) -> list[Place]:
         """Where each scan stands."""
         numbers = self.slices or (None,) * len(self.scans)
-        return [Place(self.digest, scan, number) for scan, number in enumerate(numbers)]
+        return [Place(self.digest, self.origin, scan, number) for scan, number in enumerate(numbers)]
 
 
 @dataclass(eq=False)
@@ -161,6 +163,11 @@ class Ingress:
                 scans = np.concatenate([upload.scans for upload in uploads])
                 outcomes = await self._pipeline.diagnose(diagnosis_request.name, scans, watch, wants_pictures=pictures)
                 places = [place for upload in uploads for place in upload.places]
+                judged = diagnosis_request.bundle.card.judged
+                outcomes = [
+                    replace(outcome, diagnosis=judged(outcome.diagnosis, place.origin))
+                    for place, outcome in zip(places, outcomes, strict=True)
+                ]
                 with watch.stage("record"):
                     await self._pipeline.write_down(
                         tuple(
@@ -313,7 +320,7 @@ class Ingress:
                     if len(files) == 1:
                         raise
                     raise Refused(refusal.status, f"{file.name}: {refusal.sentence}") from refusal
-            uploads.append(Upload(sha256(file.data).hexdigest(), study.scans, study.slices))
+            uploads.append(Upload(sha256(file.data).hexdigest(), study.scans, study.slices, study.origin))
         total = sum(len(upload.scans) for upload in uploads)
         if total > limits.scans:
             raise Refused(413, f"A request may hold {limits.scans} scans at most.")

@@ -19,6 +19,7 @@ class StudyAnswer(_Wire):
     slice: int | None = Field(description="the slice of the volume that it is of, from the feet; null: no volume")
     class_name: str
     referred: bool
+    referral: str
     confidence: float
 
 

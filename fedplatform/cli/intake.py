@@ -56,9 +56,7 @@ def diagnose(run_folder: Path, folder: Path, *, hospital: str, out: Path, secret
         noise = KeyedNoise(open_secret(secret or secret_path(run_folder, hospital)))
         work = FolderDiagnosis(
             bundle.accelerated(noise),
-            classes=bundle.card.classes,
-            size=bundle.card.size,
-            channels=bundle.card.channels,
+            card=bundle.card,
             hospital_id=hospital,
             model_version=version,
             limits=limits_of(limits),

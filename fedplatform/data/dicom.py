@@ -21,17 +21,19 @@ from fedplatform.data.dicom_display import Display, numbers, pixel_aspect
 from fedplatform.data.dicom_file import DicomFile, begins_like_dicom
 from fedplatform.data.error import DataError
 from fedplatform.data.luma import rgb_of
+from fedplatform.data.origin import TAGS, Origin
 
-HEADER = ["PatientID", "InstitutionName", "ManufacturerModelName", "NumberOfFrames"]
+HEADER = ["PatientID", "InstitutionName", "ManufacturerModelName", "NumberOfFrames", *TAGS]
 
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """Of a DICOM file: the patient and the place ("" where it names none), and how many pictures it holds."""
+    """Of a DICOM file: the patient and the place ("" where it names none), how many pictures it holds, and of what."""
 
     patient: str
     site: str
     frames: int
+    origin: Origin
 
 
 def read_dicom_header(path: Path) -> DicomHeader:
@@ -42,7 +44,7 @@ def read_dicom_header(path: Path) -> DicomHeader:
                 raise ValueError("it does not begin like one")
         data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER), force=True)
         site = str(data.get("InstitutionName") or data.get("ManufacturerModelName") or "")
-        return DicomHeader(str(data.get("PatientID") or ""), site, frame_count(data))
+        return DicomHeader(str(data.get("PatientID") or ""), site, frame_count(data), Origin.of(data))
     except Exception as error:
         raise DataError(f"{path}: not a DICOM file ({_first_line(error)})") from error
 

@@ -15,6 +15,7 @@ from fedplatform.data.dicom import read_dicom, read_dicom_header
 from fedplatform.data.error import DataError
 from fedplatform.data.index import numbered
 from fedplatform.data.nifti import count_slices, read_slices
+from fedplatform.data.origin import UNKNOWN, Origin
 from fedplatform.data.pictures import batches, count_pages, decode_pages
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -32,6 +33,7 @@ class _File:
     group: str
     site: str
     pictures: int
+    origin: Origin = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class FolderSource:
         if kind in DICOM:
             header = read_dicom_header(path)
             group = header.patient or patient or (str(path) if header.frames > 1 else "")
-            return _File(path, folder.name, group, site or header.site, header.frames)
+            return _File(path, folder.name, group, site or header.site, header.frames, header.origin)
         known = ", ".join(suffix for suffix in (*PICTURES, *DICOM, *NIFTI) if suffix)
         raise DataError(f"{path}: not a picture that can be read ({known}); move it out of the folder")
 
@@ -104,6 +106,10 @@ class FolderSource:
         # Some scanners leave their name and others do not, so a gap here is no mistake of the user's: no site at all.
         if all(file.site for file in rows):
             columns["site"] = pa.array([file.site for file in rows], pa.string())
+        if any(file.origin != UNKNOWN for file in rows):
+            columns["modality"] = pa.array([file.origin.modality for file in rows], pa.string())
+            columns["body_part"] = pa.array([file.origin.body_part for file in rows], pa.string())
+            columns["burned_in"] = pa.array([file.origin.burned_in for file in rows], pa.bool_())
         return pa.table(columns)
 
     def _all_or_none(self, names: list[str], what: str) -> bool:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedplatform.data.error import DataError
+from fedplatform.data.origin import Origin
 from fedplatform.data.source import Source
 
 Integers = npt.NDArray[np.int64]
@@ -25,6 +26,7 @@ class Index:
 
     ``labels`` are 0 to len(classes) - 1. ``groups`` (patient, near-identical pictures), ``folds`` 0-9, ``sites`` and
     ``splits`` ("train", "validation" or "test", as the set was published) are None where the source has none.
+    ``origins`` are the kinds of files that its headers name.
     """
 
     classes: tuple[str, ...]
@@ -33,6 +35,7 @@ class Index:
     folds: Integers | None = None
     sites: Strings | None = None
     splits: Strings | None = None
+    origins: tuple[Origin, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,6 +58,7 @@ class Index:
             folds=kept(self.folds),
             sites=kept(self.sites),
             splits=kept(self.splits),
+            origins=self.origins,
         )
 
     @staticmethod
@@ -87,7 +91,16 @@ class Index:
             folds=_integers(table, "fold") if "fold" in table.column_names else None,
             sites=_strings(table, "site"),
             splits=splits,
+            origins=_origins(table),
         )
+
+
+def _origins(table: pa.Table) -> tuple[Origin, ...]:
+    names = ("modality", "body_part", "burned_in")
+    if not set(names) <= set(table.column_names):
+        return ()
+    columns = (table.column(name).to_pylist() for name in names)
+    return tuple(sorted({Origin(*row) for row in zip(*columns, strict=True)}))
 
 
 def _column(table: pa.Table, name: str) -> Any:

@@ -20,6 +20,7 @@ from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
 from fedplatform.data.index import Index, Integers, Strings
 from fedplatform.data.leakage import THRESHOLD, groups_of
+from fedplatform.data.origin import Origin
 from fedplatform.data.partition import SERVER, Partition, spread
 from fedplatform.data.source import Source
 from fedplatform.data.splits import LEFT_OUT, Role, Split, assign_roles, thin
@@ -58,12 +59,16 @@ class ShardSummary:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What lies in a folder of shards: ``hospitals`` in their order, and ``root`` or None where the server has none."""
+    """What lies in a folder of shards: ``hospitals`` in their order, and ``root`` or None where the server has none.
+
+    ``origins`` are the kinds of files that the scans' headers named.
+    """
 
     settings: Settings
     classes: tuple[str, ...]
     hospitals: tuple[ShardSummary, ...]
     root: ShardSummary | None
+    origins: tuple[Origin, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -86,6 +91,7 @@ class Manifest:
                 classes=tuple(found["classes"]),
                 hospitals=tuple(_summary(shard) for shard in found["hospitals"]),
                 root=_summary(found["root"]) if found["root"] else None,
+                origins=tuple(Origin(**origin) for origin in found["origins"]),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: no folder of shards ({error})") from error
@@ -230,7 +236,11 @@ def write_shards(
         stack.close()
         summaries = {hospital: writers[hospital].summary() for hospital in files}
         manifest = Manifest(
-            settings, index.classes, tuple(summaries[number] for number in range(num_hospitals)), summaries.get(SERVER)
+            settings,
+            index.classes,
+            tuple(summaries[number] for number in range(num_hospitals)),
+            summaries.get(SERVER),
+            index.origins,
         )
         manifest.save(unfinished)
     return manifest

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 DOUBTFUL = "low confidence"
 FOREIGN = "another kind of picture"
+FOREIGN_HEADER = "another kind of scan by its header"
 
 
 @dataclass(frozen=True)
@@ -13,11 +14,11 @@ class Diagnosis:
     """A verdict and what it rests on.
 
     ``label`` is the answer of the vote; ``referred`` says that it does not stand and a radiologist must look, and
-    ``referral`` why: :data:`DOUBTFUL` or :data:`FOREIGN`. ``kind_score`` is how unlike the hospital's scans the picture
-    is (:class:`~fedplatform.defence.kind.KindGate`), 0 where no gate asks. ``probabilities`` are calibrated on the
-    hospital's own validation scans; ``confidence`` is the largest of them. ``anomaly_score`` above ``threshold`` means
-    ``flagged``. ``depth`` is the noise step of the purification, 0 where the scan was taken as it is; ``votes`` are the
-    answers of the single purified copies.
+    ``referral`` why: :data:`DOUBTFUL`, :data:`FOREIGN` or :data:`FOREIGN_HEADER`. ``kind_score`` is how unlike the
+    hospital's scans the picture is (:class:`~fedplatform.defence.kind.KindGate`), 0 where no gate asks.
+    ``probabilities`` are calibrated on the hospital's own validation scans; ``confidence`` is the largest of them.
+    ``anomaly_score`` above ``threshold`` means ``flagged``. ``depth`` is the noise step of the purification, 0 where
+    the scan was taken as it is; ``votes`` are the answers of the single purified copies.
 
     >>> import fedplatform as fp
     >>> rest = {"anomaly_score": 0.2, "threshold": 1.5, "flagged": False, "depth": 0, "votes": ()}

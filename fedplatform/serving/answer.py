@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedplatform.defence import Certificate, Diagnosis
+from fedplatform.defence.diagnosis import DOUBTFUL, FOREIGN, FOREIGN_HEADER
 
 BRIGHTEST = 4.0  # robust deviations; of clean scans one patch in a hundred has more than one
 COLOURS = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))  # of matplotlib's magma
@@ -32,7 +33,7 @@ class Answer(_Wire):
     label: int = Field(ge=0, description="number of the class")
     class_name: str
     referred: bool = Field(description="the answer does not stand: a radiologist must look")
-    referral: str = Field(description='why: "low confidence" or "another kind of picture"; "" where it is not referred')
+    referral: str = Field(description=f"why: {', '.join((DOUBTFUL, FOREIGN, FOREIGN_HEADER))}; empty: it is not")
     kind_score: float | None = Field(
         description="how unlike this hospital's scans the picture is, in deviations of clean ones; null: not a number"
     )

@@ -19,17 +19,20 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fedplatform.core.settings import ExperimentError, Settings, parsed_by, written_by
+from fedplatform.data.origin import Origin, is_foreign
 from fedplatform.defence import (
     SAMPLERS,
     BitDepth,
     DefendedClassifier,
     Detector,
+    Diagnosis,
     DiffusionPurifier,
     Fusion,
     Gate,
     Noise,
     Sampler,
 )
+from fedplatform.defence.diagnosis import FOREIGN_HEADER
 from fedplatform.defence.kind import kind_gate
 from fedplatform.defence.sensor import Sensor
 from fedplatform.learning.models import MODELS, Classifier, ModelBuilder
@@ -59,7 +62,8 @@ class Networks(Settings):
 class Card(Settings):
     """What ``bundle.json`` says: whose defence it is, how its networks are built, and all that was fitted.
 
-    ``fusion`` is None where there is no detector. ``digests`` are the SHA-256 of all other files.
+    ``origins`` are the kinds of files that it was trained on, as far as headers told. ``fusion`` is None where there is
+    no detector. ``digests`` are the SHA-256 of all other files.
     """
 
     # A threshold may be infinite, which JSON has no number for.
@@ -71,6 +75,7 @@ class Card(Settings):
     classes: tuple[str, ...]
     size: int
     channels: int
+    origins: tuple[Origin, ...]
     networks: Networks
     gate: Gate
     fusion: Fusion | None
@@ -80,6 +85,10 @@ class Card(Settings):
     temperature: float
     least_confidence: float
     digests: dict[str, str]
+
+    def judged(self, diagnosis: Diagnosis, origin: Origin) -> Diagnosis:
+        """A diagnosis, referred where the file's header names another kind of scan than this model was trained on."""
+        return replace(diagnosis, referral=FOREIGN_HEADER) if is_foreign(origin, self.origins) else diagnosis
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +188,7 @@ def save(
     classes: tuple[str, ...],
     size: int,
     channels: int,
+    origins: tuple[Origin, ...] = (),
     networks: Networks,
     exports: Exports | None = None,
 ) -> Bundle:
@@ -213,6 +223,7 @@ def save(
         classes=classes,
         size=size,
         channels=channels,
+        origins=origins,
         networks=networks,
         gate=defended.gate,
         fusion=None if detector is None else detector.fusion,

@@ -17,7 +17,9 @@ from fedplatform.core.files import write_whole
 from fedplatform.data.error import DataError
 from fedplatform.data.images import to_images
 from fedplatform.defence import DefendedClassifier, Diagnosis
-from fedplatform.serving.intake import Limits, Refused, read_study
+from fedplatform.defence.diagnosis import FOREIGN
+from fedplatform.serving.bundle import Card
+from fedplatform.serving.intake import Limits, Refused, Study, read_study
 from fedplatform.serving.suspicion import most_suspicious
 
 BATCH = 16
@@ -36,12 +38,10 @@ Row = dict[str, object]
 
 @dataclass(frozen=True, eq=False)
 class FolderDiagnosis:
-    """One hospital's defence at work on folders; ``size`` and ``channels`` are those its networks were trained on."""
+    """One hospital's defence at work on folders; ``card`` says what its networks were trained on."""
 
     defended: DefendedClassifier
-    classes: Sequence[str]
-    size: int
-    channels: int
+    card: Card
     hospital_id: str
     model_version: str
     limits: Limits
@@ -73,7 +73,7 @@ class FolderDiagnosis:
     @property
     def columns(self) -> list[str]:
         """The columns of the table, whatever it holds."""
-        chances = [f"probability_{name}" for name in self.classes]
+        chances = [f"probability_{name}" for name in self.card.classes]
         said = ["class_name", "referred", "referral", "kind_score", "confidence", *chances]
         said += ["anomaly_score", "threshold", "flagged", "depth"]
         where = ["votes", "reason", "input_sha256", "hospital_id", "model_version"]
@@ -81,44 +81,44 @@ class FolderDiagnosis:
 
     def _rows(self, folder: Path, files: Sequence[Path], known: Mapping[str, list[Row]]) -> Iterator[list[Row]]:
         """The rows of each file, in order; what is new goes through the defence in batches."""
-        waiting: list[tuple[list[Row], np.ndarray | None]] = []
+        waiting: list[tuple[list[Row], Study | None]] = []
         for path in files:
             name = str(path.relative_to(folder)).encode("utf-8", "backslashreplace").decode()
-            sha256, scans = "", None
+            sha256, study = "", None
             try:
                 data = _read(path, self.limits)
                 sha256 = hashlib.sha256(data).hexdigest()
                 rows = known.get(name, [])
                 if not rows or rows[0]["input_sha256"] != sha256:
-                    found = read_study(data, size=self.size, channels=self.channels, limits=self.limits)
-                    scans, slices = found.scans, found.slices or (None,) * len(found.scans)
+                    study = read_study(data, size=self.card.size, channels=self.card.channels, limits=self.limits)
+                    slices = study.slices or (None,) * len(study.scans)
                     rows = [self._row(name, scan, sha256, number) for scan, number in enumerate(slices)]
             except Refused as refused:
                 rows = [{**self._row(name, 0, sha256), "reason": refused.sentence}]
-            waiting.append((rows, scans))
-            if sum(len(scans) for _, scans in waiting if scans is not None) >= BATCH:
+            waiting.append((rows, study))
+            if sum(len(study.scans) for _, study in waiting if study is not None) >= BATCH:
                 yield from self._answered(waiting)
                 waiting = []
         yield from self._answered(waiting)
 
-    def _answered(self, waiting: Sequence[tuple[list[Row], np.ndarray | None]]) -> list[list[Row]]:
+    def _answered(self, waiting: Sequence[tuple[list[Row], Study | None]]) -> list[list[Row]]:
         """The rows that wait, those with scans filled in."""
-        scans = [scan for _, scan in waiting if scan is not None]
-        rows = [row for of_file, scan in waiting if scan is not None for row in of_file]
-        pixels = np.concatenate(scans) if scans else np.empty(0)
+        studies = [(of_file, study) for of_file, study in waiting if study is not None]
+        rows = [(row, study.origin) for of_file, study in studies for row in of_file]
+        pixels = np.concatenate([study.scans for _, study in studies]) if studies else np.empty(0)
         for start in range(0, len(rows), BATCH):
             found = self.defended.diagnose(to_images(pixels[start : start + BATCH]))
-            for row, diagnosis in zip(rows[start : start + BATCH], found, strict=True):
-                row.update(self._columns_of(diagnosis))
-        for of_file, scan in waiting:
-            if scan is not None:
-                self._choose(of_file)
+            for (row, origin), diagnosis in zip(rows[start : start + BATCH], found, strict=True):
+                row.update(self._columns_of(self.card.judged(diagnosis, origin)))
+        for of_file, _ in studies:
+            self._choose(of_file)
         return [of_file for of_file, _ in waiting]
 
     def _choose(self, of_file: Sequence[Row]) -> None:
         """Mark the row that is the answer for its file: that of the most suspicious scan."""
-        chances = [[row[f"probability_{name}"] for name in self.classes] for row in of_file]
-        counts = most_suspicious(np.array(chances, np.float64), self.classes)
+        chances = [[row[f"probability_{name}"] for name in self.card.classes] for row in of_file]
+        foreign = np.array([row["referral"] == FOREIGN for row in of_file])
+        counts = most_suspicious(np.array(chances, np.float64), self.card.classes, foreign=foreign)
         for number, row in enumerate(of_file):
             row["study"] = number == counts
 
@@ -129,9 +129,9 @@ class FolderDiagnosis:
         return {**blank, **dict.fromkeys(WORDS, ""), "file": name, **numbers, "input_sha256": sha256, **where}
 
     def _columns_of(self, diagnosis: Diagnosis) -> Row:
-        chances = zip(self.classes, diagnosis.probabilities, strict=True)
+        chances = zip(self.card.classes, diagnosis.probabilities, strict=True)
         return {
-            "class_name": self.classes[diagnosis.label],
+            "class_name": self.card.classes[diagnosis.label],
             "referred": diagnosis.referred,
             "referral": diagnosis.referral,
             "kind_score": diagnosis.kind_score,
@@ -141,7 +141,7 @@ class FolderDiagnosis:
             "threshold": diagnosis.threshold,
             "flagged": diagnosis.flagged,
             "depth": diagnosis.depth,
-            "votes": " ".join(self.classes[vote] for vote in diagnosis.votes),
+            "votes": " ".join(self.card.classes[vote] for vote in diagnosis.votes),
         }
 
     def _known(self, out: Path, journal: Path) -> dict[str, list[Row]]:

@@ -19,6 +19,7 @@ from fedplatform.data.brightness import Pixels
 from fedplatform.data.codecs import BOXES, JPEG, JPEG_2000, JPEG_LS, run_length_planes
 from fedplatform.data.dicom import frame_count, shown_frames
 from fedplatform.data.dicom_file import DicomFile, HeaderLimits, HeaderTooLong, NoPixels
+from fedplatform.data.origin import Origin
 from fedplatform.serving.refused import Limits, Refused
 
 MOST_ELEMENTS = 100_000  # parsed, each takes up to a kilobyte; an enhanced MR of 200 frames has some 20,000
@@ -30,8 +31,8 @@ OTHER_FRAMES = "The DICOM file's compressed frames are not what its header says.
 START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}  # the last one is JPEG-LS's
 
 
-def dicom_frames(data: bytes, limits: Limits) -> Iterator[Pixels]:
-    """The frames of a DICOM file (h, w) or (h, w, 3) as training would see them; see :func:`read_dicom`.
+def dicom_frames(data: bytes, limits: Limits) -> tuple[Origin, Iterator[Pixels]]:
+    """What a DICOM file is of, and its frames (h, w) or (h, w, 3) as training would see them; see :func:`read_dicom`.
 
     Raises :class:`Refused`, or whatever pydicom raises on broken bytes.
     """
@@ -47,7 +48,7 @@ def dicom_frames(data: bytes, limits: Limits) -> Iterator[Pixels]:
     limits.check(rows, columns, pictures=frames)
     if file.syntax not in NATIVE:
         _check_frames(dataset, file.syntax, rows, columns, frames)
-    return shown_frames(dataset, name="the upload")
+    return Origin.of(dataset), shown_frames(dataset, name="the upload")
 
 
 def _parsed(file: DicomFile, limits: Limits) -> Dataset:

@@ -6,7 +6,7 @@ import io
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from PIL import Image
 from fedplatform.data.brightness import Pixels
 from fedplatform.data.dicom_file import begins_like_dicom
 from fedplatform.data.error import DataError
+from fedplatform.data.origin import Origin
 from fedplatform.data.pictures import decode_pages, fit, page_numbers
 from fedplatform.serving.content import check_size, is_blank, is_noise
 from fedplatform.serving.dicom_upload import dicom_frames
@@ -61,11 +62,13 @@ _alone = threading.Lock()
 class Study:
     """What an upload shows: ``scans`` (n, channels, size, size) uint8, and where each of them stands in the file.
 
-    ``slices`` are the numbers of a NIfTI volume's slices, from the feet, or None for a file of another kind.
+    ``slices`` are the numbers of a NIfTI volume's slices, from the feet, or None for a file of another kind. ``origin``
+    is what the header says of a DICOM file.
     """
 
     scans: np.ndarray
     slices: tuple[int, ...] | None
+    origin: Origin
 
 
 def read_scans(data: bytes, *, size: int, channels: int, limits: Limits, slice_number: int | None = None) -> np.ndarray:
@@ -88,14 +91,15 @@ def read_study(data: bytes, *, size: int, channels: int, limits: Limits, slice_n
         raise Refused(413, f"The upload is too large: {limits.bytes:,} bytes are allowed.")
     with _alone, _quiet(), np.errstate(divide="raise", invalid="raise"):
         try:
-            return _study(_pictures(data, limits, slice_number), size=size, channels=channels)
+            origin, pictures = _pictures(data, limits, slice_number)
+            return _study(origin, pictures, size=size, channels=channels)
         except Refused:
             raise
         except Exception as error:  # the decoders' own types are too many to name, and their words not for strangers
             raise Refused(400, "The file is broken: it begins like a scan, but cannot be read.") from error
 
 
-def _study(pictures: Iterator[tuple[int | None, Pixels]], *, size: int, channels: int) -> Study:
+def _study(origin: Origin, pictures: Iterable[tuple[int | None, Pixels]], *, size: int, channels: int) -> Study:
     """The pictures that show something, fitted one by one, so that no two of them are in memory in full."""
     fitted: list[Pixels] = []
     numbers: list[int] = []
@@ -112,7 +116,7 @@ def _study(pictures: Iterator[tuple[int | None, Pixels]], *, size: int, channels
             numbers.append(number)
     if not fitted:
         raise Refused(422, refused)
-    return Study(np.stack(fitted), tuple(numbers) if numbers else None)
+    return Study(np.stack(fitted), tuple(numbers) if numbers else None, origin)
 
 
 @contextmanager
@@ -131,22 +135,24 @@ def _quiet() -> Iterator[None]:
                 logger.disabled = disabled
 
 
-def _pictures(data: bytes, limits: Limits, slice_number: int | None) -> Iterator[tuple[int | None, Pixels]]:
+def _pictures(
+    data: bytes, limits: Limits, slice_number: int | None
+) -> tuple[Origin, Iterable[tuple[int | None, Pixels]]]:
+    """What the header says of a file, and its pictures one by one, those of a volume with their numbers."""
     start = data
     if data.startswith(GZIP):
         start = inflated_start(data)
         if not is_nifti(start):
             raise Refused(415, f"This is a gzip archive of something that is no NIfTI volume; {TAKEN}.")
     if is_nifti(start):
-        yield from nifti_slices(data, limits, slice_number)
-        return
+        return Origin(), nifti_slices(data, limits, slice_number)
     if slice_number is not None:
         raise Refused(422, "A slice number goes with a NIfTI volume only.")
     kind = _picture_kind(data)
     if kind is None and not begins_like_dicom(data[:140]):
         raise Refused(415, f"This is {_other_kind(data)}; {TAKEN}.")
-    for picture in dicom_frames(data, limits) if kind is None else _pages(data, kind, limits):
-        yield None, picture
+    origin, pages = dicom_frames(data, limits) if kind is None else (Origin(), _pages(data, kind, limits))
+    return origin, ((None, page) for page in pages)
 
 
 def _picture_kind(data: bytes) -> str | None:

@@ -56,6 +56,7 @@ def write_bundles(run: DefendedRun, folder: Path, *, defence: str, progress: Pro
             classes=run.manifest.classes,
             size=stored.size,
             channels=stored.channels,
+            origins=run.manifest.origins,
             networks=networks,
             exports=exports,
         )

@@ -11,7 +11,7 @@ from fedplatform.data.images import to_images
 from fedplatform.defence import KeyedNoise
 from fedplatform.serving.audit import AuditEntry, AuditError
 from fedplatform.serving.bundle import Bundle
-from fedplatform.serving.intake import Limits, read_scans
+from fedplatform.serving.intake import Limits, read_study
 from fedplatform.serving.secret import fingerprint
 
 TOLERANCE = 1e-4  # between the engines of a server and of an auditor
@@ -40,7 +40,8 @@ def replay(
             f"{entry.noise_fingerprint}"
         )
     card = bundle.card
-    scans = read_scans(data, size=card.size, channels=card.channels, limits=limits, slice_number=entry.slice_number)
+    study = read_study(data, size=card.size, channels=card.channels, limits=limits, slice_number=entry.slice_number)
+    scans = study.scans
     number = entry.scan if entry.slice_number is None else 0  # of a volume, that one slice was read
     if number >= len(scans):
         raise AuditError(f"the upload holds {len(scans)} scans, the line is about number {number}")
@@ -48,7 +49,8 @@ def replay(
     defended = bundle.defended(KeyedNoise(secret, entry.counter))
     with torch.no_grad():
         passage = defended.passage(images)
-        (diagnosis,) = defended.conclude(passage)
+        (said,) = defended.conclude(passage)
+    diagnosis = card.judged(said, study.origin)
     parts = {name: float(scores[0]) for name, scores in passage.parts.items()}
     there = {**vars(entry), **{f"part {name}": value for name, value in entry.parts.items()}}
     here = {**vars(diagnosis), **{f"part {name}": value for name, value in parts.items()}}

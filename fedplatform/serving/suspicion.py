@@ -12,8 +12,11 @@ WITHOUT_FINDING = frozenset(
 )
 
 
-def most_suspicious(probabilities: np.ndarray, classes: Sequence[str]) -> int:
+def most_suspicious(probabilities: np.ndarray, classes: Sequence[str], *, foreign: np.ndarray) -> int:
     """The scan of a file that counts: of probabilities (n, classes), the row least like a scan without a finding.
+
+    Scans that look like another kind of picture (``foreign``, bool (n,)) do not count, unless most of the file does:
+    the slices at the ends of a volume often show too little, and a file of photographs must be referred.
 
     A lesion need not show in every slice, so neither the middle one nor a mean can answer for a volume. Where no class
     is called so, the class that the scans have on average stands for it: the scan that differs most from it counts.
@@ -21,4 +24,5 @@ def most_suspicious(probabilities: np.ndarray, classes: Sequence[str]) -> int:
     plain = ["".join(letter for letter in name.lower() if letter.isalnum()) for name in classes]
     found = [number for number, name in enumerate(plain) if name in WITHOUT_FINDING]
     usual = found[0] if found else int(np.argmax(np.mean(probabilities, axis=0)))
-    return int(np.argmin(np.asarray(probabilities)[:, usual]))
+    counting = foreign if 2 * foreign.sum() > len(foreign) else ~foreign
+    return int(np.argmin(np.where(counting, np.asarray(probabilities)[:, usual], np.inf)))

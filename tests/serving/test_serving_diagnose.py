@@ -65,11 +65,9 @@ def flagging(published: Path, hospital: str, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def work(run: DefendedRun, hospital: str, whole: DefendedClassifier) -> FolderDiagnosis:
-    settings = run.manifest.settings
-    return FolderDiagnosis(
-        whole, run.manifest.classes, settings.size, settings.channels, hospital, "1", Limits(bytes=200_000, slices=1)
-    )
+def work(published: Path, hospital: str, whole: DefendedClassifier) -> FolderDiagnosis:
+    card = bundle_of(RunVersions(published).folder("1"), hospital).card
+    return FolderDiagnosis(whole, card, hospital, "1", Limits(bytes=200_000, slices=1))
 
 
 @pytest.fixture

@@ -117,8 +117,10 @@ function show(result, number, example) {
   verdict.className = answer.referred ? "refer" : answer.flagged ? "flagged" : "sure";
   text("label", answer.referred ? "Refer to a radiologist" : words(answer.class_name));
   const sentences = [];
-  const foreign = answer.referral === "another kind of picture";
-  if (foreign) sentences.push("This does not look like the scans that the model was trained on.");
+  const foreign = answer.referral.startsWith("another kind");
+  if (foreign) sentences.push(answer.referral.endsWith("header")
+    ? "The file's header names another kind of scan than the model was trained on."
+    : "This does not look like the scans that the model was trained on.");
   else sentences.push(answer.referred
     ? `Too doubtful to stand: ${words(answer.class_name)}, at a confidence of ${percent(answer.confidence)}.`
     : `Confidence ${percent(answer.confidence)}.`);
@@ -175,7 +177,7 @@ async function showRecent() {
     const row = document.createElement("tr");
     const cells = [
       new Date(one.time).toLocaleTimeString(), one.hospital_id,
-      one.referral === "another kind of picture" ? "refer (another kind of picture)"
+      one.referral.startsWith("another kind") ? `refer (${one.referral})`
         : one.referred ? `refer (${words(one.class_name)})` : words(one.class_name), percent(one.confidence),
       one.anomaly_score === null ? "–" : `${one.anomaly_score.toFixed(2)}${one.flagged ? " flagged" : ""}`,
       one.depth ? `step ${one.depth}` : "no",
