@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,14 @@ from actors.endpoint.authentication import Authenticator, Caller, TooFast
 from actors.endpoint.catalogue import Catalogue
 from actors.endpoint.config_file import config_of, text_of
 from actors.endpoint.model_store import Model, ModelName
+from actors.http.guard import BODY_VARIABLE, allowed_body
 from fedplatform.cli import fedplatform
+from fedplatform.cli.limits import OPTIONS
 from fedplatform.core.settings import ExperimentError
 from fedplatform.defence import Diagnosis, KeyedNoise
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.api_keys import Keys
-from fedplatform.serving.intake import Refused
+from fedplatform.serving.intake import Limits, Refused
 from fedplatform.serving.publishing import write_bundles
 from fedplatform.serving.versions import RunVersions, bundle_of
 
@@ -131,6 +133,30 @@ def test_the_config_file_is_one_that_serve_deploy_takes(tmp_path: Path) -> None:
     assert set(application) <= set(type(schema.applications[0]).model_fields)
     for deployment in application["deployments"]:
         assert set(deployment) <= set(type(schema.applications[0].deployments[0]).model_fields)
+
+
+def test_the_limits_of_an_upload_are_options_of_serve_and_reach_the_proxy(
+    arguments: EndpointArguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "serve.yaml"
+    code, said = said_by(
+        "serve", arguments.versions, "--max-bytes", "1000", "--max-slices", "3", "--rate", "1", "--build", str(file)
+    )
+    assert code == 0, said
+    (application,) = yaml.safe_load(file.read_text())["applications"]
+    found = EndpointArguments.from_settings(application["args"])
+    assert found.limits == Limits(bytes=1000, slices=3)
+    assert found.burst >= found.limits.scans, "a key may send one file with as many scans as it may hold"
+    assert f"{BODY_VARIABLE}={1000 + 2**20}" in file.read_text()
+    monkeypatch.setenv(BODY_VARIABLE, "12345")
+    assert allowed_body() == 12345
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Limits)])
+def test_an_option_has_the_default_of_its_limit(name: str) -> None:
+    default = getattr(Limits(), name)
+    assert OPTIONS[name][0] == default
+    assert getattr(EndpointArguments(versions="", state="").limits, name) == default
 
 
 def test_both_parts_that_hold_networks_ask_for_their_share_of_a_gpu(arguments: EndpointArguments) -> None:

@@ -286,6 +286,9 @@ def test_a_folder_is_diagnosed_from_the_command_line_by_the_champion(
     assert "3 files refused" in said or "2 files refused" in said
     assert (place / "secrets" / f"{hospital}.secret").stat().st_mode & 0o777 == 0o600
     assert command(*words, "--hospital", hospital)[0] == 0
+    less = ("diagnose", place, folder, "--out", tmp_path / "less.csv", "--hospital", hospital)
+    assert "25 scans:" in command(*less, "--max-slices", "1")[1]
+    assert "0 scans:" in command(*less[:4], tmp_path / "none.csv", *less[5:], "--max-bytes", "20")[1]
     status, said = command(*words, "--hospital", "hopsital_0")
     assert status == 1
     assert said.startswith("fedplatform: this version holds no model of 'hopsital_0'")

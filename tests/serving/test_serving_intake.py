@@ -616,3 +616,36 @@ def test_a_shape_is_within_the_limits_up_to_the_last_pixel(shape: tuple[int, ...
     with pytest.raises(Refused) as refused:
         limits.check(*shape, pictures=pictures)
     assert refused.value.status == status
+
+
+def wide(height: int, width: int) -> np.ndarray:
+    """A smooth picture of 12 bits (h, w)."""
+    rows, columns = np.arange(height, dtype=np.uint16)[:, None] // 8, np.arange(width, dtype=np.uint16) // 8
+    return (rows + columns).astype(np.uint16)
+
+
+@pytest.mark.parametrize("kind", ["a mammogram", "an enhanced MR of 200 frames", "a CT of 400 slices", "its gzip file"])
+def test_the_default_limits_let_large_scans_pass(kind: str) -> None:
+    if kind == "a mammogram":
+        data, scans = dicom_bytes(wide(4096, 3328), BitsStored=12, HighBit=11), 1
+    elif kind == "an enhanced MR of 200 frames":
+        groups = [functional_groups() for _ in range(200)]
+        frames = np.broadcast_to(wide(256, 256), (200, 256, 256))
+        data, scans = dicom_bytes(frames, PerFrameFunctionalGroupsSequence=groups), 200
+    else:
+        volume = np.broadcast_to(wide(512, 512).astype(np.int16)[..., None], (512, 512, 400))
+        data, scans = nifti_bytes(np.asfortranarray(volume)), 16
+        data = gzip.compress(data, 1) if kind == "its gzip file" else data
+    assert len(read_scans(data, size=8, channels=1, limits=Limits())) == scans
+
+
+def functional_groups() -> pydicom.Dataset:
+    """One frame's, with as many elements as a scanner writes."""
+    groups = pydicom.Dataset()
+    window = pydicom.Dataset()
+    window.WindowCenter, window.WindowWidth = 30, 60
+    groups.FrameVOILUTSequence = [window]
+    private = groups.private_block(0x0011, "A SCANNER", create=True)
+    for number in range(100):
+        private.add_new(number, "DS", "1.5")
+    return groups
