@@ -342,3 +342,27 @@ def test_a_log_is_verified_and_replayed_from_the_command_line(published: Path, h
     assert "line 1 of" in said
     assert said.endswith("was changed: its hash is another\n")
     assert command("audit", "verify", path, "--anchor", "nonsense")[1].startswith("fedplatform: an anchor is")
+
+
+def test_a_server_that_cannot_open_its_log_or_its_keys_says_why_in_one_line_before_ray_starts(
+    published: Path, tmp_path: Path
+) -> None:
+    state, keys = tmp_path / "state", tmp_path / "keys.json"
+    words = ("serve", published, "--state", state, "--port", "0")
+    log = state / "serving" / "audit.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text("buy milk\n")
+    status, said = command(*words)
+    assert (status, said.count("\n")) == (1, 1)
+    assert "audit rotate" in said
+    log.unlink()
+    writer = AuditLog(log)
+    status, said = command(*words)
+    assert (status, said) == (1, f"fedplatform: {log} is being written by another process\n")
+    writer.close()
+    for fault, says in (("[", "is no file of keys"), (None, "may be read by others")):
+        keys.write_text(fault or "[]")
+        keys.chmod(0o600 if fault else 0o644)
+        status, said = command(*words, "--keys", keys)
+        assert (status, said.count("\n")) == (1, 1)
+        assert says in said
