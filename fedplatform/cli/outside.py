@@ -121,7 +121,7 @@ def join(
 
     All connections go out from here, to URL. Scans are made ready and stay on this machine; what leaves it is shown
     before and while it does: in every round one signed update and the predictions for its own test scans. A broken
-    line and a server that is started again cost nothing but time. Ctrl-C leaves; the same command comes back.
+    connection and a server that is started again cost nothing but time. Ctrl-C leaves; the same command comes back.
 
     \b
     Example:

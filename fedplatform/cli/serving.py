@@ -33,8 +33,8 @@ def publish(run_folder: Path, *, defence: str, registry: str | None, champion: s
     """Publish the defence of a finished run as a new version, and make it the champion.
 
     RUN is a folder whose defence is trained. A version holds the bundle of every hospital: networks as safetensors and
-    all that was fitted on its clean scans, but no scan and no secret. A server of this run that is running goes over to
-    the champion by itself, within seconds and without losing a request; with --champion N it goes back.
+    all that was fitted on its clean scans, but no scan and no secret. A running server of this run switches to the
+    champion by itself, within seconds and without losing a request; --champion N takes it back.
 
     \b
     Examples:
@@ -78,7 +78,7 @@ def publish(run_folder: Path, *, defence: str, registry: str | None, champion: s
     "--keys",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="API keys ('fedplatform keys add'); without, only this machine may ask",
+    help="API keys ('fedplatform keys add'); without them, only this machine may ask",
 )
 @click.option(
     "--state",

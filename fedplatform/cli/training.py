@@ -53,8 +53,8 @@ def run(
     global.safetensors, hospitals/*.safetensors (each hospital's own part) and report.html. The same figures go to
     MLflow, in runs/mlflow.db unless MLFLOW_TRACKING_URI says otherwise.
 
-    Every round ends in a checkpoint. A run that was stopped, by whatever, goes on with --resume NAME after its last
-    finished round, and ends with the weights of an unbroken run, bit for bit (docs/faults.md).
+    Every round ends in a checkpoint. An interrupted run resumes with --resume NAME after its last finished round, and
+    ends with the weights of an uninterrupted run, bit for bit (docs/faults.md).
 
     \b
     Examples:
