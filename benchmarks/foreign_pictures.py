@@ -30,7 +30,7 @@ from fedplatform.serving.versions import RunVersions, bundle_of
 
 PICTURES = 200  # of each kind
 SETS = {
-    "dermoscopy (HAM10000)": ("ham10000", 3),
+    "dermoscopy (HAM10000)": ("ham10000_128.parquet", 3),
     "histology (LC25000)": ("lc25000", 3),
     "natural images (CIFAR-10)": ("cifar10", 3),
     "digits (MNIST)": ("mnist", 1),
@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--own", required=True, choices=[name for name, _ in SETS.values()], help="its data")
+    parser.add_argument("--data-folder", type=Path, default=Path("../shared/data"), help="folder of the real data sets")
     parser.add_argument("--grey", action="store_true", help="send all pictures without colour, the harder case")
     parser.add_argument("--out", type=Path, default=Path("docs/results/foreign_pictures.csv"))
     chosen = parser.parse_args()
@@ -56,7 +57,11 @@ def main() -> None:
     own = [parts.test[0] for parts in map(run.hospital, run.tested)]
     files = [(hospital, png(image.numpy() * 255)) for hospital, images in enumerate(own) for image in images]
     kinds = {"own test scans": files}
-    foreign = {name: pictures(source, channels) for name, (source, channels) in SETS.items() if source != chosen.own}
+    foreign = {
+        name: pictures(source, channels, chosen.data_folder)
+        for name, (source, channels) in SETS.items()
+        if source != chosen.own
+    }
     for kind, pixels in {**foreign, "blank, noise, gradients": blanks()}.items():
         made = [png(one.mean(axis=0, keepdims=True) if chosen.grey else one) for one in pixels]
         kinds[kind] = [(number % len(defences), data) for number, data in enumerate(made)]
@@ -84,9 +89,9 @@ def main() -> None:
     table.to_csv(chosen.out, index=False)
 
 
-def pictures(source: str, channels: int) -> list[np.ndarray]:
+def pictures(source: str, channels: int, folder: Path) -> list[np.ndarray]:
     """Pictures (c, h, w) of a data set, spread over it."""
-    opened = open_source(source)
+    opened = open_source(str(folder / source)) if "." in source else open_source(source, folder=folder)
     count = opened.index().num_rows
     wanted = set(np.linspace(0, count - 1, PICTURES).astype(int).tolist())
     found, first = [], 0

@@ -142,7 +142,7 @@ def test_a_folder_is_a_row_a_scan_and_what_is_no_scan_a_row_with_its_reason(
     )
     expected = whole.diagnose(images)
     assert ours["confidence"].tolist() == pytest.approx([d.confidence for d in expected], abs=1e-5)
-    assert ours["class_name"].astype(str).tolist() == [work.classes[d.label] for d in expected]
+    assert ours["class_name"].astype(str).tolist() == [work.card.classes[d.label] for d in expected]
     assert ours["anomaly_score"].tolist() == pytest.approx([d.anomaly_score for d in expected], abs=1e-4)
     assert ours["flagged"].astype(bool).tolist() == [d.flagged for d in expected]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "scans"]), "nothing is left beside it"
