@@ -28,6 +28,7 @@ DEED = {
     HospitalState.CRASHED: "crashed",
     HospitalState.MALFORMED: "sent something that is not an update",
     HospitalState.HOSTILE: "was shut out by the rule",
+    HospitalState.UNJUDGED: "sent its update but could not judge the new model",
 }
 
 
