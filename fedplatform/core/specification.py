@@ -25,6 +25,11 @@ plugin_modules: list[ModuleType] = []
 """Modules loaded from a user's file: no other process could import them, so their classes travel by value."""
 
 
+def plugin_files() -> list[Path]:
+    """The files of the user's own that were loaded so far."""
+    return sorted({Path(inspect.getfile(module)).resolve() for module in plugin_modules})
+
+
 class SpecificationError(FedplatformError, ValueError):
     """A line of text that names no object that can be built."""
 

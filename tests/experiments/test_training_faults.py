@@ -66,7 +66,6 @@ TINY: Mapping[str, object] = {
     "batch_size": 8,
 }
 OPTIONS = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", value)]
-NOT_RAISED = pytest.fail.Exception  # of pytest.raises where nothing was raised
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -169,11 +168,6 @@ def grid(scans: Path, *, rules: tuple[str, ...], attacks: tuple[str, ...], **cha
     return Grid(tiny(scans, **{"hospitals": 5, "byzantine": 1, "rounds": 1, **changes}), rules, attacks, seeds=(0,))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="cells are keyed by the name without its settings, so that four come to one",
-)
 def test_two_settings_of_a_rule_and_two_of_an_attack_are_four_cells(scans: Path, tmp_path: Path) -> None:
     asked = grid(
         scans,
@@ -184,11 +178,6 @@ def test_two_settings_of_a_rule_and_two_of_an_attack_are_four_cells(scans: Path,
     assert len(table) == 4
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the cell of the other strength is taken for filled",
-)
 def test_another_strength_asked_for_later_is_another_cell(scans: Path, tmp_path: Path) -> None:
     for strength in (20, 1):
         asked = grid(scans, rules=("mean",), attacks=(f"sign_flip(scale={strength})",))
@@ -196,11 +185,6 @@ def test_another_strength_asked_for_later_is_another_cell(scans: Path, tmp_path:
     assert len(judged(table)) == 2
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the cell of the first draft is taken for filled",
-)
 def test_a_rule_that_was_corrected_does_not_keep_the_cells_of_its_first_draft(
     scans: Path, tmp_path: Path, plugins: Path
 ) -> None:
@@ -224,24 +208,7 @@ def test_a_rule_that_was_corrected_does_not_keep_the_cells_of_its_first_draft(
 # Numbers that are none
 
 
-NAN_STAYS = pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the NaN stays in the hospital's personal state, and the hospital is malformed for ever",
-)
-
-
-@pytest.mark.parametrize(
-    "algorithm",
-    [
-        pytest.param("fedbn_p", marks=NAN_STAYS),
-        pytest.param("fedbn", marks=NAN_STAYS),
-        pytest.param("fedper", marks=NAN_STAYS),
-        "silo_bn",
-        "fedavg",
-        "ditto",
-    ],
-)
+@pytest.mark.parametrize("algorithm", ["fedbn_p", "fedbn", "fedper", "silo_bn", "fedavg", "ditto"])
 def test_a_hospital_with_one_nan_batch_is_back_in_the_next_round(scans: Path, tmp_path: Path, algorithm: str) -> None:
     NanOnce.calls.clear()
     trained = train(tiny(scans, algorithm=algorithm, augmentation=network("NanOnce")), tmp_path)
@@ -255,11 +222,6 @@ def test_a_hospital_with_one_nan_batch_is_back_in_the_next_round(scans: Path, tm
 TOO_FAST = {"learning_rate": 1e12, "model": network("Plain")}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the run ends with status 0, an accuracy and a model",
-)
 def test_a_run_in_which_no_round_had_an_effect_fails_and_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, scans: Path
 ) -> None:
@@ -270,13 +232,9 @@ def test_a_run_in_which_no_round_had_an_effect_fails_and_says_why(
     assert said.count("\n") == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the accuracy of the untrained network stands in the table",
-)
 def test_a_cell_in_which_nothing_was_learned_is_a_dash(scans: Path, tmp_path: Path) -> None:
-    asked = grid(scans, rules=("mean",), attacks=("none",), byzantine=0, **TOO_FAST)
+    several_steps = 2  # after a single one the weights are huge, and finite
+    asked = grid(scans, rules=("mean",), attacks=("none",), byzantine=0, batch_size=several_steps, **TOO_FAST)
     table = compare(asked, engine=InProcessEngine(), folder=tmp_path / "table")
     line = next(line for line in comparison_markdown(table).splitlines() if line.startswith("| mean"))
     assert "–" in line
@@ -285,11 +243,6 @@ def test_a_cell_in_which_nothing_was_learned_is_a_dash(scans: Path, tmp_path: Pa
 # Classes of other names
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=NOT_RAISED,
-    reason="only the number of classes is compared, and the hospital trains with swapped labels",
-)
 def test_a_hospital_that_names_its_classes_otherwise_is_refused(tmp_path: Path) -> None:
     words = {"st-mary": ("healthy", "tumour"), "charite": ("Befund", "Normal")}
     for hospital, classes in words.items():
@@ -306,11 +259,6 @@ def test_a_hospital_that_names_its_classes_otherwise_is_refused(tmp_path: Path) 
 # Networks of users
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="frozen layers are trained like all others",
-)
 def test_frozen_layers_stay_as_they_are(scans: Path, tmp_path: Path) -> None:
     plan = dealt(tiny(scans, model=network("Frozen")), tmp_path)
     trainer = Trainer(plan.training)
@@ -322,11 +270,6 @@ def test_frozen_layers_stay_as_they_are(scans: Path, tmp_path: Path) -> None:
     assert not any(after[name].requires_grad for name in before)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a buffer that is no batch normalisation's stays in the one network that hospitals share",
-)
 @pytest.mark.parametrize("name", ["RunningScale", "Spectral"])
 def test_no_buffer_goes_from_one_hospital_to_the_next(scans: Path, tmp_path: Path, name: str) -> None:
     plan = dealt(tiny(scans, model=network(name)), tmp_path)
@@ -338,11 +281,6 @@ def test_no_buffer_goes_from_one_hospital_to_the_next(scans: Path, tmp_path: Pat
     assert np.array_equal(after_another.delta, alone.delta)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a buffer that is no batch normalisation's is saved nowhere",
-)
 @pytest.mark.parametrize("name", ["RunningScale", "Spectral"])
 def test_a_run_keeps_every_buffer_of_its_network(scans: Path, tmp_path: Path, name: str) -> None:
     experiment = tiny(scans, model=network(name), rounds=1)
@@ -351,30 +289,12 @@ def test_a_run_keeps_every_buffer_of_its_network(scans: Path, tmp_path: Path, na
     assert set(trainer_of(experiment).model.state_dict()) - {"mean", "std"} <= kept
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="the network is always in the channels-last layout, in which view fails",
-)
 def test_a_network_that_needs_the_row_major_layout_is_trained(scans: Path, tmp_path: Path) -> None:
     trained = train(tiny(scans, model=network("View")), tmp_path)
     assert np.isfinite(trained.reports[-1].loss)
 
 
-def crashes(error: type[Exception]) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, raises=error, reason="it crashes with a traceback after the scans were dealt")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("TwoAnswers", marks=crashes(TypeError)),
-        pytest.param("Lazy", marks=crashes(ValueError)),
-        pytest.param("Double", marks=crashes(RuntimeError)),
-        pytest.param("Half", marks=crashes(TypeError)),
-        "Tied",
-    ],
-)
+@pytest.mark.parametrize("name", ["TwoAnswers", "Lazy", "Double", "Half", "Tied"])
 def test_a_network_is_trained_or_refused_in_one_line_before_scans_are_dealt(
     scans: Path, tmp_path: Path, name: str
 ) -> None:
@@ -397,11 +317,6 @@ def test_a_network_is_trained_or_refused_in_one_line_before_scans_are_dealt(
         assert np.isfinite(losses).all()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="dropout draws from the process's own stream, which no seed starts",
-)
 @pytest.mark.parametrize("algorithm", ["fedavg", "ditto"])
 def test_dropout_draws_the_same_in_every_run_of_a_seed(scans: Path, tmp_path: Path, algorithm: str) -> None:
     experiment = tiny(scans, model=network("Drops"), algorithm=algorithm)
@@ -438,22 +353,12 @@ def smallest(trained: Trained) -> HospitalRecord:
     return min(trained.reports[-1].hospitals, key=lambda row: row.num_examples)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="its update of zeros votes like any other",
-)
 def test_an_update_that_was_trained_on_nothing_has_no_vote(sites: Path, tmp_path: Path) -> None:
     record = smallest(train(tiny(sites, partition="site"), tmp_path))
     assert record.num_examples <= 1
     assert record.weight == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ValueError,
-    reason="one value a channel is a crash that ends the run",
-)
 def test_a_hospital_that_cannot_answer_is_recorded_with_the_reason(sites: Path, tmp_path: Path) -> None:
     trained = train(tiny(sites, partition="site", algorithm="fedbn", model=network("EndsInBatchNorm")), tmp_path)
     assert len(trained.reports) == 2
@@ -670,11 +575,6 @@ def test_a_site_with_one_class_can_be_dealt(
 # What is said
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="FedBN is then FedAvg without a word",
-)
 def test_fedbn_on_a_network_without_batch_normalisation_says_so(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -768,11 +668,6 @@ def test_few_folds_leave_validation_scans(tmp_path: Path, number: int) -> None:
     assert set(roles) == {Role.TRAIN, Role.VALIDATION, Role.TEST}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the first trial wins though nothing was measured",
-)
 def test_a_search_without_a_measured_trial_has_no_winner() -> None:
     trials = [
         Trial("search", n, {"learning_rate": rate}, state=State.FINISHED, steps=({"accuracy": float("nan")},))
@@ -781,11 +676,6 @@ def test_a_search_without_a_measured_trial_has_no_winner() -> None:
     assert Pace("base.yaml").choose(trials) is None
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the trial of the old base is kept, for only its path is compared",
-)
 @pytest.mark.usefixtures("ray_here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside Ray Tune's own code
 @pytest.mark.filterwarnings("ignore::FutureWarning")
