@@ -9,9 +9,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from fedplatform.core.messages import TRAINING_RAISED, WITHOUT_EFFECT, RoundReport
 from fedplatform.data.shards import MANIFEST, Manifest, Progress
 from fedplatform.data.shards import partition as write_partition
+from fedplatform.data.splits import Role
 from fedplatform.experiments.callbacks import Callback, Mlflow, Recorder, ReportPage, TrainedRun, closing
 from fedplatform.experiments.checkpoint import require_storable
 from fedplatform.experiments.engine import Engine, local_training
@@ -236,4 +239,8 @@ def _deal(experiment: Experiment, shards: Path, data_folder: Path | None, callba
         for callback in callbacks:
             callback.dealing(done, total)
 
-    partition_data(experiment, shards, data_folder=data_folder, progress=progress)
+    manifest = partition_data(experiment, shards, data_folder=data_folder, progress=progress)
+    counts = sum(np.array(shard.counts[Role.TRAIN]) for shard in manifest.hospitals)
+    if np.count_nonzero(counts) < 2:  # a site may have one, and the federation not
+        only = manifest.classes[int(np.argmax(counts))]
+        raise ExperimentError(f"a classifier needs two classes, got training scans of {only!r} only")

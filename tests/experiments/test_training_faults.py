@@ -368,11 +368,6 @@ def test_a_hospital_that_cannot_answer_is_recorded_with_the_reason(sites: Path, 
 # Labels
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="every number up to the highest label is a class",
-)
 @pytest.mark.parametrize("codes", [(1, 2), (174, 4021)])
 def test_the_labels_that_occur_in_an_npz_file_are_the_classes(tmp_path: Path, codes: tuple[int, int]) -> None:
     source = ArraySource(write_arrays(tmp_path / "codes.npz", codes))
@@ -380,11 +375,6 @@ def test_the_labels_that_occur_in_an_npz_file_are_the_classes(tmp_path: Path, co
     assert set(source.index()["label"].to_pylist()) == {0, 1}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="every number up to the highest label is a class",
-)
 @pytest.mark.parametrize("codes", [(1, 2), (174, 4021)])
 def test_the_labels_that_occur_in_a_parquet_file_are_the_classes(tmp_path: Path, codes: tuple[int, int]) -> None:
     rows = [{"image": png(label, n), "label": codes[label]} for label in (0, 1) for n in range(3)]
@@ -393,29 +383,13 @@ def test_the_labels_that_occur_in_a_parquet_file_are_the_classes(tmp_path: Path,
     assert set(source.index()["label"].to_pylist()) == {0, 1}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the page holds a confusion matrix of any size",
-)
 def test_a_report_on_many_classes_stays_small(tmp_path: Path) -> None:
-    data = write_arrays(tmp_path / "many.npz", range(150), per_class=3)
+    data = write_arrays(tmp_path / "many.npz", range(150), per_class=9)
     folder, _ = run(tiny(data, rounds=1), engine=InProcessEngine(), runs=tmp_path)
     assert (folder.path / "report.html").stat().st_size < 1_000_000
 
 
-def ends_in_a_traceback(error: type[Exception]) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, raises=error, reason="such labels end in a traceback")
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [
-        pytest.param([0.0, 1.0, 0.5], marks=ends_in_a_traceback(TypeError)),
-        pytest.param([[0, 1], [1, 0], [0, 1]], marks=ends_in_a_traceback(pa.ArrowNotImplementedError)),
-    ],
-    ids=["fractions", "lists"],
-)
+@pytest.mark.parametrize("labels", [[0.0, 1.0, 0.5], [[0, 1], [1, 0], [0, 1]]], ids=["fractions", "lists"])
 def test_labels_that_are_no_whole_numbers_are_refused_in_one_line(tmp_path: Path, labels: list[object]) -> None:
     rows = [{"image": png(n % 2, n), "label": label} for n, label in enumerate(labels)]
     source = ParquetSource(write_parquet(tmp_path / "labels.parquet", rows))
@@ -426,11 +400,6 @@ def test_labels_that_are_no_whole_numbers_are_refused_in_one_line(tmp_path: Path
 # Folders
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the parts of the published split are taken for the classes",
-)
 @pytest.mark.parametrize("patients", [False, True])
 @pytest.mark.parametrize("words", [("train", "test"), ("train", "val", "test"), ("Training", "Testing")])
 def test_folders_of_a_published_split_are_no_classes(tmp_path: Path, words: tuple[str, ...], patients: bool) -> None:
@@ -448,11 +417,6 @@ def test_folders_of_a_published_split_are_no_classes(tmp_path: Path, words: tupl
     assert len(set(index.splits)) == len(words)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="folders behind symbolic links are passed over in silence",
-)
 def test_a_patient_behind_a_symbolic_link_is_not_lost(tmp_path: Path) -> None:
     elsewhere = write_folder(tmp_path / "elsewhere", ("patient-7",), per_class=2)
     data = write_folder(tmp_path / "scans", per_class=3)
@@ -533,11 +497,6 @@ def test_the_first_picture_does_not_decide_whether_all_are_grey(tmp_path: Path) 
     assert FolderSource(data).channels == 3
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the first broken file alone is named",
-)
 def test_an_audit_names_every_broken_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -553,11 +512,6 @@ def test_an_audit_names_every_broken_file(
     assert "tumour/0004.png" in said
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="scans of one class are refused even where both classes are named",
-)
 def test_a_site_with_one_class_can_be_dealt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -589,11 +543,6 @@ def test_fedbn_on_a_network_without_batch_normalisation_says_so(
     assert "batch normalisation" in " ".join((captured.out + captured.err + caplog.text).split())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=specification.SpecificationError,
-    reason="the file's own folder is not on the path of imports",
-)
 def test_a_file_of_ones_own_imports_its_neighbour(plugins: Path) -> None:
     (plugins / "neighbouring_parts.py").write_text("SHARE = 0.25\n")
     (plugins / "own_rules.py").write_text(
@@ -603,11 +552,6 @@ def test_a_file_of_ones_own_imports_its_neighbour(plugins: Path) -> None:
     assert rule.share == 0.25
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="neither the help nor the page on extending tells the range",
-)
 def test_the_range_that_a_network_of_ones_own_gets_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -616,11 +560,6 @@ def test_the_range_that_a_network_of_ones_own_gets_is_told(
     assert re.search(r"-2(\.0)? to \+?2|\[-2(\.0)?, ?2(\.0)?\]|- 0?\.5\) / 0?\.25", " ".join(told.split()))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the message names the address and not where it came from",
-)
 def test_an_address_in_the_environment_that_is_no_clusters_is_told_by_its_variable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, scans: Path
 ) -> None:
@@ -631,11 +570,6 @@ def test_an_address_in_the_environment_that_is_no_clusters_is_told_by_its_variab
     assert "RAY_ADDRESS" in said
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the message names a path and not what chose it",
-)
 def test_a_home_that_cannot_be_written_is_told_by_its_variable(
     monkeypatch: pytest.MonkeyPatch, read_only: Path
 ) -> None:
@@ -656,11 +590,6 @@ def folds(file: Path, *, number: int) -> Path:
     return write_parquet(file, rows)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a tenth of five folds or fewer is rounded to none for validation",
-)
 @pytest.mark.parametrize("number", [3, 5])
 def test_few_folds_leave_validation_scans(tmp_path: Path, number: int) -> None:
     index = Index.of(ParquetSource(folds(tmp_path / "folds.parquet", number=number)))
