@@ -16,7 +16,7 @@ from fedplatform.data.splits import Role
 from fedplatform.federated.byzantine import Adversary, ByzantineHospital
 from fedplatform.federated.hospital import Hospital, Participant
 from fedplatform.federated.hospital_state import Launch, OwnState
-from fedplatform.federated.secure import Grouped, MaskedHospital, RangeError, Request
+from fedplatform.federated.secure import Grouped, MaskedHospital, NothingLearnedError, RangeError, Request
 from fedplatform.federated.transport import EXACT, Transport
 from fedplatform.learning.training import LocalTraining, Trainer
 
@@ -150,7 +150,8 @@ class InProcessCohort:
 class InProcessMaskedHospitals:
     """:class:`fedplatform.federated.secure.MaskedHospitals` in this process, one after another.
 
-    A number that does not fit into the sum is an answer here, too; every other exception ends the run.
+    A number that does not fit into the sum is an answer here, too, and so is having no update; every other exception
+    ends the run.
     """
 
     def __init__(self, plan: CohortPlan) -> None:
@@ -170,7 +171,7 @@ class InProcessMaskedHospitals:
         for name, parts in content.items():
             try:
                 answers[name] = self._hospitals[name].answer(request, *parts)
-            except RangeError as error:
+            except (RangeError, NothingLearnedError) as error:
                 answers[name] = Reply(name, HospitalState.MALFORMED, reason=str(error))
         return answers
 

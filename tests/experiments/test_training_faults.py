@@ -332,15 +332,18 @@ def test_dropout_draws_the_same_in_every_run_of_a_seed(scans: Path, tmp_path: Pa
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three sites, one of them with a single training scan and two test scans."""
-    counts = {"big": (12, 3, 4), "middle": (8, 3, 4)}
+    return write_sites(tmp_path_factory.mktemp("sites"), {"big": (12, 3, 4), "middle": (8, 3, 4)})
+
+
+def write_sites(folder: Path, counts: Mapping[str, tuple[int, int, int]]) -> Path:
+    """Sites of so many training, validation and test scans of each class, and one with a single training scan."""
     parts = ("train", "val", "test")
     rows: list[tuple[str, str, int]] = []
     for site, numbers in counts.items():
         rows += [(site, part, label) for part, n in zip(parts, numbers, strict=True) for label in (0, 1) * n]
     rows += [("tiny", "train", 0), ("tiny", "val", 0), ("tiny", "test", 1), ("tiny", "test", 1)]
-    file = tmp_path_factory.mktemp("sites") / "sites.parquet"
     return write_parquet(
-        file,
+        folder / "sites.parquet",
         [
             {"image": png(label, n), "label": ("healthy", "tumour")[label], "site": site, "split": part, "group": n}
             for n, (site, part, label) in enumerate(rows)
@@ -359,10 +362,20 @@ def test_an_update_that_was_trained_on_nothing_has_no_vote(sites: Path, tmp_path
     assert record.weight == 0
 
 
+def test_an_update_that_was_trained_on_nothing_goes_into_no_masked_sum(tmp_path: Path) -> None:
+    data = write_sites(tmp_path, {"big": (12, 3, 4), "middle": (8, 3, 4), "other": (8, 3, 4)})
+    experiment = tiny(data, partition="site", hospitals=4, quorum=1, privacy="grouped(size=2)")
+    reports = train(experiment, tmp_path / "run").reports
+    (alone,) = [record for record in reports[-1].hospitals if record.judged == 2]
+    assert alone.state is HospitalState.MALFORMED
+    assert "two or more" in alone.reason
+
+
 def test_a_hospital_that_cannot_answer_is_recorded_with_the_reason(sites: Path, tmp_path: Path) -> None:
     trained = train(tiny(sites, partition="site", algorithm="fedbn", model=network("EndsInBatchNorm")), tmp_path)
     assert len(trained.reports) == 2
-    assert smallest(trained).reason
+    assert "its evaluation failed: ValueError" in smallest(trained).reason
+    assert [record.judged for record in trained.reports[-1].hospitals] == [8, 8, 0]
 
 
 # Labels
@@ -431,6 +444,14 @@ def test_a_patient_behind_a_symbolic_link_is_not_lost(tmp_path: Path) -> None:
     except DataError as error:
         refusal = str(error)
     assert found == 8 or "patient-7" in refusal
+
+
+@pytest.mark.parametrize(("target", "says"), [("nowhere", "leads nowhere"), (".", "leads back")])
+def test_a_link_that_leads_to_no_scans_is_refused(tmp_path: Path, target: str, says: str) -> None:
+    data = write_folder(tmp_path / "scans", per_class=3)
+    (data / "tumour" / "link").symlink_to(target)
+    with pytest.raises(DataError, match=f"tumour/link: a link that {says}"):
+        FolderSource(data).index()
 
 
 @pytest.mark.xfail(
