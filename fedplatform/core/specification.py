@@ -27,8 +27,9 @@ plugin_modules: list[ModuleType] = []
 
 
 def plugin_files() -> list[Path]:
-    """The files of the user's own that were loaded so far."""
-    return sorted({Path(inspect.getfile(module)).resolve() for module in plugin_modules})
+    """The files of the user's own that were loaded so far and are still there."""
+    files = {Path(inspect.getfile(module)).resolve() for module in plugin_modules}
+    return sorted(file for file in files if file.is_file())
 
 
 class SpecificationError(FedplatformError, ValueError):
