@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from actors.hospital import HospitalHost
 from actors.placement import at_home, spread
 from fedplatform.core.errors import FedplatformError
-from fedplatform.core.messages import HospitalState, Predictions, Reply
+from fedplatform.core.messages import TRAINING_RAISED, HospitalState, Predictions, Reply
 from fedplatform.data.splits import Role
 from fedplatform.experiments.places import Place
 from fedplatform.federated.cohort import CohortPlan
@@ -98,19 +98,19 @@ class RayCohort:
         return [replies[name] for name in self.hospital_ids]
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
-        """Predictions of every honest hospital whose actor is alive."""
+        """Predictions of every honest hospital; of one whose actor is not alive, the reason for their absence."""
         deadline = time.monotonic() + self._deadline_s
         broadcast = ray.put(weights)
-        asked = [
-            self._host_of[name].evaluate.remote(name, broadcast, tuple(roles), self._round)
+        asked = {
+            self._host_of[name].evaluate.remote(name, broadcast, tuple(roles), self._round): name
             for name in self._plan.honest
-        ]
+        }
         predictions: list[Predictions] = []
         for ref in asked:
             try:
                 predictions += ray.get(ref, timeout=max(0.0, deadline - time.monotonic()))
-            except RayError:
-                continue  # it grades nothing this round; the training records say why
+            except RayError as error:
+                predictions += Predictions.failed(asked[ref], roles, cause(error))
         return predictions
 
     def process_of(self, hospital_id: str) -> int:
@@ -191,7 +191,7 @@ def crash(hospital_id: str, error: RayError) -> Reply:
     if isinstance(error, RayActorError):
         what = "its process died:"
     elif isinstance(error, RayTaskError):
-        what = "its training raised"
+        what = TRAINING_RAISED
     return Reply(hospital_id, HospitalState.CRASHED, reason=f"{what} {cause(error)}")
 
 

@@ -17,7 +17,7 @@ from fedplatform.core.messages import HospitalState, Predictions, Reply, Update
 from fedplatform.data.splits import Role
 from fedplatform.federated.byzantine import ByzantineHospital
 from fedplatform.federated.cohort import CohortPlan
-from fedplatform.federated.secure import MaskedHospital, ProtocolError, RangeError, Request
+from fedplatform.federated.secure import MaskedHospital, NothingLearnedError, ProtocolError, RangeError, Request
 from fedplatform.federated.transport import Packed
 
 
@@ -167,7 +167,7 @@ class RayMaskedHospitals:
             except RayError as error:
                 answers[name] = (
                     Reply(name, HospitalState.MALFORMED, reason=cause(error))
-                    if isinstance(error, RangeError)
+                    if isinstance(error, RangeError | NothingLearnedError)
                     else crash(name, error)
                 )
         return answers

@@ -283,7 +283,7 @@ class Run:
         shards = self.path / "shards"
         state_folder = self.folder / "replayed"
         states = self.states()["state"]
-        arrived = states[states.isin([HospitalState.REPORTED, HospitalState.HOSTILE])].index
+        arrived = states[states.isin([HospitalState.REPORTED, HospitalState.HOSTILE, HospitalState.UNJUDGED])].index
         cohort = Replaying(cohort_plan(experiment, shards, state_folder=state_folder), frozenset(arrived))
         role = ServerRole(experiment, shards, cohort)
         assert len(list(role.reports())) == experiment.rounds

@@ -13,7 +13,7 @@ from fedplatform.experiments.experiment import Experiment
 from tune.phase import Budget, Listing, Phase, Search
 from tune.poisoning import STRENGTHS, attack_space, attacked, usual_attacks
 from tune.setting import setting_of
-from tune.study import FederatedStudy, Goal, as_maximisation
+from tune.study import FederatedStudy, Goal, as_maximisation, is_measured
 from tune.trial import Choice, State, Trial
 
 ATTACKER, DEFENDER = "attacker", "defender"
@@ -103,7 +103,8 @@ class Duel(FederatedStudy):
 
 def best_of(trials: Sequence[Trial], goal: Goal) -> Trial | None:
     """The best of those that ran to their end; of equals the first, so that who gains nothing stays as he is."""
-    whole = sorted((trial for trial in trials if trial.state is State.FINISHED), key=lambda trial: trial.number)
+    measured = [trial for trial in trials if trial.state is State.FINISHED and is_measured(trial, "accuracy")]
+    whole = sorted(measured, key=lambda trial: trial.number)
     return max(whole, key=lambda trial: as_maximisation(goal, trial.figures["accuracy"]), default=None)
 
 

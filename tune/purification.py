@@ -17,7 +17,7 @@ from fedplatform.core.statistics import effective_size
 from fedplatform.data.splits import Role
 from fedplatform.defence.threats import Budget
 from tune.defended import DefendedStudy, opened, ward_of, with_settings
-from tune.study import Goal, Workplace
+from tune.study import Goal, Workplace, is_measured
 from tune.trial import Choice, Figures, State, Trial
 
 SETTINGS = ("sampler", "probe_depth", "usual_depth", "least_depth", "most_depth", "copies", "false_positive_rate")
@@ -107,7 +107,7 @@ class Purification(DefendedStudy):
         About as robust is within one standard error, measured over groups (Breiman et al., Classification and
         Regression Trees, 1984): the best of many choices owes a part of its lead to the scans it was measured on.
         """
-        whole = [trial for trial in trials if trial.state is State.FINISHED]
+        whole = [t for t in trials if t.state is State.FINISHED and is_measured(t, "robust_accuracy")]
         own = next((trial for trial in whole if trial.number == 0), None)
         fit = [t for t in whole if own is None or t.figures["clean_accuracy"] >= own.figures["clean_accuracy"]]
         if not fit:

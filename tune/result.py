@@ -68,6 +68,8 @@ def summary(study: Study, trials: Sequence[Trial], winner: Choice | None) -> lis
     lines = [f"trials: {', '.join(f'{count} {state}' for state, count in states.items())}"]
     if winner is not None:
         lines.append(f"winner: {', '.join(f'{name}={_short(value)}' for name, value in winner.items())}")
+    else:
+        lines.append(f"no winner: no trial was measured by {next(iter(study.objectives))} to its end")
     lines += [
         f"{trial.title}, on test scans: {_figures_in_words(trial.figures, list(study.objectives))}"
         for trial in trials

@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 
 from actors.cluster.joining import join
 from actors.own_code import by_value
-from fedplatform.core.files import alone_in, claim
+from fedplatform.core.files import alone_in, claim, claim_files
 from fedplatform.data.splits import Role
 from fedplatform.experiments.experiment import ExperimentError
 from tune.phase import Budget, Phase, Search
@@ -88,6 +88,7 @@ def run(
     study's, or another process is at it.
     """
     claim(folder, {"study": name, "seed": budget.seed, "sampler": budget.sampler}, what="study")
+    claim_files(folder, study.own_files(), what="study")
     with alone_in(folder, what=f"the study in {folder}"), started(resources, study):
         ledger = Ledger(folder / "trials")
         scheduler = study.scheduler()

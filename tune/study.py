@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,10 +17,12 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.sample import Domain
 
 from actors.engine import RayEngine
+from fedplatform.core.specification import plugin_files
 from fedplatform.data.splits import Role
 from fedplatform.experiments.engine import Engine, InProcessEngine
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.experiments.run import partition_data
+from fedplatform.experiments.run_folder import MODEL
 from tune.phase import Budget, Listing, Phase, Search
 from tune.trial import Choice, Figures, State, Trial
 
@@ -89,6 +92,12 @@ class Study(ABC):
         del choice
         return None
 
+    def own_files(self) -> Sequence[Path]:
+        """The user's own files behind the study: what its settings name, and whatever was imported from a file."""
+        named = [Path(value) for value in vars(self).values() if isinstance(value, str) and value]
+        models = [path / MODEL for path in named]  # of the run that is searched over
+        return [*(path for path in [*named, *models] if path.is_file()), *plugin_files()]
+
     def starts(self) -> Sequence[Choice]:
         """Choices that are tried first, such as what the literature takes."""
         return ()
@@ -112,9 +121,12 @@ class Study(ABC):
         return {}
 
     def choose(self, trials: Sequence[Trial]) -> Trial | None:
-        """The winner of trials that ran to their end: the best by the first objective, the earliest of equals."""
+        """The winner of trials that ran to their end: the best by the first objective, the earliest of equals.
+
+        A trial that was not measured by it wins nothing.
+        """
         first = next(iter(self.objectives))
-        whole = [trial for trial in trials if trial.state is State.FINISHED]
+        whole = [trial for trial in trials if trial.state is State.FINISHED and is_measured(trial, first)]
         return max(whole, key=lambda trial: self.worth(trial, first), default=None)
 
     def worth(self, trial: Trial, objective: str) -> float:
@@ -205,6 +217,11 @@ class StopIfBeaten(FIFOScheduler):
         """A trial that ran to its end may be the best."""
         if result.get("is_whole"):
             self._best = max(self._best, self._last.pop(trial.trial_id, float("-inf")))
+
+
+def is_measured(trial: Trial, objective: str) -> bool:
+    """Whether an objective of a trial is a number."""
+    return not math.isnan(trial.figures.get(objective, math.nan))
 
 
 def as_maximisation(goal: Goal, value: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import ray
@@ -24,8 +25,13 @@ def join(address: str, **options: Any) -> None:
         options = {"include_dashboard": False, **options}
     else:
         security.require_token()
-        address = found(address)
-        security.knock(address)
+        try:
+            address = found(address)
+            security.knock(address)
+        except security.AccessError as error:
+            if os.environ.get("RAY_ADDRESS") == address:
+                error.add_note("the address comes from RAY_ADDRESS")
+            raise
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
 
 

@@ -80,9 +80,16 @@ def require_token(*, make: bool = False) -> None:
     from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
 
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", TOKEN_FILE)).expanduser()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(generate_new_authentication_token())
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(generate_new_authentication_token())
+    except OSError as error:
+        chosen = "RAY_AUTH_TOKEN_PATH" if "RAY_AUTH_TOKEN_PATH" in os.environ else "HOME"
+        raise AccessError(
+            f"cannot write Ray's token to {path}, which {chosen} chose: {error.strerror}; "
+            "set RAY_AUTH_TOKEN_PATH to a file that can be written"
+        ) from error
 
 
 def knock(address: str) -> None:

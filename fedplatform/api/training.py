@@ -83,8 +83,9 @@ def compare(
 
     ``experiment`` and ``settings`` are of :func:`run`. Two rows are added to keep the table honest: nearest_neighbour
     (what memorising the training pictures is worth) and central (the same network and budget with all scans in one
-    place). ``worst`` is the lowest mean over seeds under any of the attacks. Every single cell is in
-    ``table.attrs["cells"]``. With a ``folder`` the table is kept there, and a second call resumes it.
+    place). ``worst`` is the lowest mean over seeds under any of the attacks. A cell in which nothing was learned is
+    NaN. Every single cell is in ``table.attrs["cells"]``. With a ``folder`` the table is kept there, and a second call
+    resumes it.
 
     >>> import fedplatform as fp
     >>> table = fp.compare(data="lesions", size=16, scans=120, hospitals=3, byzantine=1, root_size=0, rounds=1,
@@ -100,10 +101,12 @@ def compare(
     with TemporaryDirectory(prefix="fedplatform-") as temporary:
         place = Path(temporary) / "comparison" if folder is None else Path(folder)
         cells = fill(grid, engine=engine or InProcessEngine(), folder=place, tracked=False)
-    table = cells.pivot_table("accuracy", "rule", "attack", aggfunc="mean", sort=False)
+    # A cell in which nothing was learned for one of the seeds has no mean.
+    means = cells.groupby(["rule", "attack"], sort=False)["accuracy"].agg(lambda values: values.mean(skipna=False))
+    table = means.unstack(sort=False)
     names = list(dict.fromkeys(cells["attack"]))
     table = table[names]
-    table["worst"] = table.min(axis=1).where(~table.index.isin([NEAREST_NEIGHBOUR, CENTRAL]))
+    table["worst"] = table.min(axis=1, skipna=False).where(~table.index.isin([NEAREST_NEIGHBOUR, CENTRAL]))
     table.columns.name = None
     table.attrs["cells"] = cells.to_dict("records")
     return table

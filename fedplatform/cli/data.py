@@ -52,14 +52,26 @@ def audit(name: str, *, data_folder: Path | None, seed: int) -> None:
 
     DATA is a name or a path. Reports class balance, exact copies, near-identical pictures and the groups they form,
     and what a nearest-neighbour look-up of raw pixels scores on a random and on a group-safe split. Where the two are
-    far apart, a random split rewards memorising, and its figures say nothing about new patients.
+    far apart, a random split rewards memorising, and its figures say nothing about new patients. Where files cannot be
+    read, all of them are named.
     """
     with one_line_errors():
         from fedplatform.cli.display import audit_table
+        from fedplatform.data.error import DataError
+        from fedplatform.data.faults import faults_of
         from fedplatform.data.leakage import audit as audit_source
 
-        with console.status(f"reading {name}"):
-            report = audit_source(opened_data(name, data_folder), seed=seed)
+        source = opened_data(name, data_folder)
+        try:
+            with console.status(f"reading {name}"):
+                report = audit_source(source, seed=seed)
+        except DataError as error:
+            faults = faults_of(source)
+            if len(faults) < 2:
+                raise
+            for fault in faults:
+                console.print(fault, soft_wrap=True, markup=False)
+            raise DataError(f"{name}: {len(faults)} files cannot be read") from error
         for line in audit_table(report):
             console.print(line)
 

@@ -135,7 +135,7 @@ def audit_table(report: AuditReport) -> list[RenderableType]:
 def hospital_table(reports: Sequence[RoundReport]) -> Table:
     """How much each hospital counted, and what the rule thought of it; Byzantine ones are marked with a star."""
     table = Table(title="hospitals (* Byzantine)", title_justify="left", box=None)
-    for column in ("hospital", "mean weight", "rounds excluded", "trust", "reputation"):
+    for column in ("hospital", "mean weight", "rounds excluded", "scans judged", "trust", "reputation"):
         table.add_column(column, justify="left" if column == "hospital" else "right")
     table.add_column("last reason", overflow="fold")
     for last in reports[-1].hospitals:
@@ -144,6 +144,7 @@ def hospital_table(reports: Sequence[RoundReport]) -> Table:
             f"{last.hospital_id}{' *' if last.is_byzantine else ''}",
             percent(fmean(record.weight for record in own)),
             f"{sum(record.weight == 0 for record in own)} of {len(own)}",
+            str(last.judged),
             _figure(last.trust),
             _figure(last.reputation),
             next((record.reason for record in reversed(own) if record.reason), ""),

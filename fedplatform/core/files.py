@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 
@@ -111,6 +112,27 @@ def claim(
         write_whole(file, lambda path: path.write_text(text))
     except OSError as error:
         raise ExperimentError(f"cannot write in {folder}: {error.strerror}") from error
+
+
+def claim_files(folder: Path, files: Iterable[Path], *, what: str) -> None:
+    """Note beside a claim what the user's own files held, so that no result of another draft of one stays in a table.
+
+    Files may join later. Raises :class:`ExperimentError` where one has changed since, or the folder cannot be written.
+    """
+    record = folder / f"{what}-files.yaml"
+    known: dict[str, str] = yaml.safe_load(record.read_text()) if record.exists() else {}
+    found = {str(file.resolve()): sha256(file.read_bytes()).hexdigest() for file in files}
+    for file, digest in found.items():
+        if known.get(file, digest) != digest:
+            raise ExperimentError(
+                f"{file} has changed since the {what} in {folder} was begun; take another folder for the new draft"
+            )
+    if not found.keys() <= known.keys():
+        text = yaml.safe_dump({**known, **found})
+        try:
+            write_whole(record, lambda path: path.write_text(text))
+        except OSError as error:
+            raise ExperimentError(f"cannot write in {folder}: {error.strerror}") from error
 
 
 def _partial(path: Path) -> Path:

@@ -14,16 +14,19 @@ import numpy as np
 import torch
 
 NAN = float("nan")
+TRAINING_RAISED = "its training raised"  # how the reason of a hospital whose own code failed begins
+WITHOUT_EFFECT = "round without effect"  # how the reason of everybody begins where the model stays as it was
 
 
 class HospitalState(StrEnum):
-    """What became of a hospital in a round. Each of the five needs another remedy."""
+    """What became of a hospital in a round. Each of the six needs another remedy."""
 
     REPORTED = "reported"  # its update arrived and was used
     LATE = "late"  # nothing arrived before the deadline
     CRASHED = "crashed"  # its process died or raised
     MALFORMED = "malformed"  # it sent something that is not an update: NaN, wrong shape, wrong type
     HOSTILE = "hostile"  # a well-formed update that the aggregation rule shut out
+    UNJUDGED = "unjudged"  # its update was used, but it could not judge the new model on its own scans
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,8 @@ class Reply:
 class Predictions:
     """What the current model says of one hospital's own scans in a role (``test``); the scans themselves stay.
 
-    ``probabilities`` is (m, num_classes) float32, ``labels`` (m,) int64, ``loss`` the mean cross-entropy.
+    ``probabilities`` is (m, num_classes) float32, ``labels`` (m,) int64, ``loss`` the mean cross-entropy. ``failure``
+    says in one line why there are none, where the hospital could not answer.
     """
 
     hospital_id: str
@@ -67,6 +71,13 @@ class Predictions:
     probabilities: np.ndarray
     labels: np.ndarray
     loss: float
+    failure: str = ""
+
+    @staticmethod
+    def failed(hospital_id: str, roles: Sequence[str], failure: str) -> list[Predictions]:
+        """What stands in each role for a hospital that could not answer."""
+        nothing, nobody = np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
+        return [Predictions(hospital_id, role, nothing, nobody, NAN, failure) for role in roles]
 
 
 class Root(Protocol):
@@ -206,6 +217,7 @@ class HospitalRecord:
     z_norm: float = NAN
     z_sign_agreement: float = NAN
     z_shapley: float = NAN
+    judged: int = 0  # test scans of its own that it answered for
 
 
 @dataclass(frozen=True)
@@ -223,3 +235,8 @@ class RoundReport:
     evaluate_seconds: float
     hospitals: tuple[HospitalRecord, ...] = field(repr=False)
     confusion: tuple[tuple[int, ...], ...] = field(default=(), repr=False)  # rows: true class, columns: answer
+
+    @property
+    def had_effect(self) -> bool:
+        """Whether any update counted, so that the model is another after the round."""
+        return any(record.weight for record in self.hospitals)

@@ -14,7 +14,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,12 @@ from fedplatform.core.errors import FedplatformError
 
 plugin_modules: list[ModuleType] = []
 """Modules loaded from a user's file: no other process could import them, so their classes travel by value."""
+
+
+def plugin_files() -> list[Path]:
+    """The files of the user's own that were loaded so far and are still there."""
+    files = {Path(inspect.getfile(module)).resolve() for module in plugin_modules}
+    return sorted(file for file in files if file.is_file())
 
 
 class SpecificationError(FedplatformError, ValueError):
@@ -143,6 +150,22 @@ def _module(name: str, *, what: str) -> ModuleType:
         raise SpecificationError(f"cannot import {what} from {name!r}: {error}") from error
 
 
+@contextmanager
+def _neighbours(folder: Path) -> Iterator[None]:
+    """Let a user's file import others beside it, as a script does; they travel by value, as it does itself."""
+    known = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - known:
+            origin = getattr(sys.modules[name], "__file__", None)
+            if origin and Path(origin).resolve().is_relative_to(folder):
+                plugin_modules.append(sys.modules[name])
+
+
 def _module_of_file(path: Path, *, what: str) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
@@ -155,7 +178,8 @@ def _module_of_file(path: Path, *, what: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            with _neighbours(path.parent):
+                spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[name]
             raise SpecificationError(f"cannot import {what} from {path}: {error}") from error

@@ -71,11 +71,14 @@ class ArraySource:
         return labels
 
     @cached_property
+    def _codes(self) -> np.ndarray:
+        """The numbers that occur as labels, ascending, (k,) int64."""
+        return np.unique(np.concatenate(list(self._labels.values())))
+
+    @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The numbers of the labels: the layouts carry no names."""
-        return tuple(
-            str(label) for label in range(1 + max(int(part.max(initial=-1)) for part in self._labels.values()))
-        )
+        """The numbers that occur as labels: the layouts carry no names."""
+        return tuple(map(str, self._codes))
 
     @property
     def channels(self) -> int:
@@ -87,7 +90,7 @@ class ArraySource:
         splits = [np.full(len(part), split) for split, part in self._labels.items()]
         return pa.table(
             {
-                "label": np.concatenate(list(self._labels.values())),
+                "label": np.searchsorted(self._codes, np.concatenate(list(self._labels.values()))),
                 "split": pa.array(np.concatenate(splits).tolist(), pa.string()),
             }
         )

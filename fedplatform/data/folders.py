@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,26 @@ STACKS = (".tif", ".tiff")  # may hold several pages
 DICOM = (".dcm", ".dicom", ".ima", "")
 NIFTI = (".nii", ".nii.gz")
 SITE = "site="
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
 JUNK = frozenset({"thumbs.db", "desktop.ini"})
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a file lies: below the folder of a class, of a site and of a part of the published split, "" where none."""
+
+    path: Path
+    folder: Path
+    site: str
+    part: str
 
 
 @dataclass(frozen=True)
@@ -32,6 +52,7 @@ class _File:
     label: str
     group: str
     site: str
+    part: str
     pictures: int
     origin: Origin = UNKNOWN
 
@@ -42,9 +63,10 @@ class FolderSource:
 
     A folder below a class is a patient (``tumour/patient-7/3.png``), the same name below two classes the same one. A
     DICOM file's own patient goes before its folder, and a volume or a stack without either is a patient by itself.
-    Folders named ``site=NAME`` above the classes give the site, and so do DICOM files. Of a volume,
-    ``slices_per_volume`` central axial slices are taken, of a TIFF all pages. Files are read by suffix; one without a
-    suffix is taken for DICOM.
+    Folders named ``site=NAME`` above the classes give the site, and so do DICOM files. Folders ``train``, ``val`` and
+    ``test`` above them all are the published split. Symbolic links are followed. Of a volume, ``slices_per_volume``
+    central axial slices are taken, of a TIFF all pages. Files are read by suffix; one without a suffix is taken for
+    DICOM.
     """
 
     path: Path
@@ -52,36 +74,41 @@ class FolderSource:
 
     @cached_property
     def _files(self) -> tuple[_File, ...]:
+        return tuple(self._file(place) for place in self._places)
+
+    @cached_property
+    def _places(self) -> tuple[_Place, ...]:
         if not self.path.is_dir():
             raise DataError(f"{self.path}: no such folder")
         below = _folders(self.path)
-        sites = [folder for folder in below if folder.name.startswith(SITE)]
-        if sites and len(sites) < len(below):
-            raise DataError(f"{self.path}: either every folder is a {SITE}NAME or none, got {len(sites)}/{len(below)}")
-        files: list[_File] = []
-        for top in sites or [self.path]:
-            for folder in _folders(top):
-                inside = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path, folder)]
-                if not inside:
-                    raise DataError(f"{folder}: the folder of this class is empty")
-                files += [self._file(path, folder, top.name.removeprefix(SITE) if sites else "") for path in inside]
-        if not files:
+        parts = _is_split(below)
+        places: list[_Place] = []
+        for root in below if parts else [self.path]:
+            part = PARTS[root.name.lower()] if parts else ""
+            for top, site in _sites(root):
+                for folder in _folders(top):
+                    inside = _inside(folder)
+                    if not inside:
+                        raise DataError(f"{folder}: the folder of this class is empty")
+                    places += [_Place(path, folder, site, part) for path in inside]
+        if not places:
             raise DataError(f"{self.path}: no scans; it needs a folder for every class with pictures in it")
-        return tuple(files)
+        return tuple(places)
 
-    def _file(self, path: Path, folder: Path, site: str) -> _File:
+    def _file(self, place: _Place) -> _File:
+        path, folder, site = place.path, place.folder, place.site
         kind = _suffix(path)
         patient = "" if path.parent == folder else str(path.parent.relative_to(folder))
         if kind in PICTURES:
             pages = count_pages(_bytes_of(path)) if kind in STACKS else 1
-            return _File(path, folder.name, patient or (str(path) if pages > 1 else ""), site, pages)
+            return _File(path, folder.name, patient or (str(path) if pages > 1 else ""), site, place.part, pages)
         if kind in NIFTI:
             slices = count_slices(path, at_most=self.slices_per_volume)
-            return _File(path, folder.name, patient or str(path), site, slices)
+            return _File(path, folder.name, patient or str(path), site, place.part, slices)
         if kind in DICOM:
             header = read_dicom_header(path)
             group = header.patient or patient or (str(path) if header.frames > 1 else "")
-            return _File(path, folder.name, group, site or header.site, header.frames, header.origin)
+            return _File(path, folder.name, group, site or header.site, place.part, header.frames, header.origin)
         known = ", ".join(suffix for suffix in (*PICTURES, *DICOM, *NIFTI) if suffix)
         raise DataError(f"{path}: not a picture that can be read ({known}); move it out of the folder")
 
@@ -96,7 +123,7 @@ class FolderSource:
         return 3 if next(self._pictures()).ndim == 3 else 1
 
     def index(self) -> pa.Table:
-        """One row a picture: ``label``, and ``group`` and ``site`` where the files tell them."""
+        """One row a picture: ``label``, and ``group``, ``site`` and ``split`` where files and folders tell them."""
         numbers = {name: label for label, name in enumerate(self.classes)}
         rows = [file for file in self._files for _ in range(file.pictures)]
         columns = {"label": pa.array([numbers[file.label] for file in rows], pa.int64())}
@@ -110,7 +137,20 @@ class FolderSource:
             columns["modality"] = pa.array([file.origin.modality for file in rows], pa.string())
             columns["body_part"] = pa.array([file.origin.body_part for file in rows], pa.string())
             columns["burned_in"] = pa.array([file.origin.burned_in for file in rows], pa.bool_())
+        if rows[0].part:
+            columns["split"] = pa.array([file.part for file in rows], pa.string())
         return pa.table(columns)
+
+    def faults(self) -> list[str]:
+        """What is wrong with each file that cannot be read, in one line each."""
+        found = []
+        for place in self._places:
+            try:
+                for _ in self._pictures_in(self._file(place).path):
+                    pass
+            except DataError as error:
+                found.append(str(error))
+        return found
 
     def _all_or_none(self, names: list[str], what: str) -> bool:
         named = sum(bool(name) for name in names)
@@ -124,13 +164,16 @@ class FolderSource:
 
     def _pictures(self) -> Iterator[Pixels]:
         for file in self._files:
-            kind = _suffix(file.path)
-            if kind in NIFTI:
-                yield from read_slices(file.path, at_most=self.slices_per_volume)
-            elif kind in DICOM:
-                yield from read_dicom(file.path)
-            else:
-                yield from decode_pages(_bytes_of(file.path), name=str(file.path))
+            yield from self._pictures_in(file.path)
+
+    def _pictures_in(self, path: Path) -> Iterator[Pixels]:
+        kind = _suffix(path)
+        if kind in NIFTI:
+            yield from read_slices(path, at_most=self.slices_per_volume)
+        elif kind in DICOM:
+            yield from read_dicom(path)
+        else:
+            yield from decode_pages(_bytes_of(path), name=str(path))
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -144,9 +187,42 @@ def _folders(path: Path) -> list[Path]:
     return [below for below in sorted(path.iterdir()) if below.is_dir() and not below.name.startswith((".", "__"))]
 
 
-def _hidden(path: Path, folder: Path) -> bool:
-    parts = path.relative_to(folder).parts
-    return path.name.lower() in JUNK or any(part.startswith((".", "__")) for part in parts)
+def _is_split(folders: list[Path]) -> bool:
+    """Whether the folders are the parts of a published split, each with folders inside, and not classes."""
+    parts = {PARTS.get(folder.name.lower()) for folder in folders}
+    return len(parts) > 1 and "train" in parts and None not in parts and all(_folders(folder) for folder in folders)
+
+
+def _sites(root: Path) -> list[tuple[Path, str]]:
+    """The folders above the classes, with the name of the site; the root itself, and no name, where none is named."""
+    below = _folders(root)
+    sites = [folder for folder in below if folder.name.startswith(SITE)]
+    if sites and len(sites) < len(below):
+        raise DataError(f"{root}: either every folder is a {SITE}NAME or none, got {len(sites)}/{len(below)}")
+    return [(folder, folder.name.removeprefix(SITE)) for folder in sites] or [(root, "")]
+
+
+def _inside(folder: Path) -> list[Path]:
+    """All files below a folder, in order, behind symbolic links too; hidden ones and what systems leave are passed by.
+
+    Raises DataError for a link that leads nowhere or back to a folder above it.
+    """
+    found: list[Path] = []
+    for at, folders, files in os.walk(folder, followlinks=True):
+        here = Path(at)
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        for name in folders:
+            if (here / name).is_symlink() and here.resolve().is_relative_to((here / name).resolve()):
+                raise DataError(f"{here / name}: a link that leads back to a folder above it")
+        for name in files:
+            if name.startswith((".", "__")) or name.lower() in JUNK:
+                continue
+            path = here / name
+            if path.is_symlink() and not path.exists():
+                raise DataError(f"{path}: a link that leads nowhere")
+            if path.is_file():
+                found.append(path)
+    return sorted(found)
 
 
 def _suffix(path: Path) -> str:

@@ -65,7 +65,8 @@ class Index:
     def of(source: Source) -> Index:
         """Read and check the index of a source.
 
-        Raises DataError where it is empty, has a gap, a label outside the classes, or scans of only one class.
+        Raises DataError where it is empty, has a gap, a label outside the classes, or fewer than two classes. A site of
+        a federation may have scans of one of them only.
         """
         table = source.index()
         classes = source.classes
@@ -78,9 +79,8 @@ class Index:
             raise DataError(
                 f"labels of {len(classes)} classes are 0 to {len(classes) - 1}, got {labels.min()} to {labels.max()}"
             )
-        present = np.unique(labels)
-        if len(present) < 2:
-            raise DataError(f"a classifier needs two classes, got scans of {classes[present[0]]!r} only")
+        if len(classes) < 2:
+            raise DataError(f"a classifier needs two classes, got scans of {classes[0]!r} only")
         splits = _strings(table, "split")
         if splits is not None and not set(splits) <= set(PUBLISHED_SPLITS):
             raise DataError(f"a split is one of {', '.join(PUBLISHED_SPLITS)}, got {', '.join(sorted(set(splits)))}")

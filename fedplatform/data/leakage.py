@@ -96,7 +96,7 @@ def audit(
     )
     splits = [by_picture, by_group]
     published: Integers | None = None
-    if index.splits is not None:
+    if index.splits is not None and (index.splits[kept[queries]] == "test").any():
         published = np.asarray(index.splits[kept] == "test", np.int64)
         splits.append(published)
     hits = _nearest_neighbour_hits(pixels, labels, splits, queries)

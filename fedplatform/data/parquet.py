@@ -29,7 +29,7 @@ class ParquetSource:
 
     Optional columns: ``group`` (number or word), ``fold``, ``site``, and ``split`` or ``orig_split`` ("train", "val",
     "test"). Class names come from the schema metadata key ``classes`` (comma-separated), from the hub's own metadata,
-    from the words in ``label``, or are the numbers, in this order. Pictures are streamed, never held whole.
+    from the words in ``label``, or are the numbers that occur, in this order. Pictures are streamed, never held whole.
     """
 
     path: Path
@@ -43,6 +43,9 @@ class ParquetSource:
         for name in ("image", "label"):
             if name not in schema.names:
                 raise DataError(f"{self.path}: needs a column {name!r}, got {', '.join(schema.names)}")
+        kind = schema.field("label").type
+        if not (_holds_words(kind) or pa.types.is_integer(kind)):
+            raise DataError(f"{self.path}: column 'label' must hold whole numbers or words, got {kind}")
         return schema
 
     def _read(self, name: str) -> Any:
@@ -60,16 +63,23 @@ class ParquetSource:
         """The class names, by label."""
         if self._words is not None:
             return self._words
+        if self._names is not None:
+            return self._names
+        return tuple(map(str, self._codes))
+
+    @property
+    def _names(self) -> tuple[str, ...] | None:
+        """The class names that the file's metadata gives, by label."""
         metadata = self._schema.metadata or {}
         if b"classes" in metadata:
             return tuple(metadata[b"classes"].decode().split(","))
-        if b"huggingface" in metadata:
-            features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
-            names = features.get("label", {}).get("names")
-            if names:
-                return tuple(names)
-        highest = pc.max(self._read("label")).as_py()
-        return tuple(str(label) for label in range(0 if highest is None else highest + 1))
+        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        return tuple(features.get("label", {}).get("names") or ()) or None
+
+    @cached_property
+    def _codes(self) -> tuple[int, ...]:
+        """The numbers that occur as labels, in ascending order."""
+        return tuple(sorted(code for code in self._read("label").unique().to_pylist() if code is not None))
 
     @cached_property
     def channels(self) -> int:
@@ -82,6 +92,9 @@ class ParquetSource:
         columns = {"label": self._read("label")}
         if self._words is not None:
             columns["label"] = pc.index_in(columns["label"], value_set=pa.array(self._words)).cast(pa.int64())
+        elif self._names is None:
+            codes = pa.array(self._codes, columns["label"].type)
+            columns["label"] = pc.index_in(columns["label"], value_set=codes).cast(pa.int64())
         if "group" in names:
             group = self._read("group")
             if _holds_words(group.type):
@@ -105,18 +118,32 @@ class ParquetSource:
         """Decode the pictures in the order of the file, as uint8 (b, channels, size, size)."""
         return batches(self._pictures(), size=size, channels=channels)
 
+    def faults(self) -> list[str]:
+        """What is wrong with each picture that cannot be read, in one line each."""
+        found = []
+        for row, data in enumerate(self._files()):
+            try:
+                self._decoded(row, data)
+            except DataError as error:
+                found.append(str(error))
+        return found
+
     def _pictures(self) -> Iterator[Pixels]:
+        return (self._decoded(row, data) for row, data in enumerate(self._files()))
+
+    def _decoded(self, row: int, data: object) -> Pixels:
+        if not isinstance(data, bytes):
+            raise DataError(f"{self.path}: row {row} holds no picture bytes")
+        return decode(data, name=f"{self.path}: row {row}")
+
+    def _files(self) -> Iterator[object]:
+        """The pictures as they are stored, row by row."""
         is_struct = pa.types.is_struct(self._schema.field("image").type)
-        row = 0
         with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
             for batch in file.iter_batches(batch_size=64, columns=["image"]):
                 column = batch.column(0).field("bytes") if is_struct else batch.column(0)
                 for value in column:
-                    data = value.as_py()
-                    if not isinstance(data, bytes):
-                        raise DataError(f"{self.path}: row {row} holds no picture bytes")
-                    yield decode(data, name=f"{self.path}: row {row}")
-                    row += 1
+                    yield value.as_py()
 
 
 def _holds_words(kind: Any) -> bool:

@@ -69,6 +69,7 @@ def assign_roles(
     drawn last, in whole groups out of the training scans, the classes balanced; groups of many scans may make it
     larger than ``root_size``. ``random`` draws single scans, and is only for comparison with numbers published so.
 
+    Of few folds one at least is for the test and one for validation; of two, validation scans are drawn in groups.
     Raises DataError where a class has too few groups for all the roles, or a published split or a fold cuts a group.
     """
     if split not in get_args(Split):
@@ -80,6 +81,20 @@ def assign_roles(
         )
     if root_size < 0:
         raise DataError(f"root_size must be at least 0, got {root_size}")
+    fractions = [(Role.TEST, test_fraction), (Role.VALIDATION, validation_fraction)]
+    roles, gap = _draw(index, split, seed, fractions, root_size, sparing=False)
+    if gap is not None:
+        # Groups of unlike size: what is drawn first may have taken two where one would have left enough for all.
+        roles, still = _draw(index, split, seed, fractions, root_size, sparing=True)
+        if still is not None:
+            raise gap
+    return roles
+
+
+def _draw(
+    index: Index, split: Split, seed: int, fractions: list[tuple[Role, float]], root_size: int, *, sparing: bool
+) -> tuple[Strings, DataError | None]:
+    """Roles, and what they lack; a ``sparing`` role takes no group that a later one needs in the same stratum."""
     generator = numpy_generator(seed, "split", split)
     roles = np.full(len(index), Role.TRAIN, dtype="<U10")
     strata, shape = strata_of(index)
@@ -89,7 +104,7 @@ def assign_roles(
 
     published = index.splits if split == "group_safe" else None
     folds = index.folds if split == "group_safe" and (index.sites is None or index.groups is None) else None
-    wanted = [(Role.TEST, test_fraction), (Role.VALIDATION, validation_fraction)]
+    wanted = fractions
     if published is not None:
         _refuse_cuts(groups, np.unique(published, return_inverse=True)[1], "the published split")
         roles[published == "test"] = Role.TEST
@@ -99,23 +114,26 @@ def assign_roles(
     if folds is not None:
         _refuse_cuts(groups, folds, "a fold")
         numbers = generator.permutation(np.unique(folds))
+        total = len(numbers)
         for role, fraction in wanted:
-            taken, numbers = np.split(numbers, [round(fraction * len(np.unique(folds)))])
+            count = max(round(fraction * total), 1) if fraction else 0
+            taken, numbers = np.split(numbers, [min(count, len(numbers) - 1)])  # the last one is for training
             roles[np.isin(folds, taken)] = role
-        wanted = []
+        wanted = [(role, fraction) for role, fraction in wanted if fraction and not (roles == role).any()]
     whole = np.bincount(strata[roles == Role.TRAIN], minlength=num_strata)
-    for role, fraction in wanted:
-        roles[_take(groups, roles == Role.TRAIN, fraction * whole, generator)] = role
+    later = len(wanted) + bool(root_size)  # roles that are still to be drawn, training among them
+    for number, (role, fraction) in enumerate(wanted):
+        least = later - number if sparing else 1
+        roles[_take(groups, roles == Role.TRAIN, fraction * whole, generator, least=least)] = role
     if root_size:
         left = np.bincount(strata[roles == Role.TRAIN], minlength=num_strata).reshape(shape)
         quota = root_size / shape[1] * left / np.maximum(left.sum(axis=0), 1)
-        roles[_take(groups, roles == Role.TRAIN, quota.reshape(-1), generator)] = Role.ROOT
+        roles[_take(groups, roles == Role.TRAIN, quota.reshape(-1), generator, least=1)] = Role.ROOT
 
     required = [Role.TRAIN, Role.TEST]
-    required += [Role.VALIDATION] if validation_fraction and folds is None and published is None else []
+    required += [Role.VALIDATION] if dict(fractions)[Role.VALIDATION] and folds is None and published is None else []
     required += [Role.ROOT] if root_size else []
-    _refuse_gaps(index, roles, required, groups)
-    return roles
+    return roles, _gap(index, roles, required, groups)
 
 
 def thin(index: Index, roles: Strings, *, scans: int, seed: int, split: Split = "group_safe") -> Strings:
@@ -172,10 +190,12 @@ def largest_first(counts: npt.NDArray[np.int64], generator: np.random.Generator)
     return np.asarray(shuffled[np.argsort(-counts[shuffled].sum(axis=1), kind="stable")], np.int64)
 
 
-def _take(groups: Groups, candidates: Mask, quota: npt.NDArray[np.floating], generator: np.random.Generator) -> Mask:
+def _take(
+    groups: Groups, candidates: Mask, quota: npt.NDArray[np.floating], generator: np.random.Generator, *, least: int
+) -> Mask:
     """Draw whole groups out of the candidate scans until no further group would come nearer to the quota (s,).
 
-    In every stratum with a quota at least one group is taken and at least one is left.
+    In every stratum with a quota at least one group is taken; after that, at least ``least`` are left.
     """
     inside = np.unique(groups.of_scan[candidates])
     order = generator.permutation(inside)
@@ -194,7 +214,7 @@ def _take(groups: Groups, candidates: Mask, quota: npt.NDArray[np.floating], gen
             break
         counts = groups.counts[group]
         nearer = np.abs(need - counts).sum() < np.abs(need).sum()
-        if nearer and (left[counts > 0] > 1).all():
+        if nearer and (left[counts > 0] > least).all():
             take(group)
     for stratum in np.flatnonzero(quota > 0):
         if groups.counts[taken, stratum].any():
@@ -207,18 +227,20 @@ def _take(groups: Groups, candidates: Mask, quota: npt.NDArray[np.floating], gen
 
 def _refuse_cuts(groups: Groups, parts: Integers, what: str) -> None:
     pairs = np.unique(np.stack([groups.of_scan, parts]), axis=1)
-    cut = pairs.shape[1] - len(groups.counts)
+    cut = int((np.bincount(pairs[0]) > 1).sum())
     if cut:
         raise DataError(f"{what} cuts {cut} of {len(groups.counts)} groups: the same patient on both sides")
 
 
-def _refuse_gaps(index: Index, roles: Strings, required: list[Role], groups: Groups) -> None:
+def _gap(index: Index, roles: Strings, required: list[Role], groups: Groups) -> DataError | None:
+    """What to say where a class has no scans in a role that it needs; None where it has all."""
     for label in np.flatnonzero(index.class_counts):
         here = index.labels == label
         missing = [role for role in required if not (roles[here] == role).any()]
         if missing:
             count = len(np.unique(groups.of_scan[here]))
-            raise DataError(
+            return DataError(
                 f"class {index.classes[label]!r} has {count} groups, too few for a part in each of "
                 f"{', '.join(required)}: none is left for {', '.join(missing)}"
             )
+    return None

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
 
-from fedplatform.core.files import claim, write_whole
+from fedplatform.core.files import claim, claim_files, write_whole
+from fedplatform.core.messages import NAN
+from fedplatform.core.specification import plugin_files
 from fedplatform.experiments.baselines import CENTRAL, NEAREST_NEIGHBOUR, nearest_neighbour
 from fedplatform.experiments.callbacks import Callback
 from fedplatform.experiments.engine import Engine
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.experiments.report import write_comparison
-from fedplatform.experiments.run import partition_data, run
+from fedplatform.experiments.run import NoEffectError, partition_data, run
+
+log = logging.getLogger(__name__)
 
 CELL = ("dataset", "split", "rule", "attack", "hospitals", "byzantine", "rounds", "seed")
 FIGURES = ("accuracy", "macro_f1", "auc")
@@ -52,7 +59,7 @@ class Grid:
             rows += [(NEAREST_NEIGHBOUR, reference), (CENTRAL, reference)]
             for attack, rule in itertools.product(self.attacks, self.rules):
                 cell = self.base.replace(seed=seed, rule=rule, attack=attack)
-                rows.append((cell.rule_slug, cell))
+                rows.append((cell.rule_text, cell))
         return rows
 
 
@@ -80,12 +87,22 @@ class Results:
             "dataset": cell.data_slug,
             "split": cell.split_slug,
             "rule": rule,
-            "attack": cell.attack_slug,
+            "attack": cell.attack_text,
             "hospitals": cell.hospitals,
             "byzantine": cell.byzantine,
             "rounds": cell.rounds,
             "seed": cell.seed,
         }
+
+
+def folder_name(rule: str, attack: str, seed: int) -> str:
+    """The folder of a cell's run: ``trimmed_mean(f=2)-none-seed0`` without what a shell takes for its own.
+
+    Of a rule or attack in a file of the user's own the class is named, and a digest tells two files apart.
+    """
+    told = "-".join(text.rpartition(":")[2] for text in (rule, attack))
+    digest = f"-{sha256(f'{rule} {attack}'.encode()).hexdigest()[:6]}" if ":" in rule + attack else ""
+    return f"{re.sub(r'[^A-Za-z0-9_.+=-]+', '_', told).strip('_')}{digest}-seed{seed}"
 
 
 def compare(
@@ -99,40 +116,47 @@ def compare(
 ) -> pd.DataFrame:
     """Fill the grid cell by cell into ``folder/results.csv``; a second call goes on where the first stopped.
 
+    A cell is known by its rule and attack with all of their settings; one in which nothing was learned has no figures.
     ``announce(cell, number, total)`` hears which cell comes next and answers with a callback for its run; ``tracked``
     is of :func:`~fedplatform.experiments.run.run`. Raises :class:`ExperimentError` where the folder holds another
-    comparison.
+    comparison, or one with another draft of a rule, attack or network of the user's own.
     """
+    rows = grid.rows()
     settings = {key: value for key, value in grid.base.settings().items() if key not in ("seed", "rule", "attack")}
     claim(folder, settings, what="comparison", before=Experiment.defaults())
+    claim_files(folder, plugin_files(), what="comparison")
     results = Results(folder / "results.csv")
-    rows = grid.rows()
     for number, (rule, cell) in enumerate(rows, start=1):
         if results.has(cell, rule):
             continue
         shards = folder / "shards" / f"seed-{cell.seed}"
         if not shards.exists():
             partition_data(cell, shards, data_folder=data_folder)
-        with announce(f"{rule} against {cell.attack_slug}, seed {cell.seed}", number, len(rows)) as listener:
+        with announce(f"{rule} against {cell.attack_text}, seed {cell.seed}", number, len(rows)) as listener:
             if rule == NEAREST_NEIGHBOUR:
                 figures = nearest_neighbour(shards)
                 results.add(cell, rule, (figures.accuracy, figures.macro_f1, figures.auc))
                 continue
-            name = f"{rule}-{cell.attack_slug}-seed{cell.seed}"
+            name = folder_name(rule, cell.attack_text, cell.seed)
             # A cell without a result was cut off in mid-run: what it left is not worth keeping.
             shutil.rmtree(folder / name, ignore_errors=True)
             central = rule == CENTRAL
-            _, reports = run(
-                cell.replace(hospitals=1, byzantine=0, f=0, quorum=1, partition="iid") if central else cell,
-                engine=engine,
-                runs=folder,
-                name=name,
-                data_folder=data_folder,
-                shards=None if central else shards,
-                callbacks=[listener],
-                resumable=False,
-                tracked=tracked,
-            )
-            results.add(cell, rule, (reports[-1].accuracy, reports[-1].macro_f1, reports[-1].auc))
+            try:
+                _, reports = run(
+                    cell.replace(hospitals=1, byzantine=0, f=0, quorum=1, partition="iid") if central else cell,
+                    engine=engine,
+                    runs=folder,
+                    name=name,
+                    data_folder=data_folder,
+                    shards=None if central else shards,
+                    callbacks=[listener],
+                    resumable=False,
+                    tracked=tracked,
+                )
+            except NoEffectError as error:
+                log.warning("%s: %s", name, error)
+                results.add(cell, rule, (NAN, NAN, NAN))
+            else:
+                results.add(cell, rule, (reports[-1].accuracy, reports[-1].macro_f1, reports[-1].auc))
     write_comparison(folder, results.frame)
     return results.frame

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedplatform.core.compute import one_thread
 from fedplatform.core.messages import Predictions, RoundReport
+from fedplatform.data.error import DataError
 from fedplatform.data.shards import ROOT, Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.experiments.checkpoint import Checkpoint, CheckpointFolder, Checkpoints
@@ -97,6 +98,7 @@ def cohort_plan(
     files = files or [shards.resolve() / shard.file for shard in manifest.hospitals]
     return CohortPlan(
         shard_files=dict(zip(experiment.inside, files, strict=True)),
+        classes=manifest.classes,
         training=local_training(experiment, manifest),
         adversary=experiment.adversary(),
         state_folder=state_folder,
@@ -149,7 +151,11 @@ class ServerRole:
         self._state: FederationState = found.state if found else self._federation.start(first)
 
     def _open_root(self, shards: Path) -> Hospital:
-        return Hospital("root", Shard.open(shards / ROOT), trainer=self._trainer, state_file=None, role=Role.ROOT)
+        shard = Shard.open(shards / ROOT)
+        classes = Manifest.load(shards).classes
+        if shard.classes != classes:
+            raise DataError(f"{shard.path}: the classes are {', '.join(classes)}, got {', '.join(shard.classes)}")
+        return Hospital("root", shard, trainer=self._trainer, state_file=None, role=Role.ROOT)
 
     def earlier(self) -> Earlier:
         """What earlier launches left."""

@@ -238,6 +238,16 @@ class Experiment(Settings):
         return "none" if self.attack is None else slug_of(self.attack, ATTACKS)
 
     @property
+    def rule_text(self) -> str:
+        """The rule with all of its settings, as text that makes an equal one."""
+        return describe_rule(self.rule)
+
+    @property
+    def attack_text(self) -> str:
+        """The attack with all of its settings, as text that makes an equal one."""
+        return _describe_attack(self.attack)
+
+    @property
     def split_slug(self) -> str:
         """Split and partition in result tables: ``group_safe``, ``group_safe+dirichlet_0.5``."""
         name, _, settings = describe(self.partition, PARTITIONS).partition("(")

@@ -5,20 +5,29 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedplatform.core.messages import RoundReport
+import numpy as np
+
+from fedplatform.core.messages import TRAINING_RAISED, WITHOUT_EFFECT, RoundReport
 from fedplatform.data.shards import MANIFEST, Manifest, Progress
 from fedplatform.data.shards import partition as write_partition
+from fedplatform.data.splits import Role
 from fedplatform.experiments.callbacks import Callback, Mlflow, Recorder, ReportPage, TrainedRun, closing
 from fedplatform.experiments.checkpoint import require_storable
 from fedplatform.experiments.engine import Engine, local_training
-from fedplatform.experiments.experiment import Experiment
+from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.run_folder import RunFolder
-from fedplatform.learning.training import Trainer
+from fedplatform.learning.parameters import batch_norm_names
+from fedplatform.learning.training import FedBN, FedBNP, SiloBN, Trainer
 
 log = logging.getLogger(__name__)
+
+
+class NoEffectError(ExperimentError):
+    """No round of a run changed the model: its figures would be those of the untrained network."""
 
 
 def no_op(*_: object) -> None:
@@ -30,6 +39,31 @@ def default_name(experiment: Experiment) -> str:
     return f"{experiment.data_slug}-{experiment.rule_slug}-{experiment.attack_slug}-seed{experiment.seed}"
 
 
+def rehearse(experiment: Experiment, *, channels: int, num_classes: int) -> Trainer:
+    """Build the experiment's network and try it on two empty scans, before any scan is dealt.
+
+    Raises :class:`ExperimentError` in one line where it cannot be built or trained.
+    """
+    training = experiment.local_training(channels=channels, num_classes=num_classes)
+    try:
+        trainer = Trainer(training)
+        trainer.rehearse()
+    except Exception as error:  # whatever a user's network raises while it is built
+        said = (str(error).splitlines() or [""])[0]
+        what = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ExperimentError(f"model {experiment.settings()['model']}: {what}{said}") from error
+    return trainer
+
+
+def _warn_of_nothing_personal(experiment: Experiment, trainer: Trainer) -> None:
+    if isinstance(experiment.algorithm, FedBN | FedBNP | SiloBN) and not batch_norm_names(trainer.model):
+        log.warning(
+            "algorithm %s keeps batch normalisation in the hospital, and model %s has none: all of it is shared",
+            experiment.settings()["algorithm"],
+            experiment.settings()["model"],
+        )
+
+
 def partition_data(
     experiment: Experiment, folder: Path, *, data_folder: Path | None = None, progress: Progress = no_op
 ) -> Manifest:
@@ -37,6 +71,8 @@ def partition_data(
     byzantine = experiment.adversary().hospital_ids
     ids = experiment.inside
     source = experiment.open_data(data_folder)
+    trainer = rehearse(experiment, channels=source.channels, num_classes=len(source.classes))
+    _warn_of_nothing_personal(experiment, trainer)
     return write_partition(
         source,
         name=experiment.data_slug,
@@ -66,7 +102,8 @@ def train(
     """Run all rounds that are still to come, on shards that are written; ``callbacks`` hear of each moment.
 
     Hospitals keep their personal state in ``state_folder``. With a folder of ``checkpoints`` every round ends in one,
-    and training goes on after the newest that is there.
+    and training goes on after the newest that is there. Raises :class:`NoEffectError` where no round changed the model,
+    and at once where every hospital's training raises the same.
     """
     manifest = Manifest.load(shards)
     launched = engine.launch(experiment, shards, state_folder=state_folder, checkpoints=checkpoints)
@@ -81,6 +118,9 @@ def train(
             reports.append(report)
             for callback in callbacks:
                 callback.round_finished(reports)
+            if all(record.reason.startswith(TRAINING_RAISED) for record in report.hospitals):
+                _require_effect([report])
+        _require_effect(reports)
         outcome = federation.outcome()
         trained = TrainedRun(
             experiment,
@@ -94,6 +134,14 @@ def train(
         for callback in callbacks:
             callback.finished(trained)
     return trained
+
+
+def _require_effect(reports: Sequence[RoundReport]) -> None:
+    if any(report.had_effect for report in reports):
+        return
+    reasons = Counter(record.reason for record in reports[-1].hospitals if record.reason)
+    why = reasons.most_common(1)[0][0].removeprefix(f"{WITHOUT_EFFECT}: ") if reasons else "no update counted"
+    raise NoEffectError(f"nothing was learned, for no round had an effect: {why}")
 
 
 def run(
@@ -112,8 +160,8 @@ def run(
 
     ``shards`` is a folder of shards that are written already; without it they are written first. A run that fails
     before its first round leaves nothing; one that fails later leaves the rounds that it finished, and :func:`resume`
-    goes on with it. One that is not ``resumable`` writes no checkpoints; one that is not ``tracked`` neither draws
-    ``report.html`` nor sends its figures to MLflow.
+    goes on with it. One in which no round had an effect raises :class:`NoEffectError`. One that is not ``resumable``
+    writes no checkpoints; one that is not ``tracked`` neither draws ``report.html`` nor sends its figures to MLflow.
     """
     if resumable:
         require_storable(experiment.rule, hospitals=experiment.hospitals, has_root=experiment.root_size > 0)
@@ -126,6 +174,8 @@ def run(
                 shards = folder.path / "shards"
                 _deal(experiment, shards, data_folder, callbacks)
             else:  # so that whoever goes on with this run finds them
+                manifest = Manifest.load(shards)
+                rehearse(experiment, channels=manifest.settings.channels, num_classes=len(manifest.classes))
                 (folder.path / "shards").symlink_to(os.path.relpath(shards.resolve(), folder.path.resolve()))
             trained = train(
                 experiment,
@@ -139,7 +189,7 @@ def run(
     except BaseException as error:
         if not folder.has_any_round:
             shutil.rmtree(folder.path, ignore_errors=True)
-        elif resumable:
+        elif resumable and not isinstance(error, NoEffectError):
             error.add_note(f"go on with: {folder.how_to_resume}")
         raise
     return folder, list(trained.reports)
@@ -189,4 +239,8 @@ def _deal(experiment: Experiment, shards: Path, data_folder: Path | None, callba
         for callback in callbacks:
             callback.dealing(done, total)
 
-    partition_data(experiment, shards, data_folder=data_folder, progress=progress)
+    manifest = partition_data(experiment, shards, data_folder=data_folder, progress=progress)
+    counts = sum(np.array(shard.counts[Role.TRAIN]) for shard in manifest.hospitals)
+    if np.count_nonzero(counts) < 2:  # a site may have one, and the federation not
+        only = manifest.classes[int(np.argmax(counts))]
+        raise ExperimentError(f"a classifier needs two classes, got training scans of {only!r} only")

@@ -16,7 +16,7 @@ from fedplatform.data.splits import Role
 from fedplatform.federated.byzantine import Adversary, ByzantineHospital
 from fedplatform.federated.hospital import Hospital, Participant
 from fedplatform.federated.hospital_state import Launch, OwnState
-from fedplatform.federated.secure import Grouped, MaskedHospital, RangeError, Request
+from fedplatform.federated.secure import Grouped, MaskedHospital, NothingLearnedError, RangeError, Request
 from fedplatform.federated.transport import EXACT, Transport
 from fedplatform.learning.training import LocalTraining, Trainer
 
@@ -45,12 +45,14 @@ class Cohort(Protocol):
 class CohortPlan:
     """What it takes to bring up a hospital in any process: where its shard lies, how it trains, who lies.
 
-    ``shard_files`` maps a hospital to its Parquet file, in hospital order; ``state_folder`` holds personal state, and
-    with a ``launch`` that of some rounds before, too, and what the attack must know of the round before; ``privacy`` is
-    what the server may see of updates, None for everything; ``transport`` is how these travel.
+    ``shard_files`` maps a hospital to its Parquet file, in hospital order; ``classes`` are the names by label, which
+    must be the same in every hospital, for a label means nothing without its name; ``state_folder`` holds personal
+    state, and with a ``launch`` that of some rounds before, too, and what the attack must know of the round before;
+    ``privacy`` is what the server may see of updates, None for everything; ``transport`` is how these travel.
     """
 
     shard_files: dict[str, Path]
+    classes: tuple[str, ...]
     training: LocalTraining
     adversary: Adversary
     state_folder: Path
@@ -72,6 +74,11 @@ class CohortPlan:
             raise DataError(
                 f"{shard.path}: the federation has {wanted[0]} classes, {wanted[1]} channels and {wanted[2]} pixels a "
                 f"side, {hospital_id}'s shard {len(shard.classes)}, {shard.channels} and {shard.size}"
+            )
+        if shard.classes != self.classes:
+            raise DataError(
+                f"{shard.path}: the federation's classes are {', '.join(self.classes)} in this order, "
+                f"{hospital_id}'s {', '.join(shard.classes)}"
             )
         return shard
 
@@ -143,7 +150,8 @@ class InProcessCohort:
 class InProcessMaskedHospitals:
     """:class:`fedplatform.federated.secure.MaskedHospitals` in this process, one after another.
 
-    A number that does not fit into the sum is an answer here, too; every other exception ends the run.
+    A number that does not fit into the sum is an answer here, too, and so is having no update; every other exception
+    ends the run.
     """
 
     def __init__(self, plan: CohortPlan) -> None:
@@ -163,7 +171,7 @@ class InProcessMaskedHospitals:
         for name, parts in content.items():
             try:
                 answers[name] = self._hospitals[name].answer(request, *parts)
-            except RangeError as error:
+            except (RangeError, NothingLearnedError) as error:
                 answers[name] = Reply(name, HospitalState.MALFORMED, reason=str(error))
         return answers
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.core.seeding import torch_generator
 from fedplatform.data.shards import Shard
 from fedplatform.data.splits import Role
 from fedplatform.federated.hospital_state import Launch, OwnState
-from fedplatform.learning.training import PersonalState, Trainer
+from fedplatform.learning.training import LEAST_BATCH, PersonalState, Trainer
 
 
 def never_stop() -> bool:
@@ -68,7 +69,10 @@ class Hospital:
         self._round = self._state.round_number if self._state else 0
 
     def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never_stop) -> Update:
-        """One round of local training from the broadcast weights (d,)."""
+        """One round of local training from the broadcast weights (d,).
+
+        With too few scans for a batch nothing is learned, and the update says that it comes from no scan.
+        """
         started = time.monotonic()
         self._round = round_number
         seed = self.trainer.training.seed
@@ -97,7 +101,7 @@ class Hospital:
             hospital_id=self.hospital_id,
             round_number=round_number,
             delta=delta,
-            num_examples=len(self.training_labels),
+            num_examples=len(self.training_labels) if len(self.training_labels) >= LEAST_BATCH else 0,
             train_loss=loss,
             seconds=time.monotonic() - started,
         )
@@ -107,12 +111,17 @@ class Hospital:
     ) -> list[Predictions]:
         """What the broadcast weights, with this hospital's personal state, say of its scans in each role.
 
-        ``round_number`` is the round that they came out of, by default the one in which it trained last.
+        ``round_number`` is the round that they came out of, by default the one in which it trained last. Where the
+        network raises, such as batch normalisation on a single value, there are no predictions and the reason.
         """
         self._round = self._round if round_number is None else round_number
-        if self.personal:
-            self._keep(self.trainer.settle(weights, self.personal, self.training_images))
-        return [self._predict(weights, role) for role in roles]
+        try:
+            if self.personal:
+                self._keep(self.trainer.settle(weights, self.personal, self.training_images))
+            return [self._predict(weights, role) for role in roles]
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            return Predictions.failed(self.hospital_id, roles, f"{type(error).__name__}: {said}")
 
     def _predict(self, weights: np.ndarray, role: Role) -> Predictions:
         images, labels = self._scans(role)
@@ -131,6 +140,9 @@ class Hospital:
         return self._read[role]
 
     def _keep(self, personal: PersonalState) -> None:
+        """Take over a new personal state; one with a NaN would spoil every later round, and the one before stays."""
+        if not all(bool(torch.isfinite(value).all()) for value in personal.values()):
+            return
         self.personal = dict(personal)
         if personal and self._state is not None:
             self._state.keep(self.personal, round_number=self._round)

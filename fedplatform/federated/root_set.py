@@ -61,10 +61,11 @@ class RootInRound:
         trainer = self.hospital.trainer
         trainer.model.zero_grad()
         self._loss(step).backward()
-        slopes = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
-        parts = [slopes[name] for name in trainer.layout.shared_names]
-        slope = torch.cat([part.reshape(-1) for part in parts if part is not None]).nan_to_num()
-        return slope.numpy()
+        parameters = dict(trainer.model.named_parameters())
+        slopes = [parameters[name].grad for name in trainer.layout.shared_names]
+        shapes = [parameters[name] for name in trainer.layout.shared_names]
+        parts = [torch.zeros_like(at) if slope is None else slope for slope, at in zip(slopes, shapes, strict=True)]
+        return torch.cat([part.reshape(-1) for part in parts]).nan_to_num().numpy()
 
     def _loss(self, step: np.ndarray) -> torch.Tensor:
         """The loss after one step (d,), with its graph where gradients are on."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedplatform.core.messages import (
     NAN,
+    WITHOUT_EFFECT,
     Aggregate,
     Evidence,
     HospitalRecord,
@@ -26,7 +27,7 @@ from fedplatform.federated.aggregation import Aggregator, combine_statistics
 from fedplatform.federated.cohort import Cohort
 from fedplatform.federated.root_set import RootSet
 from fedplatform.federated.secure import GroupedCohort, GroupMemory
-from fedplatform.learning.metrics import Figures, judge
+from fedplatform.learning.metrics import judge
 from fedplatform.learning.parameters import ParameterLayout, PersonalState
 
 
@@ -191,12 +192,12 @@ class Federation:
             reason = judgement.pop("reason") or record.reason
             record = replace(record, reason=reason, **judgement)
         if not aggregate.weights.any():
-            record = replace(record, reason=f"round without effect: the rule trusts nobody; {record.reason}")
+            record = replace(record, reason=f"{WITHOUT_EFFECT}: the rule trusts nobody; {record.reason}")
         return record
 
     def _without_effect(self, replies: Sequence[Reply], number: int, why: str) -> list[HospitalRecord]:
         """The records of a round that changed nothing; whose update was missing keeps its own reason beside ``why``."""
-        reason = f"round without effect: {why}"
+        reason = f"{WITHOUT_EFFECT}: {why}"
         return [
             self._record(reply, number, f"{reason}; {reply.reason}" if reply.reason else reason) for reply in replies
         ]
@@ -222,10 +223,25 @@ class Federation:
     def _with_accuracy(
         self, records: Sequence[HospitalRecord], tests: Sequence[Predictions]
     ) -> Iterator[HospitalRecord]:
-        own: dict[str, Figures] = {p.hospital_id: judge([p], num_classes=self.num_classes) for p in tests}
+        own = {predictions.hospital_id: predictions for predictions in tests}
         for record in records:
-            figures = own.get(record.hospital_id)
-            yield replace(record, accuracy=figures.accuracy, loss=figures.loss) if figures else record
+            answer = own.get(record.hospital_id)
+            if answer is None:
+                yield record
+            elif answer.failure:
+                yield _unjudged(record, answer.failure)
+            else:
+                figures = judge([answer], num_classes=self.num_classes)
+                yield replace(record, accuracy=figures.accuracy, loss=figures.loss, judged=len(answer.labels))
+
+
+def _unjudged(record: HospitalRecord, failure: str) -> HospitalRecord:
+    """The record of a hospital whose evaluation failed; what went wrong before, in training, goes first."""
+    if record.state in (HospitalState.LATE, HospitalState.CRASHED):
+        return record  # the same fault, told already
+    state = HospitalState.UNJUDGED if record.state is HospitalState.REPORTED else record.state
+    reason = f"its evaluation failed: {failure}"
+    return replace(record, state=state, reason=f"{record.reason}; {reason}" if record.reason else reason)
 
 
 def malformation(update: Update, *, size: int, round_number: int) -> str:
@@ -238,7 +254,8 @@ def malformation(update: Update, *, size: int, round_number: int) -> str:
     if update.round_number != round_number:
         return f"an update for round {round_number} was due, got one for round {update.round_number}"
     if not isinstance(update.num_examples, int) or update.num_examples < 1:
-        return f"an update comes from at least one scan, got num_examples={update.num_examples!r}"
+        claimed = f"num_examples={update.num_examples!r}"
+        return f"an update comes from at least one scan, in a batch of two or more, got {claimed}"
     finite = np.isfinite(delta)
     if not finite.all():
         return f"an update is finite, got {int((~finite).sum())} NaN or infinite entries of {size}"

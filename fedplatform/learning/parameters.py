@@ -29,11 +29,30 @@ def batch_norm_names(model: nn.Module) -> frozenset[str]:
 
 
 def names_that_stay(model: nn.Module) -> frozenset[str]:
-    """State names that a network itself wants kept in the hospital, by a module's ``personal_names`` (a gate's)."""
+    """State names that stay in the hospital under every algorithm.
+
+    They are what a module names in ``personal_names`` (a gate), and :func:`measured_names`.
+    """
+    return _named_by(model, "personal_names") | measured_names(model)
+
+
+def measured_names(model: nn.Module) -> frozenset[str]:
+    """State names of the buffers that training may change and that are no batch normalisation.
+
+    A running scale, the power iteration of spectral normalisation, the codebook of a moving average: each describes one
+    hospital's weights or scans, and a mean over hospitals need not be one (two power iterations may have opposite
+    signs). What a module names in ``constant_names`` never changes.
+    """
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)} & set(model.state_dict())
+    return frozenset(buffers - batch_norm_names(model) - _named_by(model, "constant_names"))
+
+
+def _named_by(model: nn.Module, attribute: str) -> frozenset[str]:
+    """State names that modules list, each its own, in an attribute."""
     return frozenset(
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
-        for name in getattr(module, "personal_names", ())
+        for name in getattr(module, attribute, ())
     )
 
 

@@ -6,6 +6,7 @@ longer and longer pauses, and an upload goes on where it stopped.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,8 @@ from fedplatform.outside.outbox import Outbox
 from fedplatform.outside.refusal import Reason, Refusal
 from fedplatform.outside.terms import Terms
 from fedplatform.outside.work import CHUNK, Hello, State, Task, Work, launch_number
+
+log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 LONGEST_PAUSE_S = 60.0
@@ -159,7 +162,10 @@ class Agent:
                 # first one's, it is the same message, of which a part may be there already.
                 update = replace(update, seconds=seconds_in(earlier[1]))
             return encode_update(update, self._transport)
-        return encode_predictions(participant.evaluate(weights, task.roles, round_number=task.round))
+        predictions = participant.evaluate(weights, task.roles, round_number=task.round)
+        for failure in {one.failure for one in predictions if one.failure}:
+            log.warning("round %d cannot be judged on the scans here: %s", task.round, failure)
+        return encode_predictions(predictions)
 
     def _fetch(self, task: Task) -> np.ndarray:
         body = bytearray()

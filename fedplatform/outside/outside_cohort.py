@@ -57,10 +57,18 @@ class OutsideCohort:
                 replies[name] = Reply(name, HospitalState.LATE, reason=reason)
         return replies
 
-    def predictions(self) -> list[Predictions]:
-        """The predictions of whoever has answered."""
-        answers = self._collected().answers.values()
-        return [one for answer in answers if isinstance(answer, tuple) for one in answer]
+    def predictions(self, roles: Sequence[Role]) -> list[Predictions]:
+        """The predictions of whoever has answered, and of everybody else the reason for their absence."""
+        collected = self._collected()
+        predictions: list[Predictions] = []
+        for name in self.hospital_ids:
+            answer = collected.answers.get(name)
+            if isinstance(answer, tuple):
+                predictions += answer
+            else:
+                late = f"nothing came from outside within {self._deadline_s:g} s"
+                predictions += Predictions.failed(name, roles, collected.complaints.get(name, late))
+        return predictions
 
     def _collected(self) -> Collected:
         return self._gateway.collect(max(0.0, self._due_at - time.monotonic()))
@@ -94,5 +102,5 @@ class JoinedCohort:
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
         """Predictions of every honest hospital inside and of every one outside that answers."""
         self._outside.ask(Kind.PREDICTIONS, weights, self._round, roles)
-        predictions = [*self._inside.evaluate(weights, roles), *self._outside.predictions()]
+        predictions = [*self._inside.evaluate(weights, roles), *self._outside.predictions(roles)]
         return sorted(predictions, key=lambda one: self._hospital_ids.index(one.hospital_id))

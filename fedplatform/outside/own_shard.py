@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedplatform.data.error import DataError
-from fedplatform.data.index import Index
+from fedplatform.data.named_classes import NamedClasses
 from fedplatform.data.partition import Iid
 from fedplatform.data.shards import Shard, partition
 from fedplatform.data.source import Source
@@ -17,8 +17,8 @@ from fedplatform.outside.terms import Terms
 def own_shard(data: Path, terms: Terms, folder: Path, *, progress: Callable[[int, int], None]) -> Shard:
     """The shard of the scans in ``data``: that file itself where it is one, else one written into ``folder``.
 
-    ``data`` is what :func:`fedplatform.data.sources.open_source` takes, its classes those of the federation. A shard
-    that was written before is used again. Raises :class:`DataError`.
+    ``data`` is what :func:`fedplatform.data.sources.open_source` takes, its classes some or all of the federation's, by
+    their names. A shard that was written before is used again. Raises :class:`DataError`.
     """
     try:
         shard = Shard.open(data)
@@ -33,9 +33,10 @@ def own_shard(data: Path, terms: Terms, folder: Path, *, progress: Callable[[int
 
 def _written(source: Source, terms: Terms, folder: Path, *, progress: Callable[[int, int], None]) -> Shard:
     experiment = terms.experiment()
-    classes = Index.of(source).classes
-    if classes != terms.classes:
-        raise DataError(f"the federation tells {', '.join(terms.classes)} apart, this data {', '.join(classes)}")
+    if not set(source.classes) <= set(terms.classes):
+        told = f"the federation's classes are {', '.join(terms.classes)}, this data's {', '.join(source.classes)}"
+        raise DataError(told)
+    source = NamedClasses(source, terms.classes)
     name = f"{experiment.size}-{experiment.split}-{experiment.seed}"
     if not (folder / name).exists():
         partition(

@@ -36,6 +36,7 @@ from fedplatform.defence.diagnosis import FOREIGN_HEADER
 from fedplatform.defence.kind import kind_gate
 from fedplatform.defence.sensor import Sensor
 from fedplatform.learning.models import MODELS, Classifier, ModelBuilder
+from fedplatform.learning.models.memory_layout import laid_out
 from fedplatform.learning.parameters import plain_copy
 from fedplatform.serving.onnx_engine import exported, on_onnx_runtime
 
@@ -133,8 +134,10 @@ class Bundle:
         card = self.card
         networks = card.networks
         # Trained and measured in this layout, so its sums must run in the same order here.
-        classifier = self._weights(Classifier(self._built(networks.classifier)), "classifier").to(
-            memory_format=torch.channels_last  # type: ignore[call-overload]
+        classifier = laid_out(
+            self._weights(Classifier(self._built(networks.classifier)), "classifier"),
+            channels=card.channels,
+            size=card.size,
         )
         network = self._weights(self._built(networks.purifier), "purifier")
         detector = None

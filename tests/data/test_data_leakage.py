@@ -311,9 +311,6 @@ def test_a_sample_is_of_scans_and_groups_that_are_known_stay_together_in_it() ->
     assert audit(source, seed=0) == audit(source, seed=0)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the training part is then taken for a test set, of which no picture has a neighbour"
-)
 def test_a_published_split_without_a_test_set_has_no_accuracy() -> None:
     source = Known(blobs(40, seed=20), np.arange(40) % 2, columns={"split": ["train"] * 30 + ["validation"] * 10})
     assert audit(source).published_accuracy is None

@@ -400,6 +400,10 @@ def test_an_index_holds_every_column_that_the_source_has() -> None:
     assert (bare.groups, bare.folds, bare.sites, bare.splits) == (None, None, None, None)
 
 
+def test_a_site_may_have_scans_of_one_of_its_classes_only() -> None:
+    assert Index.of(Told({"label": [1, 1]})).class_counts.tolist() == [0, 2]
+
+
 @pytest.mark.parametrize(
     ("columns", "says"),
     [
@@ -407,7 +411,6 @@ def test_an_index_holds_every_column_that_the_source_has() -> None:
         ({"group": [1, 2]}, "the index needs a column 'label', got group"),
         ({"label": [0, 2]}, "labels of 2 classes are 0 to 1, got 0 to 2"),
         ({"label": [-1, 1]}, "labels of 2 classes are 0 to 1, got -1 to 1"),
-        ({"label": [1, 1]}, "a classifier needs two classes, got scans of 'b' only"),
         ({"label": [0.0, 1.0]}, "column 'label' must hold whole numbers, got double"),
         ({"label": [0, 1], "group": [1.5, 2.0]}, "column 'group' must hold whole numbers, got double"),
         ({"label": [0, 1], "fold": [None, 2]}, "column 'fold' is empty in 1 of 2 rows"),
@@ -461,7 +464,7 @@ def test_a_class_that_only_one_part_has_is_a_class(tmp_path: Path) -> None:
     for part in ("train", "val", "test"):
         arrays = {f"{name}_images": images for name in ("train", "val", "test")}
         arrays |= {f"{name}_labels": np.array([0, 4 if name == part else 1]) for name in ("train", "val", "test")}
-        assert npz(tmp_path / f"{part}.npz", **arrays).classes == ("0", "1", "2", "3", "4")
+        assert npz(tmp_path / f"{part}.npz", **arrays).classes == ("0", "1", "4")
 
 
 def test_an_npz_of_another_form_is_refused(tmp_path: Path) -> None:
@@ -529,9 +532,9 @@ def test_the_classes_of_a_parquet_file_are_named_by_the_first_that_names_them(tm
     for metadata, classes in (
         ({"classes": "p,q,r", "huggingface": hub}, ("p", "q", "r")),
         ({"huggingface": hub}, ("x", "y", "z")),
-        ({"huggingface": "{}"}, ("0", "1", "2")),
-        ({"huggingface": json.dumps({"info": {"features": {"label": {"dtype": "int64"}}}})}, ("0", "1", "2")),
-        (None, ("0", "1", "2")),
+        ({"huggingface": "{}"}, ("0", "2")),
+        ({"huggingface": json.dumps({"info": {"features": {"label": {"dtype": "int64"}}}})}, ("0", "2")),
+        (None, ("0", "2")),
     ):
         write_parquet(path, numbers, metadata)
         assert ParquetSource(path).classes == classes

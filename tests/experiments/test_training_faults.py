@@ -66,7 +66,6 @@ TINY: Mapping[str, object] = {
     "batch_size": 8,
 }
 OPTIONS = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", value)]
-NOT_RAISED = pytest.fail.Exception  # of pytest.raises where nothing was raised
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -169,11 +168,6 @@ def grid(scans: Path, *, rules: tuple[str, ...], attacks: tuple[str, ...], **cha
     return Grid(tiny(scans, **{"hospitals": 5, "byzantine": 1, "rounds": 1, **changes}), rules, attacks, seeds=(0,))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="cells are keyed by the name without its settings, so that four come to one",
-)
 def test_two_settings_of_a_rule_and_two_of_an_attack_are_four_cells(scans: Path, tmp_path: Path) -> None:
     asked = grid(
         scans,
@@ -184,11 +178,6 @@ def test_two_settings_of_a_rule_and_two_of_an_attack_are_four_cells(scans: Path,
     assert len(table) == 4
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the cell of the other strength is taken for filled",
-)
 def test_another_strength_asked_for_later_is_another_cell(scans: Path, tmp_path: Path) -> None:
     for strength in (20, 1):
         asked = grid(scans, rules=("mean",), attacks=(f"sign_flip(scale={strength})",))
@@ -196,11 +185,6 @@ def test_another_strength_asked_for_later_is_another_cell(scans: Path, tmp_path:
     assert len(judged(table)) == 2
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the cell of the first draft is taken for filled",
-)
 def test_a_rule_that_was_corrected_does_not_keep_the_cells_of_its_first_draft(
     scans: Path, tmp_path: Path, plugins: Path
 ) -> None:
@@ -224,24 +208,7 @@ def test_a_rule_that_was_corrected_does_not_keep_the_cells_of_its_first_draft(
 # Numbers that are none
 
 
-NAN_STAYS = pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the NaN stays in the hospital's personal state, and the hospital is malformed for ever",
-)
-
-
-@pytest.mark.parametrize(
-    "algorithm",
-    [
-        pytest.param("fedbn_p", marks=NAN_STAYS),
-        pytest.param("fedbn", marks=NAN_STAYS),
-        pytest.param("fedper", marks=NAN_STAYS),
-        "silo_bn",
-        "fedavg",
-        "ditto",
-    ],
-)
+@pytest.mark.parametrize("algorithm", ["fedbn_p", "fedbn", "fedper", "silo_bn", "fedavg", "ditto"])
 def test_a_hospital_with_one_nan_batch_is_back_in_the_next_round(scans: Path, tmp_path: Path, algorithm: str) -> None:
     NanOnce.calls.clear()
     trained = train(tiny(scans, algorithm=algorithm, augmentation=network("NanOnce")), tmp_path)
@@ -255,11 +222,6 @@ def test_a_hospital_with_one_nan_batch_is_back_in_the_next_round(scans: Path, tm
 TOO_FAST = {"learning_rate": 1e12, "model": network("Plain")}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the run ends with status 0, an accuracy and a model",
-)
 def test_a_run_in_which_no_round_had_an_effect_fails_and_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, scans: Path
 ) -> None:
@@ -270,13 +232,9 @@ def test_a_run_in_which_no_round_had_an_effect_fails_and_says_why(
     assert said.count("\n") == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the accuracy of the untrained network stands in the table",
-)
 def test_a_cell_in_which_nothing_was_learned_is_a_dash(scans: Path, tmp_path: Path) -> None:
-    asked = grid(scans, rules=("mean",), attacks=("none",), byzantine=0, **TOO_FAST)
+    several_steps = 2  # after a single one the weights are huge, and finite
+    asked = grid(scans, rules=("mean",), attacks=("none",), byzantine=0, batch_size=several_steps, **TOO_FAST)
     table = compare(asked, engine=InProcessEngine(), folder=tmp_path / "table")
     line = next(line for line in comparison_markdown(table).splitlines() if line.startswith("| mean"))
     assert "–" in line
@@ -285,11 +243,6 @@ def test_a_cell_in_which_nothing_was_learned_is_a_dash(scans: Path, tmp_path: Pa
 # Classes of other names
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=NOT_RAISED,
-    reason="only the number of classes is compared, and the hospital trains with swapped labels",
-)
 def test_a_hospital_that_names_its_classes_otherwise_is_refused(tmp_path: Path) -> None:
     words = {"st-mary": ("healthy", "tumour"), "charite": ("Befund", "Normal")}
     for hospital, classes in words.items():
@@ -306,11 +259,6 @@ def test_a_hospital_that_names_its_classes_otherwise_is_refused(tmp_path: Path) 
 # Networks of users
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="frozen layers are trained like all others",
-)
 def test_frozen_layers_stay_as_they_are(scans: Path, tmp_path: Path) -> None:
     plan = dealt(tiny(scans, model=network("Frozen")), tmp_path)
     trainer = Trainer(plan.training)
@@ -322,11 +270,6 @@ def test_frozen_layers_stay_as_they_are(scans: Path, tmp_path: Path) -> None:
     assert not any(after[name].requires_grad for name in before)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a buffer that is no batch normalisation's stays in the one network that hospitals share",
-)
 @pytest.mark.parametrize("name", ["RunningScale", "Spectral"])
 def test_no_buffer_goes_from_one_hospital_to_the_next(scans: Path, tmp_path: Path, name: str) -> None:
     plan = dealt(tiny(scans, model=network(name)), tmp_path)
@@ -338,11 +281,6 @@ def test_no_buffer_goes_from_one_hospital_to_the_next(scans: Path, tmp_path: Pat
     assert np.array_equal(after_another.delta, alone.delta)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a buffer that is no batch normalisation's is saved nowhere",
-)
 @pytest.mark.parametrize("name", ["RunningScale", "Spectral"])
 def test_a_run_keeps_every_buffer_of_its_network(scans: Path, tmp_path: Path, name: str) -> None:
     experiment = tiny(scans, model=network(name), rounds=1)
@@ -351,30 +289,12 @@ def test_a_run_keeps_every_buffer_of_its_network(scans: Path, tmp_path: Path, na
     assert set(trainer_of(experiment).model.state_dict()) - {"mean", "std"} <= kept
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="the network is always in the channels-last layout, in which view fails",
-)
 def test_a_network_that_needs_the_row_major_layout_is_trained(scans: Path, tmp_path: Path) -> None:
     trained = train(tiny(scans, model=network("View")), tmp_path)
     assert np.isfinite(trained.reports[-1].loss)
 
 
-def crashes(error: type[Exception]) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, raises=error, reason="it crashes with a traceback after the scans were dealt")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("TwoAnswers", marks=crashes(TypeError)),
-        pytest.param("Lazy", marks=crashes(ValueError)),
-        pytest.param("Double", marks=crashes(RuntimeError)),
-        pytest.param("Half", marks=crashes(TypeError)),
-        "Tied",
-    ],
-)
+@pytest.mark.parametrize("name", ["TwoAnswers", "Lazy", "Double", "Half", "Tied"])
 def test_a_network_is_trained_or_refused_in_one_line_before_scans_are_dealt(
     scans: Path, tmp_path: Path, name: str
 ) -> None:
@@ -397,11 +317,6 @@ def test_a_network_is_trained_or_refused_in_one_line_before_scans_are_dealt(
         assert np.isfinite(losses).all()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="dropout draws from the process's own stream, which no seed starts",
-)
 @pytest.mark.parametrize("algorithm", ["fedavg", "ditto"])
 def test_dropout_draws_the_same_in_every_run_of_a_seed(scans: Path, tmp_path: Path, algorithm: str) -> None:
     experiment = tiny(scans, model=network("Drops"), algorithm=algorithm)
@@ -417,15 +332,18 @@ def test_dropout_draws_the_same_in_every_run_of_a_seed(scans: Path, tmp_path: Pa
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three sites, one of them with a single training scan and two test scans."""
-    counts = {"big": (12, 3, 4), "middle": (8, 3, 4)}
+    return write_sites(tmp_path_factory.mktemp("sites"), {"big": (12, 3, 4), "middle": (8, 3, 4)})
+
+
+def write_sites(folder: Path, counts: Mapping[str, tuple[int, int, int]]) -> Path:
+    """Sites of so many training, validation and test scans of each class, and one with a single training scan."""
     parts = ("train", "val", "test")
     rows: list[tuple[str, str, int]] = []
     for site, numbers in counts.items():
         rows += [(site, part, label) for part, n in zip(parts, numbers, strict=True) for label in (0, 1) * n]
     rows += [("tiny", "train", 0), ("tiny", "val", 0), ("tiny", "test", 1), ("tiny", "test", 1)]
-    file = tmp_path_factory.mktemp("sites") / "sites.parquet"
     return write_parquet(
-        file,
+        folder / "sites.parquet",
         [
             {"image": png(label, n), "label": ("healthy", "tumour")[label], "site": site, "split": part, "group": n}
             for n, (site, part, label) in enumerate(rows)
@@ -438,36 +356,31 @@ def smallest(trained: Trained) -> HospitalRecord:
     return min(trained.reports[-1].hospitals, key=lambda row: row.num_examples)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="its update of zeros votes like any other",
-)
 def test_an_update_that_was_trained_on_nothing_has_no_vote(sites: Path, tmp_path: Path) -> None:
     record = smallest(train(tiny(sites, partition="site"), tmp_path))
     assert record.num_examples <= 1
     assert record.weight == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ValueError,
-    reason="one value a channel is a crash that ends the run",
-)
+def test_an_update_that_was_trained_on_nothing_goes_into_no_masked_sum(tmp_path: Path) -> None:
+    data = write_sites(tmp_path, {"big": (12, 3, 4), "middle": (8, 3, 4), "other": (8, 3, 4)})
+    experiment = tiny(data, partition="site", hospitals=4, quorum=1, privacy="grouped(size=2)")
+    reports = train(experiment, tmp_path / "run").reports
+    (alone,) = [record for record in reports[-1].hospitals if record.judged == 2]
+    assert alone.state is HospitalState.MALFORMED
+    assert "two or more" in alone.reason
+
+
 def test_a_hospital_that_cannot_answer_is_recorded_with_the_reason(sites: Path, tmp_path: Path) -> None:
     trained = train(tiny(sites, partition="site", algorithm="fedbn", model=network("EndsInBatchNorm")), tmp_path)
     assert len(trained.reports) == 2
-    assert smallest(trained).reason
+    assert "its evaluation failed: ValueError" in smallest(trained).reason
+    assert [record.judged for record in trained.reports[-1].hospitals] == [8, 8, 0]
 
 
 # Labels
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="every number up to the highest label is a class",
-)
 @pytest.mark.parametrize("codes", [(1, 2), (174, 4021)])
 def test_the_labels_that_occur_in_an_npz_file_are_the_classes(tmp_path: Path, codes: tuple[int, int]) -> None:
     source = ArraySource(write_arrays(tmp_path / "codes.npz", codes))
@@ -475,11 +388,6 @@ def test_the_labels_that_occur_in_an_npz_file_are_the_classes(tmp_path: Path, co
     assert set(source.index()["label"].to_pylist()) == {0, 1}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="every number up to the highest label is a class",
-)
 @pytest.mark.parametrize("codes", [(1, 2), (174, 4021)])
 def test_the_labels_that_occur_in_a_parquet_file_are_the_classes(tmp_path: Path, codes: tuple[int, int]) -> None:
     rows = [{"image": png(label, n), "label": codes[label]} for label in (0, 1) for n in range(3)]
@@ -488,29 +396,13 @@ def test_the_labels_that_occur_in_a_parquet_file_are_the_classes(tmp_path: Path,
     assert set(source.index()["label"].to_pylist()) == {0, 1}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the page holds a confusion matrix of any size",
-)
 def test_a_report_on_many_classes_stays_small(tmp_path: Path) -> None:
-    data = write_arrays(tmp_path / "many.npz", range(150), per_class=3)
+    data = write_arrays(tmp_path / "many.npz", range(150), per_class=9)
     folder, _ = run(tiny(data, rounds=1), engine=InProcessEngine(), runs=tmp_path)
     assert (folder.path / "report.html").stat().st_size < 1_000_000
 
 
-def ends_in_a_traceback(error: type[Exception]) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, raises=error, reason="such labels end in a traceback")
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [
-        pytest.param([0.0, 1.0, 0.5], marks=ends_in_a_traceback(TypeError)),
-        pytest.param([[0, 1], [1, 0], [0, 1]], marks=ends_in_a_traceback(pa.ArrowNotImplementedError)),
-    ],
-    ids=["fractions", "lists"],
-)
+@pytest.mark.parametrize("labels", [[0.0, 1.0, 0.5], [[0, 1], [1, 0], [0, 1]]], ids=["fractions", "lists"])
 def test_labels_that_are_no_whole_numbers_are_refused_in_one_line(tmp_path: Path, labels: list[object]) -> None:
     rows = [{"image": png(n % 2, n), "label": label} for n, label in enumerate(labels)]
     source = ParquetSource(write_parquet(tmp_path / "labels.parquet", rows))
@@ -521,11 +413,6 @@ def test_labels_that_are_no_whole_numbers_are_refused_in_one_line(tmp_path: Path
 # Folders
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the parts of the published split are taken for the classes",
-)
 @pytest.mark.parametrize("patients", [False, True])
 @pytest.mark.parametrize("words", [("train", "test"), ("train", "val", "test"), ("Training", "Testing")])
 def test_folders_of_a_published_split_are_no_classes(tmp_path: Path, words: tuple[str, ...], patients: bool) -> None:
@@ -543,11 +430,6 @@ def test_folders_of_a_published_split_are_no_classes(tmp_path: Path, words: tupl
     assert len(set(index.splits)) == len(words)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="folders behind symbolic links are passed over in silence",
-)
 def test_a_patient_behind_a_symbolic_link_is_not_lost(tmp_path: Path) -> None:
     elsewhere = write_folder(tmp_path / "elsewhere", ("patient-7",), per_class=2)
     data = write_folder(tmp_path / "scans", per_class=3)
@@ -562,6 +444,14 @@ def test_a_patient_behind_a_symbolic_link_is_not_lost(tmp_path: Path) -> None:
     except DataError as error:
         refusal = str(error)
     assert found == 8 or "patient-7" in refusal
+
+
+@pytest.mark.parametrize(("target", "says"), [("nowhere", "leads nowhere"), (".", "leads back")])
+def test_a_link_that_leads_to_no_scans_is_refused(tmp_path: Path, target: str, says: str) -> None:
+    data = write_folder(tmp_path / "scans", per_class=3)
+    (data / "tumour" / "link").symlink_to(target)
+    with pytest.raises(DataError, match=f"tumour/link: a link that {says}"):
+        FolderSource(data).index()
 
 
 @pytest.mark.xfail(
@@ -628,11 +518,6 @@ def test_the_first_picture_does_not_decide_whether_all_are_grey(tmp_path: Path) 
     assert FolderSource(data).channels == 3
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the first broken file alone is named",
-)
 def test_an_audit_names_every_broken_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -648,11 +533,6 @@ def test_an_audit_names_every_broken_file(
     assert "tumour/0004.png" in said
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="scans of one class are refused even where both classes are named",
-)
 def test_a_site_with_one_class_can_be_dealt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -670,11 +550,6 @@ def test_a_site_with_one_class_can_be_dealt(
 # What is said
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="FedBN is then FedAvg without a word",
-)
 def test_fedbn_on_a_network_without_batch_normalisation_says_so(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -689,11 +564,6 @@ def test_fedbn_on_a_network_without_batch_normalisation_says_so(
     assert "batch normalisation" in " ".join((captured.out + captured.err + caplog.text).split())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=specification.SpecificationError,
-    reason="the file's own folder is not on the path of imports",
-)
 def test_a_file_of_ones_own_imports_its_neighbour(plugins: Path) -> None:
     (plugins / "neighbouring_parts.py").write_text("SHARE = 0.25\n")
     (plugins / "own_rules.py").write_text(
@@ -703,11 +573,6 @@ def test_a_file_of_ones_own_imports_its_neighbour(plugins: Path) -> None:
     assert rule.share == 0.25
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="neither the help nor the page on extending tells the range",
-)
 def test_the_range_that_a_network_of_ones_own_gets_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -716,11 +581,6 @@ def test_the_range_that_a_network_of_ones_own_gets_is_told(
     assert re.search(r"-2(\.0)? to \+?2|\[-2(\.0)?, ?2(\.0)?\]|- 0?\.5\) / 0?\.25", " ".join(told.split()))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the message names the address and not where it came from",
-)
 def test_an_address_in_the_environment_that_is_no_clusters_is_told_by_its_variable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, scans: Path
 ) -> None:
@@ -731,11 +591,6 @@ def test_an_address_in_the_environment_that_is_no_clusters_is_told_by_its_variab
     assert "RAY_ADDRESS" in said
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the message names a path and not what chose it",
-)
 def test_a_home_that_cannot_be_written_is_told_by_its_variable(
     monkeypatch: pytest.MonkeyPatch, read_only: Path
 ) -> None:
@@ -756,11 +611,6 @@ def folds(file: Path, *, number: int) -> Path:
     return write_parquet(file, rows)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a tenth of five folds or fewer is rounded to none for validation",
-)
 @pytest.mark.parametrize("number", [3, 5])
 def test_few_folds_leave_validation_scans(tmp_path: Path, number: int) -> None:
     index = Index.of(ParquetSource(folds(tmp_path / "folds.parquet", number=number)))
@@ -768,11 +618,6 @@ def test_few_folds_leave_validation_scans(tmp_path: Path, number: int) -> None:
     assert set(roles) == {Role.TRAIN, Role.VALIDATION, Role.TEST}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the first trial wins though nothing was measured",
-)
 def test_a_search_without_a_measured_trial_has_no_winner() -> None:
     trials = [
         Trial("search", n, {"learning_rate": rate}, state=State.FINISHED, steps=({"accuracy": float("nan")},))
@@ -781,11 +626,6 @@ def test_a_search_without_a_measured_trial_has_no_winner() -> None:
     assert Pace("base.yaml").choose(trials) is None
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the trial of the old base is kept, for only its path is compared",
-)
 @pytest.mark.usefixtures("ray_here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside Ray Tune's own code
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -484,8 +484,23 @@ def test_a_persons_own_folder_becomes_a_shard_once(joined: Experiment, servers_p
     assert again.path.stat().st_mtime_ns == written
     assert sum(len(again.labels(role)) for role in Role) == 40
     assert not len(again.labels(Role.ROOT))
-    with pytest.raises(DataError, match="tells"):
+    with pytest.raises(DataError, match="this data's ill, well"):
         own_shard(scans, terms, tmp_path / "other", progress=lambda *_: None)
+
+
+def test_a_site_with_one_of_the_classes_is_numbered_by_its_name(
+    joined: Experiment, servers_part: Path, tmp_path: Path
+) -> None:
+    terms = terms_of(joined, servers_part, tmp_path / "gateway")
+    random = np.random.default_rng(0)
+    for number in range(20):
+        file = tmp_path / "scans" / "well" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32), np.uint8)).save(file)
+    other = terms.model_copy(update={"classes": ("ill", "well")})
+    shard = own_shard(tmp_path / "scans", other, tmp_path / "own", progress=lambda *_: None)
+    assert shard.classes == ("ill", "well")
+    assert set(shard.labels(Role.TRAIN)) == {1}
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -49,6 +49,7 @@ def as_messages(
         names = [f"hospital-{number:02d}" for number in range(hospitals)]
         plan = CohortPlan(
             dict.fromkeys(names),  # type: ignore[arg-type]
+            (),
             None,  # type: ignore[arg-type]
             Adversary((), None, hospitals),
             None,  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ def _markdown(grid: Grid, what: str) -> str:
         return f"{f'**{cell.text}**' if grid.is_best(row, cell) else cell.text}{fewer}"
 
     def worst(row: Row) -> str:
-        return "–" if row.is_reference else f"{100 * row.worst.mean:.1f} ({row.worst.attack})"
+        return "–" if row.is_reference else f"{row.worst.percent} ({row.worst.attack})"
 
     lines = [["rule", *grid.attacks, "worst"], ["---", *["---:"] * (len(grid.attacks) + 1)]]
     lines += [[row.rule, *(text(row, cell) for cell in row.cells), worst(row)] for row in grid.rows]

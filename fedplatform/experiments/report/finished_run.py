@@ -51,7 +51,8 @@ class HospitalHistory:
     @property
     def shut_out(self) -> bool:
         """Whether the rule refused more than half of the well-formed updates it sent."""
-        return self.states[HospitalState.HOSTILE] > self.states[HospitalState.REPORTED]
+        used = self.states[HospitalState.REPORTED] + self.states[HospitalState.UNJUDGED]
+        return self.states[HospitalState.HOSTILE] > used
 
     @property
     def last(self) -> HospitalRecord:

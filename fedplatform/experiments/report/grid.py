@@ -22,17 +22,27 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One rule against one attack, over the seeds."""
+    """One rule against one attack, over the seeds; without a mean where nothing was learned for one of them."""
 
     attack: str
-    mean: float
+    mean: float  # NaN where it has none
     sd: float  # NaN for a single seed
     seeds: int
 
     @property
     def text(self) -> str:
         """Percent, with the spread where there is more than one seed."""
-        return f"{100 * self.mean:.1f}{'' if math.isnan(self.sd) else f' ± {100 * self.sd:.1f}'}"
+        return f"{self.percent}{'' if math.isnan(self.sd) else f' ± {100 * self.sd:.1f}'}"
+
+    @property
+    def percent(self) -> str:
+        """The mean in percent, or a dash."""
+        return "–" if math.isnan(self.mean) else f"{100 * self.mean:.1f}"
+
+    @property
+    def shade(self) -> float:
+        """The mean, 0 where there is none."""
+        return 0.0 if math.isnan(self.mean) else self.mean
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,8 @@ class Row:
 
     @property
     def worst(self) -> Cell:
-        """The lowest of the cells that were run."""
-        return min((cell for cell in self.cells if cell), key=lambda cell: cell.mean)
+        """The lowest of the cells that were run; lower than all is one in which nothing was learned."""
+        return min((cell for cell in self.cells if cell), key=lambda cell: (not math.isnan(cell.mean), cell.shade))
 
     @property
     def is_complete(self) -> bool:
@@ -86,7 +96,7 @@ def _check(table: pd.DataFrame) -> None:
     if table.empty:
         raise ReportError("a comparison needs at least one run, got an empty table")
     for metric in ("accuracy", "macro_f1"):
-        wrong = table[~table[metric].between(0, 1)]
+        wrong = table[~(table[metric].between(0, 1) | table[metric].isna())]
         if len(wrong):
             raise ReportError(f"{metric} is a share in [0, 1], got {wrong[metric].iloc[0]} in row {wrong.index[0]}")
     twice = table[table.duplicated(list(COLUMNS[0]))]
@@ -135,7 +145,8 @@ def _grid(title: str, frame: pd.DataFrame, metric: Metric) -> Grid:
         cells: list[Cell | None] = []
         for attack in attacks:
             values = runs.loc[runs["attack"] == attack, metric]
-            cells.append(Cell(attack, float(values.mean()), float(values.std()), len(values)) if len(values) else None)
+            mean, sd = float(values.mean(skipna=False)), float(values.std(skipna=False))
+            cells.append(Cell(attack, mean, sd, len(values)) if len(values) else None)
         rows.append(Row(str(rule), rule in REFERENCES, tuple(cells)))
     best = dict.fromkeys(attacks, -math.inf)
     for cell in (cell for row in rows if not row.is_reference for cell in row.cells if cell):

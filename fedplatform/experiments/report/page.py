@@ -22,12 +22,14 @@ from fedplatform.experiments.report.heat_map import draw_heat_map
 from fedplatform.experiments.report.picture import png
 
 MAX_EVENTS = 400
+MOST_CLASSES = 40  # in a matrix that a person still reads
 DEED = {
     HospitalState.REPORTED: "sent its update",
     HospitalState.LATE: "was late",
     HospitalState.CRASHED: "crashed",
     HospitalState.MALFORMED: "sent something that is not an update",
     HospitalState.HOSTILE: "was shut out by the rule",
+    HospitalState.UNJUDGED: "sent its update but could not judge the new model",
 }
 
 
@@ -58,6 +60,7 @@ def write_report(folder: Path) -> Path:
         events=_foremost(events),
         num_events=len(events),
         confusion=_confusion(run),
+        num_classes=len(run.rounds[-1].confusion),
         attack=attack,
         scans=_scans(run.samples) if run.samples else (),
         phases=_phases(run.rounds),
@@ -122,7 +125,7 @@ class _Confusion:
 
 def _confusion(run: FinishedRun) -> _Confusion | None:
     matrix = run.rounds[-1].confusion
-    if not matrix:
+    if not matrix or len(matrix) > MOST_CLASSES:
         return None
     classes = run.samples.classes if run.samples else tuple(f"class {label}" for label in range(len(matrix)))
     if len(classes) != len(matrix):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedplatform.core.files import claim
+from fedplatform.core.files import claim, claim_files
+from fedplatform.core.specification import plugin_files
 from fedplatform.core.workers import as_they_finish, workers
 from fedplatform.data.error import DataError
 from fedplatform.experiments.baselines import CENTRAL
@@ -53,6 +54,7 @@ def fill(
     cells = benchmark.cells()
     cells[0].without_rule().open_data(data_folder)
     claim(folder, benchmark.settings, what="benchmark", before=Experiment.defaults())
+    claim_files(folder, plugin_files(), what="benchmark")
     results = Results(folder, cells)
     left = [cell for cell in cells if not results.has(cell)]
     done = len(cells) - len(left)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from fedplatform.core.errors import FedplatformError
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.data.splits import Role
 from fedplatform.federated.byzantine import ByzantineHospital
@@ -19,6 +20,10 @@ from fedplatform.federated.secure.privacy import Grouped
 
 Request = Literal["advertise", "share", "mask", "reveal"]
 FIXED_POINT = FixedPoint()
+
+
+class NothingLearnedError(FedplatformError, ValueError):
+    """A hospital with too few scans for a batch: its update of zeros would make its group's mean smaller."""
 
 
 class MaskedHospital:
@@ -40,7 +45,10 @@ class MaskedHospital:
     def answer(
         self, request: Request, *content: object
     ) -> PublicKeys | tuple[SealedShares, ...] | MaskedVector | RevealedShares:
-        """The answer to a request of the protocol. Raises ProtocolError for one that is none, or is out of turn."""
+        """The answer to a request of the protocol.
+
+        Raises ProtocolError for one that is none, or is out of turn, and NothingLearnedError where there is no update.
+        """
         match request, content:
             case "advertise", (int(round_number),):
                 self._masker = Masker(self.hospital_id, round_number, least_members=self._privacy.size)
@@ -51,6 +59,8 @@ class MaskedHospital:
                 self._group = group
                 return letters
             case "mask", (tuple() as letters,) if self._masker and self._group:
+                if self.own_update.num_examples < 1:
+                    raise NothingLearnedError("an update comes from at least one scan, in a batch of two or more")
                 protected = protect(
                     self.own_update.delta,
                     self._privacy,

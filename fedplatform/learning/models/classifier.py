@@ -36,25 +36,31 @@ class Classifier(nn.Module):
     The constants are the same for all hospitals: measured ones would have to be shared, and leak.
     """
 
+    constant_names = ("mean", "std")
     mean: torch.Tensor
     std: torch.Tensor
 
     def __init__(self, body: nn.Module, *, mean: float = 0.5, std: float = 0.25) -> None:
         super().__init__()
         self.body = body
+        self.row_major = False  # whether the body takes that layout only, as ``view`` after a convolution does
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (n, num_classes) of images (n, c, h, w) in [0, 1]."""
-        logits: torch.Tensor = self.body((images - self.mean) / self.std)
+        logits: torch.Tensor = self.body(self._normalised(images))
         return logits
 
     def penalised(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits as from :meth:`forward`, and what the body wants added to the loss; None from most bodies."""
         if isinstance(self.body, Penalised):
-            return self.body.penalised((images - self.mean) / self.std)
+            return self.body.penalised(self._normalised(images))
         return self(images), None
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        normalised = (images - self.mean) / self.std
+        return normalised.contiguous() if self.row_major else normalised
 
     def head_names(self) -> frozenset[str]:
         """State names of the last layer: timm's own word for it, the body's ``head``, or else its last linear layer.

@@ -25,12 +25,13 @@ from fedplatform.learning.training.objectives import (
     Trades,
 )
 from fedplatform.learning.training.sampling import SamplingName
-from fedplatform.learning.training.trainer import LocalTraining, Stopped, Trainer
+from fedplatform.learning.training.trainer import LEAST_BATCH, LocalTraining, Stopped, Trainer
 
 __all__ = [
     "ALGORITHMS",
     "APFL",
     "AUGMENTATIONS",
+    "LEAST_BATCH",
     "OBJECTIVES",
     "AdversarialTraining",
     "Algorithm",

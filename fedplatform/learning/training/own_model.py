@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fedplatform.learning.parameters import PersonalState, batch_norm_names, plain_copy
+from fedplatform.learning.parameters import PersonalState, batch_norm_names, measured_names, plain_copy
 from fedplatform.learning.training.algorithms import OwnModel
 
 OWN = "own:"  # in front of the state names of the copy
@@ -15,7 +15,7 @@ ALPHA = "share of own"  # its share in what the hospital answers with
 def first_copy(model: nn.Module, algorithm: OwnModel) -> dict[str, torch.Tensor]:
     """The copy before the first round: the model as it is, and the share that the algorithm starts from."""
     state = model.state_dict()
-    names = {name for name, _ in model.named_parameters()} | batch_norm_names(model)
+    names = {name for name, _ in model.named_parameters()} | batch_norm_names(model) | measured_names(model)
     copy = {OWN + name: plain_copy(state[name]) for name in state if name in names}
     return {**copy, ALPHA: torch.tensor(float(algorithm.alpha))}
 

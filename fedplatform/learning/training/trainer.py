@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,23 +15,27 @@ from torch import nn
 
 from fedplatform.core.seeding import lent_stream, torch_generator
 from fedplatform.data.images import to_images
-from fedplatform.learning.models import ModelBuilder
+from fedplatform.learning.models import Classifier, ModelBuilder
+from fedplatform.learning.models.memory_layout import laid_out
 from fedplatform.learning.parameters import (
     BATCH_NORM,
     ParameterLayout,
     PersonalState,
     batch_norm_names,
+    measured_names,
     names_that_stay,
     plain_copy,
 )
 from fedplatform.learning.training.algorithms import Algorithm, HeadFirst, OwnModel
 from fedplatform.learning.training.augmentation import Augmentation
+from fedplatform.learning.training.network_check import require_answers, require_plain_weights
 from fedplatform.learning.training.objectives import Batch, CrossEntropy, Objective
 from fedplatform.learning.training.own_model import ALPHA, OWN, first_copy, mix_in
 from fedplatform.learning.training.sampling import SamplingName, epoch_order, group_odds
 from fedplatform.learning.training.sgd import Sgd
 
 PREDICTION_BATCH = 128
+LEAST_BATCH = 2  # batch normalisation has no variance of one scan
 SETTLING_SCANS = 128  # enough for a mean and a variance
 LARGEST_GRADIENT = 1.0  # L2 norm to which AdamW's gradients are clipped, as transformers need
 
@@ -83,8 +87,8 @@ class Trainer:
             network = training.objective.network(
                 training.model, channels=training.channels, num_classes=training.num_classes, size=training.size
             )
-        # channels_last is 10 % faster for the convolutions of a CPU and the same numbers.
-        self.model: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            require_plain_weights(network)
+            self.model: nn.Module = laid_out(network, channels=training.channels, size=training.size)
         stays = training.algorithm.personal(self.model) | names_that_stay(self.model)
         self.layout = ParameterLayout.of(self.model, personal=stays)
         self.initial_weights = self.layout.flatten(self.model)
@@ -92,6 +96,14 @@ class Trainer:
             **self._personal(),
             **(first_copy(self.model, training.algorithm) if isinstance(training.algorithm, OwnModel) else {}),
         }
+        kept = {*self.layout.names, *self.layout.personal}
+        self._constants = {name: value.clone() for name, value in self.model.named_buffers() if name not in kept}
+
+    def rehearse(self) -> None:
+        """Show a copy of a classifier two empty scans. Raises ValueError where it does not answer as one."""
+        setting = self.training
+        if isinstance(self.model, Classifier):
+            require_answers(self.model, channels=setting.channels, num_classes=setting.num_classes, size=setting.size)
 
     def load(self, weights: np.ndarray, personal: PersonalState) -> None:
         """Put the broadcast weights (d,) and one hospital's personal layers into the model, as training starts."""
@@ -99,6 +111,10 @@ class Trainer:
         state = self.model.state_dict()
         for name in self.layout.personal:
             state[name].copy_(personal[name])
+        # What neither travels nor stays in the hospital must not go from one hospital to the next in this model.
+        for name, value in self.model.named_buffers():
+            if name in self._constants and value.shape == self._constants[name].shape:
+                value.copy_(self._constants[name])
 
     def load_served(self, weights: np.ndarray, personal: PersonalState) -> None:
         """Put in the model by which the hospital answers: the same, or with its own copy where it keeps one."""
@@ -136,7 +152,7 @@ class Trainer:
         pulled = [(p, p.detach().clone()) for name, p in self.model.named_parameters() if name in shared]
         losses: list[float] = []
         for epochs, trained in self._phases():
-            with _only(self.model, trained):
+            with _only(self.model, trained), _own_draws(generator):
                 for batch in self._batches(
                     images,
                     labels,
@@ -190,7 +206,7 @@ class Trainer:
         pull = rate * algorithm.lam / (1 + rate * algorithm.lam)
         mix_in(self.model, kept)
         self.model.train()
-        for batch in self._batches(
+        batches = self._batches(
             images,
             labels,
             groups,
@@ -198,24 +214,27 @@ class Trainer:
             round_number=round_number,
             generator=generator,
             stop=should_stop,
-        ):
-            alpha = float(kept[ALPHA])
-            self.model.zero_grad()
-            self.training.objective.loss(self.model, batch).backward()
-            slopes = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-            uphill = sum(float((slope * (own[name] - shared[name])).sum()) for name, slope in slopes.items())
-            for name, slope in slopes.items():
-                own[name].grad = alpha * slope
-            self._step(optimiser)
-            for name, value in own.items():
-                value.lerp_(shared[name], pull)
-            if algorithm.learns_alpha:
-                kept[ALPHA] = torch.tensor(min(max(alpha - rate * uphill, 0.0), 1.0))
-            with torch.no_grad():
-                for name, parameter in self.model.named_parameters():
-                    parameter.copy_(torch.lerp(shared[name], own[name], float(kept[ALPHA])))
+        )
+        with _own_draws(generator):
+            for batch in batches:
+                alpha = float(kept[ALPHA])
+                self.model.zero_grad()
+                self.training.objective.loss(self.model, batch).backward()
+                slopes = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+                uphill = sum(float((slope * (own[name] - shared[name])).sum()) for name, slope in slopes.items())
+                for name, slope in slopes.items():
+                    own[name].grad = alpha * slope
+                self._step(optimiser)
+                for name, value in own.items():
+                    value.lerp_(shared[name], pull)
+                if algorithm.learns_alpha:
+                    kept[ALPHA] = torch.tensor(min(max(alpha - rate * uphill, 0.0), 1.0))
+                with torch.no_grad():
+                    for name, parameter in self.model.named_parameters():
+                        parameter.copy_(torch.lerp(shared[name], own[name], float(kept[ALPHA])))
         state = self.model.state_dict()
-        statistics = {OWN + name: state[name].clone() for name in batch_norm_names(self.model) if name not in own}
+        measured = batch_norm_names(self.model) | measured_names(self.model)
+        statistics = {OWN + name: state[name].clone() for name in measured if name not in own}
         return {
             **personal,
             **{OWN + name: value.detach() for name, value in own.items()},
@@ -285,13 +304,14 @@ class Trainer:
         return {name: plain_copy(state[name]) for name in self.layout.personal}
 
     def _phases(self) -> list[tuple[int, frozenset[str]]]:
-        """How many epochs of a round train which parameters, in order."""
-        everything = frozenset(name for name, _ in self.model.named_parameters())
+        """How many epochs of a round train which parameters, in order; frozen ones are in no phase."""
+        everything = frozenset(name for name, value in self.model.named_parameters() if value.requires_grad)
         algorithm, epochs = self.training.algorithm, self.training.epochs
         if not isinstance(algorithm, HeadFirst):
             return [(epochs, everything)]
         head = everything & set(self.layout.personal)
-        return [(algorithm.head_epochs, head), (epochs, everything - head)]
+        phases = [(algorithm.head_epochs, head), (epochs, everything - head)]
+        return [(number, trained) for number, trained in phases if trained]
 
     def _batches(
         self,
@@ -315,7 +335,7 @@ class Trainer:
             ):
                 if stop():
                     raise Stopped
-                if len(rows) < 2:  # batch normalisation has no variance of one scan
+                if len(rows) < LEAST_BATCH:
                     continue
                 scans = to_images(images[rows.numpy()])
                 if setting.augmentation is not None:
@@ -339,12 +359,19 @@ class Trainer:
 @contextmanager
 def _only(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
     """Train the named parameters and no others; batch normalisation goes on measuring."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
+    flags = [(parameter, parameter.requires_grad, name in names) for name, parameter in model.named_parameters()]
+    for parameter, _, trained in flags:
+        parameter.requires_grad_(trained)
     try:
         yield
     finally:
-        model.requires_grad_(True)
+        for parameter, flag, _ in flags:
+            parameter.requires_grad_(flag)
+
+
+def _own_draws(generator: torch.Generator) -> AbstractContextManager[None]:
+    """Let layers that draw (dropout, drop path) do so from a stream beside ``generator``, which deals the batches."""
+    return lent_stream((generator.initial_seed() + 1) % 2**63)
 
 
 def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
