@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 
 from fedplatform.data.dicom import DicomHeader, read_dicom, read_dicom_header, shown_frames
 from fedplatform.data.error import DataError
+from fedplatform.data.origin import UNKNOWN
 
 
 def shown(stored: np.ndarray, **tags: object) -> list[np.ndarray]:
@@ -208,14 +209,14 @@ def test_a_header_names_the_patient_the_place_and_the_frames(tmp_path: Path) -> 
     path = tmp_path / "scan.dcm"
     two = np.zeros((2, 2, 2), np.uint16)
     for tags, header in (
-        ({"InstitutionName": "ward 7", "ManufacturerModelName": "Avanto"}, DicomHeader("p1", "ward 7", 2)),
-        ({"InstitutionName": "", "ManufacturerModelName": "Avanto"}, DicomHeader("p1", "Avanto", 2)),
-        ({"PatientID": ""}, DicomHeader("", "", 2)),
+        ({"InstitutionName": "ward 7", "ManufacturerModelName": "Avanto"}, DicomHeader("p1", "ward 7", 2, UNKNOWN)),
+        ({"InstitutionName": "", "ManufacturerModelName": "Avanto"}, DicomHeader("p1", "Avanto", 2, UNKNOWN)),
+        ({"PatientID": ""}, DicomHeader("", "", 2, UNKNOWN)),
     ):
         path.write_bytes(dicom_bytes(two, **tags))
         assert read_dicom_header(path) == header
     path.write_bytes(dicom_bytes(two[0], PatientID="p2"))
-    assert read_dicom_header(path) == DicomHeader("p2", "", 1)
+    assert read_dicom_header(path) == DicomHeader("p2", "", 1, UNKNOWN)
 
 
 def test_the_error_names_what_was_read_and_is_one_line() -> None:
