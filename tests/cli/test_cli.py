@@ -156,7 +156,7 @@ def test_a_comparison_goes_on_where_it_stopped(
         "dataset", "split", "rule", "attack", "hospitals", "byzantine", "rounds", "seed", "accuracy", "macro_f1", "auc",
     ]  # fmt: skip
     assert results["rule"].value_counts().to_dict() == {
-        "mean": 2, "nnm+median": 2, "nearest_neighbour": 1, "central": 1,
+        "mean": 2, "nnm(f=1)+median": 2, "nearest_neighbour": 1, "central": 1,
     }  # fmt: skip
     assert "of 6" in capsys.readouterr().out
     assert (tmp_path / "table" / "comparison.html").exists()
