@@ -16,6 +16,7 @@ from torch import nn
 from fedplatform.core.seeding import lent_stream, torch_generator
 from fedplatform.data.images import to_images
 from fedplatform.learning.models import ModelBuilder
+from fedplatform.learning.models.freezing import has_frozen_statistics, training_mode
 from fedplatform.learning.parameters import (
     BATCH_NORM,
     ParameterLayout,
@@ -129,7 +130,7 @@ class Trainer:
         comes back as it was; that is for :meth:`fit_own`. Raises :class:`Stopped` as soon as ``should_stop()`` is true.
         """
         self.load(weights, personal)
-        self.model.train()
+        training_mode(self.model)
         algorithm = self.training.algorithm
         optimiser = self._optimiser(self.model.parameters(), round_number)
         shared = set(self.layout.shared_names)
@@ -189,7 +190,7 @@ class Trainer:
         rate = self.training.learning_rate_in(round_number)
         pull = rate * algorithm.lam / (1 + rate * algorithm.lam)
         mix_in(self.model, kept)
-        self.model.train()
+        training_mode(self.model)
         for batch in self._batches(
             images,
             labels,
@@ -238,7 +239,8 @@ class Trainer:
         few = images[np.linspace(0, len(images) - 1, min(len(images), SETTLING_SCANS)).astype(int)]
         self.load_served(weights, personal)
         self.model.eval()
-        layers = [module for module in self.model.modules() if isinstance(module, BATCH_NORM)]
+        normal = [module for module in self.model.modules() if isinstance(module, BATCH_NORM)]
+        layers = [layer for layer in normal if not has_frozen_statistics(layer)]
         usual = [layer.momentum for layer in layers]
         for layer in layers:
             layer.reset_running_stats()
@@ -285,13 +287,14 @@ class Trainer:
         return {name: plain_copy(state[name]) for name in self.layout.personal}
 
     def _phases(self) -> list[tuple[int, frozenset[str]]]:
-        """How many epochs of a round train which parameters, in order."""
-        everything = frozenset(name for name, _ in self.model.named_parameters())
+        """How many epochs of a round train which parameters, in order; frozen ones are in no phase."""
+        everything = frozenset(name for name, value in self.model.named_parameters() if value.requires_grad)
         algorithm, epochs = self.training.algorithm, self.training.epochs
         if not isinstance(algorithm, HeadFirst):
             return [(epochs, everything)]
         head = everything & set(self.layout.personal)
-        return [(algorithm.head_epochs, head), (epochs, everything - head)]
+        phases = [(algorithm.head_epochs, head), (epochs, everything - head)]
+        return [(number, trained) for number, trained in phases if trained]
 
     def _batches(
         self,
@@ -339,12 +342,14 @@ class Trainer:
 @contextmanager
 def _only(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
     """Train the named parameters and no others; batch normalisation goes on measuring."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
+    flags = [(parameter, parameter.requires_grad, name in names) for name, parameter in model.named_parameters()]
+    for parameter, _, trained in flags:
+        parameter.requires_grad_(trained)
     try:
         yield
     finally:
-        model.requires_grad_(True)
+        for parameter, flag, _ in flags:
+            parameter.requires_grad_(flag)
 
 
 def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
