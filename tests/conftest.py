@@ -61,6 +61,8 @@ MARKERS = {
             "test_personal",
             "test_serving_diagnose",
             "test_bundle",
+            "test_weights",
+            "test_starting_weights",
         ),
         *("test_federation", "test_outside", "test_tracking", "test_serving_intake", "test_speed", "test_tune_parts"),
         *(

@@ -55,6 +55,10 @@ class RoundTable(Callback):
         if self._live:
             self._live.update(self._table())
 
+    def weights_loaded(self, words: str) -> None:
+        """Say what of the given weights was loaded."""
+        self._console.print(words, soft_wrap=True, highlight=False)
+
     def started(self, experiment: Experiment, earlier: Sequence[RoundReport]) -> None:  # noqa: ARG002
         """Show the rounds that were finished before, where there are some."""
         if not earlier:

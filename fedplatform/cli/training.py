@@ -24,7 +24,10 @@ from fedplatform.cli.terminal import console, one_line_errors, opened
     help="shards that 'fedplatform data partition' wrote; where hospitals open their own, the server's part of them",
 )
 @click.option(
-    "--resume", "stopped", metavar="NAME", help="go on with the stopped run NAME, in place of RECIPE and settings"
+    "--resume",
+    "stopped",
+    metavar="NAME",
+    help="go on with the run NAME, in place of RECIPE and settings; a finished one until --rounds N",
 )
 def run(
     recipe: str | None,
@@ -45,7 +48,8 @@ def run(
 ) -> None:
     """Run one experiment, from partition to report.
 
-    RECIPE is one that comes with the package (lesions, br35h, br35h_robust, alzheimer, lc25000, mnist, cifar10);
+    RECIPE is one that comes with the package (lesions, br35h, br35h_pretrained, br35h_robust, alzheimer, lc25000,
+    mnist, cifar10);
     FILE.yaml is your own, or the experiment.yaml that an earlier run left. Every setting in it can be changed by the
     option of its name; the defaults below hold where neither says anything.
 
@@ -54,7 +58,8 @@ def run(
     MLflow, in runs/mlflow.db unless MLFLOW_TRACKING_URI says otherwise.
 
     Every round ends in a checkpoint. An interrupted run resumes with --resume NAME after its last finished round, and
-    ends with the weights of an uninterrupted run, bit for bit (docs/faults.md).
+    ends with the weights of an uninterrupted run, bit for bit (docs/faults.md). A finished run goes on with --resume
+    NAME --rounds N until round N; --weights runs/NAME starts a new one from what it learned.
 
     \b
     Examples:
@@ -65,6 +70,8 @@ def run(
       fedplatform run lesions --rule trust --byzantine 2 --attack sign_flip --privacy "grouped(size=3)"
       fedplatform run runs/lesions-mean-none-seed0/experiment.yaml
       fedplatform run --resume lesions-mean-none-seed0
+      fedplatform run --resume lesions-mean-none-seed0 --rounds 40
+      fedplatform run br35h --model resnet18 --weights imagenet --freeze body
       fedplatform run federation.yaml --address auto --shards server/
 
     On a cluster (--address, or RAY_ADDRESS) each hospital that the file lists runs on the node that is labelled as its
@@ -81,8 +88,10 @@ def run(
     """
     if (recipe is None) == (stopped is None):
         raise click.UsageError("give a RECIPE or --resume NAME", click.get_current_context())
-    if stopped is not None and (name or given(changes)):
-        raise click.UsageError("a resumed run keeps its name and settings", click.get_current_context())
+    if stopped is not None and (name or set(given(changes)) - {"rounds"}):
+        raise click.UsageError(
+            "a resumed run keeps its name and settings, all but --rounds", click.get_current_context()
+        )
     with one_line_errors():
         from fedplatform.cli.display import RoundTable, hospital_table
         from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
@@ -91,8 +100,10 @@ def run(
         from fedplatform.experiments.run_folder import RunFolder
         from fedplatform.federated.secure import promise
 
-        folder = RunFolder.reopen(runs, stopped) if stopped else None
-        settings = folder.read_settings() if folder else {**load_settings(str(recipe)), **given(changes)}
+        settings = given(changes)
+        rounds = int(str(settings["rounds"])) if stopped and "rounds" in settings else None
+        folder = RunFolder.reopen(runs, stopped, rounds=rounds) if stopped else None
+        settings = {**(folder.read_settings() if folder else load_settings(str(recipe))), **settings}
         experiment = Experiment.from_settings(settings)
         on_a_cluster = engine == "ray" and address != "local"
         has_own_shards = any(place.shard for place in experiment.places)
@@ -115,6 +126,7 @@ def run(
                     engine=runner,
                     data_folder=data_folder,
                     shards=shards,
+                    rounds=rounds,
                     callbacks=[table],
                 )
             else:

@@ -79,9 +79,20 @@ EXPERIMENT: dict[str, Option] = {
         "how many Byzantine hospitals the rule is built to withstand", 3, int, shown="as many as there are Byzantine"
     ),
     "model": Option(
-        "classifier: small_cnn, small_resnet, experts, any timm model by its name (resnet18), or FILE.py:CLASS; "
+        "classifier: small_cnn, small_resnet, efficientnet_lite0, experts, any timm model by its name (resnet18), or "
+        "FILE.py:CLASS; "
         "masked_autoencoder, noise_predictor and residual_sensor are the networks of a defence",
         "small_cnn",
+    ),
+    "weights": Option(
+        "what the network starts from: none (random), imagenet (timm's networks and efficientnet_lite0), a "
+        ".safetensors or .pth file, the folder of an earlier run, or models:/NAME of MLflow",
+        "none",
+    ),
+    "freeze": Option(
+        "what training leaves as it was loaded: body (all but the last layer), or layers by name, NAME,NAME..., each "
+        "with all below it",
+        "none",
     ),
     "algorithm": Option(
         "local training: fedavg, fedprox, fedbn, fedbn_p, silo_bn, fedper, fedrep, ditto, apfl", "fedbn_p"

@@ -36,8 +36,9 @@ class TrainedRun:
 class Callback:
     """Listens to a run. Every method does nothing here; override what you need.
 
-    The moments of a run come in this order: ``dealing`` while scans are dealt to hospitals, ``started`` once,
-    ``round_finished`` after each round, ``finished`` once, and ``closed`` at the end, whatever happened.
+    The moments of a run come in this order: ``dealing`` while scans are dealt to hospitals, ``weights_loaded`` where it
+    starts from given weights, ``started`` once, ``round_finished`` after each round, ``finished`` once, and ``closed``
+    at the end, whatever happened.
 
     >>> import fedplatform as fp
     >>> class Accuracies(fp.Callback):
@@ -50,6 +51,9 @@ class Callback:
 
     def dealing(self, done: int, total: int) -> None:
         """So many of all scans are dealt to hospitals."""
+
+    def weights_loaded(self, words: str) -> None:
+        """Given weights fit the network; one line says what was loaded, what is new and what was not used."""
 
     def started(self, experiment: Experiment, earlier: Sequence[RoundReport]) -> None:
         """Hospitals and server are up; ``earlier`` are the rounds of a launch before, where a run is resumed."""

@@ -55,11 +55,12 @@ class CheckpointFolder:
     def require_same(self, settings: Mapping[str, object], *, checkpoint: Path) -> None:
         """Raise :class:`ExperimentError` where a checkpoint was written with other settings.
 
-        One that it lacks, because the software did not have it then, had the value that is its default now.
+        One that it lacks, because the software did not have it then, had the value that is its default now. The number
+        of rounds may differ: a run can go on for more than it began with.
         """
         found = {**_as_json(Experiment.defaults()), **settings}
         for name in {**self.experiment, **settings}:
-            if found.get(name) != self.experiment.get(name):
+            if name != "rounds" and found.get(name) != self.experiment.get(name):
                 raise ExperimentError(
                     f"{checkpoint} is of another experiment than the experiment.yaml of this run: "
                     f"{name}={found.get(name)!r} there, {self.experiment.get(name)!r} here"

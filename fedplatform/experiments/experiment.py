@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,6 +21,7 @@ from fedplatform.data.source import Source
 from fedplatform.data.sources import open_source
 from fedplatform.experiments.places import Place, require_distinct
 from fedplatform.experiments.rule_text import describe_rule, parse_rule, slug_of_rule
+from fedplatform.experiments.weights import IMAGENET, Weights, describe_weights, parse_weights
 from fedplatform.federated.aggregation import Aggregator, as_rule
 from fedplatform.federated.byzantine import Adversary
 from fedplatform.federated.secure import PRIVACY, Grouped, GroupTested
@@ -34,7 +36,9 @@ from fedplatform.learning.training import (
     Algorithm,
     Augmentation,
     CrossEntropy,
+    FedAvg,
     FedBNP,
+    FedProx,
     LocalTraining,
     Objective,
     SamplingName,
@@ -63,7 +67,7 @@ def _parse_model(value: object) -> object:
 
 
 def _describe_model(model: ModelBuilder) -> str:
-    return model.name if isinstance(model, TimmModel) else describe(model, MODELS)
+    return model.name if isinstance(model, TimmModel) and model.pixels == "plain" else describe(model, MODELS)
 
 
 def _parse_augmentation(value: object) -> object:
@@ -96,7 +100,16 @@ def _parse_names(value: object) -> object:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
+def _parse_freeze(value: object) -> object:
+    return () if value == "none" else _parse_names(value)
+
+
+def _describe_freeze(parts: tuple[str, ...]) -> str:
+    return ",".join(parts) or "none"
+
+
 WHOLE = TypeAdapter(int)
+SHARES_ALL = (FedAvg, FedProx)  # no part of the network stays in a hospital
 
 
 class Experiment(Settings):
@@ -130,6 +143,8 @@ class Experiment(Settings):
     transport: TransportName = Field("exact")
     f: int = Field(3, ge=0)
     model: Annotated[ModelBuilder, BeforeValidator(_parse_model), PlainSerializer(_describe_model)] = Field(SmallCnn())
+    weights: Annotated[Weights | None, BeforeValidator(parse_weights), PlainSerializer(describe_weights)] = Field(None)
+    freeze: Annotated[tuple[str, ...], BeforeValidator(_parse_freeze), PlainSerializer(_describe_freeze)] = Field(())
     algorithm: Annotated[Algorithm, parsed_by(ALGORITHMS, "algorithm"), written_by(ALGORITHMS)] = Field(FedBNP())
     objective: Annotated[Objective, parsed_by(OBJECTIVES, "objective"), written_by(OBJECTIVES)] = Field(CrossEntropy())
     augmentation: Annotated[
@@ -151,7 +166,7 @@ class Experiment(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Derive what is left open from what is given: f, the quorum, a rule's f."""
+        """Derive what is left open from what is given: f, the quorum, a rule's f, the pixels that weights expect."""
         if not isinstance(values, dict):
             return values
         fields = cls.model_fields
@@ -167,6 +182,9 @@ class Experiment(Settings):
         filled["quorum"] = filled.get("quorum") or hospitals // 2 + 1
         if isinstance(rule := filled.get("rule"), str):
             filled["rule"] = parse_rule(rule, f=filled["f"])
+        if filled.get("weights") in (IMAGENET, Weights(IMAGENET)) and "model" in filled:
+            model = _parse_model(filled.get("model"))
+            filled["model"] = replace(model, pixels="timm") if isinstance(model, TimmModel) else model
         return filled
 
     @model_validator(mode="after")
@@ -194,6 +212,13 @@ class Experiment(Settings):
             raise ValueError("hospitals outside send single updates; privacy needs all of them inside")
         if self.privacy is not None and self.transport != "exact":
             raise ValueError(f"masks hide whole numbers: privacy takes transport exact, got {self.transport}")
+        if self.freeze and self.weights is None:
+            raise ValueError(f"freeze {','.join(self.freeze)} needs weights: random layers that never learn are no use")
+        if self.outside and (self.freeze or (self.weights is not None and not isinstance(self.algorithm, SHARES_ALL))):
+            raise ValueError(
+                "hospitals outside start from the weights that the server sends: with weights they take algorithm "
+                "fedavg or fedprox and no freeze"
+            )
         if self.places:
             require_distinct(self.places, count=self.hospitals)
         self.rule.require(hospitals=self._seen_by_rule(), has_root=self.root_size > 0)
@@ -225,7 +250,12 @@ class Experiment(Settings):
 
     def replace(self, **changes: object) -> Self:
         """The same experiment with some settings changed and everything derived from them derived again."""
-        return self.from_settings({**self.settings(), "data": self.data, **changes})
+        return self.from_settings({**self.settings(), "data": self.data, "weights": self.weights, **changes})
+
+    def from_start(self, kept: Path) -> Self:
+        """The same experiment with its first weights read from the run's own copy of them."""
+        assert self.weights is not None
+        return self.model_copy(update={"weights": replace(self.weights, kept=kept)})
 
     @property
     def rule_slug(self) -> str:
@@ -287,9 +317,15 @@ class Experiment(Settings):
         return open_source(self.data, folder=folder)
 
     def local_training(self, *, channels: int, num_classes: int) -> LocalTraining:
-        """What a hospital must know to train."""
+        """What a hospital must know to train, and the weights that it starts from.
+
+        Raises :class:`ExperimentError` where these cannot be had, or do not fit.
+        """
+        model = self.model
+        if self.weights is not None:
+            model = self.weights.start(model, self.freeze, channels=channels, num_classes=num_classes, size=self.size)
         return LocalTraining(
-            model=self.model,
+            model=model,
             algorithm=self.algorithm,
             channels=channels,
             num_classes=num_classes,

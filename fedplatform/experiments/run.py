@@ -20,6 +20,7 @@ from fedplatform.experiments.checkpoint import require_storable
 from fedplatform.experiments.engine import Engine, local_training
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.run_folder import RunFolder
+from fedplatform.experiments.weights import write_start
 from fedplatform.learning.parameters import batch_norm_names
 from fedplatform.learning.training import FedBN, FedBNP, SiloBN, Trainer
 
@@ -177,6 +178,7 @@ def run(
                 manifest = Manifest.load(shards)
                 rehearse(experiment, channels=manifest.settings.channels, num_classes=len(manifest.classes))
                 (folder.path / "shards").symlink_to(os.path.relpath(shards.resolve(), folder.path.resolve()))
+            experiment = _with_start(experiment, folder, shards, callbacks)
             trained = train(
                 experiment,
                 engine=engine,
@@ -201,19 +203,30 @@ def resume(
     engine: Engine,
     data_folder: Path | None = None,
     shards: Path | None = None,
+    rounds: int | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> list[RoundReport]:
     """Go on with a run that was stopped, from its newest intact checkpoint; the result is that of an unbroken run.
 
-    Its last unfinished round is done anew. Raises :class:`ExperimentError` where another process works on the run, or
-    its checkpoints cannot be used.
+    Its last unfinished round is done anew. With ``rounds`` it goes on until so many are done, also where it was
+    finished; its learning rate then follows the schedule of the new number, so that the result is not that of a run
+    which had them from the start. Raises :class:`ExperimentError` where another process works on the run, its
+    checkpoints cannot be used, or more rounds would outdate a defence that was trained for it.
     """
-    experiment = Experiment.from_settings(folder.read_settings())
     with folder.alone():
+        if rounds is not None:
+            if (folder.path / "defence").exists():
+                raise ExperimentError(
+                    f"{folder.path / 'defence'} was trained for this run as it is; remove it to go on for more rounds"
+                )
+            longer = Experiment.from_settings({**folder.read_settings(), "rounds": rounds})
+            folder.write_settings(longer.settings())
+        experiment = Experiment.from_settings(folder.read_settings())
         try:
             shards = shards or folder.path / "shards"
             if not (shards / MANIFEST).exists():  # stopped while scans were dealt
                 _deal(experiment, shards, data_folder, callbacks)
+            experiment = _with_start(experiment, folder, shards, callbacks)
             trained = train(
                 experiment,
                 engine=engine,
@@ -227,6 +240,24 @@ def resume(
             error.add_note(f"go on with: {folder.how_to_resume}")
             raise
     return list(trained.reports)
+
+
+def _with_start(experiment: Experiment, folder: RunFolder, shards: Path, callbacks: Sequence[Callback]) -> Experiment:
+    """The experiment with its first weights kept in the run's folder, so that every launch starts from the same."""
+    if experiment.weights is None:
+        return experiment
+    if not folder.start.exists():
+        manifest = Manifest.load(shards)
+        fitted, origin = experiment.weights.fitted(
+            experiment.model,
+            channels=manifest.settings.channels,
+            num_classes=len(manifest.classes),
+            size=experiment.size,
+        )
+        words = write_start(folder.start, fitted, source=experiment.weights.source, origin=origin)
+        for callback in callbacks:
+            callback.weights_loaded(words)
+    return experiment.from_start(folder.start)
 
 
 def _listeners(folder: RunFolder, *, tracked: bool) -> list[Callback]:

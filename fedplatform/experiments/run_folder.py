@@ -20,11 +20,12 @@ from fedplatform.core.messages import Predictions, RoundReport
 from fedplatform.core.rounds import reports_of, tables_of
 from fedplatform.core.specification import nearest
 from fedplatform.experiments.experiment import ExperimentError
+from fedplatform.experiments.weights import GLOBAL, START
 from fedplatform.federated.cohort import ATTACKS
 from fedplatform.federated.hospital_state import EARLIER
 from fedplatform.learning.parameters import ParameterLayout
 
-SETTINGS, MODEL, TRACKED = "experiment.yaml", "global.safetensors", "mlflow-run"
+SETTINGS, MODEL, TRACKED = "experiment.yaml", GLOBAL, "mlflow-run"
 
 
 class RunFolder:
@@ -56,13 +57,21 @@ class RunFolder:
         return cls.create(runs, name if number == 1 else f"{name}-{number}")
 
     @classmethod
-    def reopen(cls, runs: Path, name: str) -> Self:
-        """The folder of a run that was stopped. Raises :class:`ExperimentError` where it is finished, or not there."""
+    def reopen(cls, runs: Path, name: str, *, rounds: int | None = None) -> Self:
+        """The folder of a run that was stopped, or of a finished one that goes on until ``rounds`` are done.
+
+        Raises :class:`ExperimentError` where nothing is left to do, the run kept no checkpoint, or is not there.
+        """
         folder = cls(runs / name)
         if not (folder.path / SETTINGS).is_file():
             raise ExperimentError(f"no run {name!r} in {runs}{nearest(name, folders_in(runs))}")
-        if (folder.path / MODEL).exists() and not folder.checkpoints.exists():
-            raise ExperimentError(f"run {name!r} is finished; nothing is left to resume")
+        done, is_finished = folder.rounds_done, (folder.path / MODEL).exists()
+        if is_finished and not done:
+            raise ExperimentError(f"run {name!r} is finished and kept no checkpoint; start a new one with --weights")
+        if rounds is not None and rounds <= done:
+            raise ExperimentError(f"run {name!r} has done {done} rounds; --rounds is more than that, got {rounds}")
+        if is_finished and rounds is None and done >= int(str(folder.read_settings()["rounds"])):
+            raise ExperimentError(f"run {name!r} is finished after {done} rounds; --rounds N goes on until round N")
         return folder
 
     @contextmanager
@@ -73,13 +82,18 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where the server keeps its last rounds until the run is finished."""
+        """Where the server keeps its last rounds; of a finished run, the last."""
         return self.path / "checkpoints"
 
     @property
     def has_rounds(self) -> bool:
         """Whether there is a round to go on after."""
-        return any(self.checkpoints.glob("round-*"))
+        return self.rounds_done > 0
+
+    @property
+    def rounds_done(self) -> int:
+        """The round of the newest checkpoint; 0 where there is none."""
+        return max((int(path.name.removeprefix("round-")) for path in self.checkpoints.glob("round-*")), default=0)
 
     @property
     def has_any_round(self) -> bool:
@@ -91,6 +105,11 @@ class RunFolder:
         """The command that goes on with this run."""
         runs = self.path.parent
         return f"fedplatform run --resume {self.path.name}" + ("" if runs == Path("runs") else f" --runs {runs}")
+
+    @property
+    def start(self) -> Path:
+        """The weights that the run began with, where it was given some."""
+        return self.path / START
 
     @property
     def state_folder(self) -> Path:
@@ -118,8 +137,10 @@ class RunFolder:
         self._whole(TRACKED, lambda path: path.write_text(run_id))
 
     def forget_rounds(self) -> None:
-        """Remove what only a run under way needs: checkpoints, and hospitals' earlier states where they lie here."""
-        for folder in (self.checkpoints, *(self.state_folder / name for name in (EARLIER, ATTACKS))):
+        """Remove what only a run under way needs: all checkpoints but the last, and earlier states that lie here."""
+        newest = f"round-{self.rounds_done:06d}"
+        old = [path for path in self.checkpoints.glob("*-*") if path.name != newest]
+        for folder in (*old, self.state_folder / EARLIER, self.state_folder / ATTACKS / EARLIER):
             shutil.rmtree(folder, ignore_errors=True)
 
     def write_reports(self, reports: Sequence[RoundReport]) -> None:

@@ -11,6 +11,7 @@ from fedplatform.core.messages import Rehearsal
 from fedplatform.core.seeding import torch_generator
 from fedplatform.data.images import to_images
 from fedplatform.federated.hospital import Hospital, never_stop
+from fedplatform.learning.models.freezing import training_mode
 from fedplatform.learning.training import Batch
 
 LEAST_SCANS = 4  # a made-up hospital with fewer learns nothing
@@ -71,7 +72,7 @@ class RootInRound:
         """The loss after one step (d,), with its graph where gradients are on."""
         trainer = self.hospital.trainer
         trainer.load(self._stepped(step), self.hospital.personal)
-        trainer.model.train()
+        training_mode(trainer.model)
         draws = torch_generator(trainer.training.seed, "root loss")  # the same for every step that is compared
         return trainer.training.objective.plain_loss(trainer.model, Batch(self.images, self.labels, draws))
 

@@ -11,19 +11,21 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedplatform.learning.models.freezing import has_frozen_statistics
+
 BATCH_NORM = (nn.modules.batchnorm._NormBase,)
 PersonalState = Mapping[str, torch.Tensor]  # by state name; never leaves the hospital
 
 
 def batch_norm_names(model: nn.Module) -> frozenset[str]:
-    """State names of every batch normalisation layer, found by module type (FedBN, Li et al., ICLR 2021).
+    """State names of every batch normalisation that is not frozen, found by module type (FedBN, Li et al., ICLR 2021).
 
     By type and not by name, because ``downsample.1`` of a ResNet is one and a layer called ``bn_head`` may not be.
     """
     return frozenset(
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
-        if isinstance(module, BATCH_NORM)
+        if isinstance(module, BATCH_NORM) and not has_frozen_statistics(module)
         for name in module.state_dict()
     )
 
@@ -84,15 +86,17 @@ class ParameterLayout:
     def of(model: nn.Module, *, personal: frozenset[str]) -> ParameterLayout:
         """Read the layout off a model of which the state named in ``personal`` stays in the hospital.
 
-        Constants that are not trained (mean/std, counters) are left out. Raises ValueError for a name that the model
+        What is not trained (mean/std, counters, frozen layers) is left out: every process that builds the model has it
+        already, and an attacker cannot move what nobody sends. Raises ValueError for a name that the model
         does not have.
         """
         state = model.state_dict()
         if unknown := personal - set(state):
             raise ValueError(f"the model has no state called {min(unknown)!r} that could stay in the hospital")
         batch_norm = batch_norm_names(model)
-        trained = {name for name, _ in model.named_parameters()}
-        travelling = [name for name in state if name not in personal]
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        travelling = [name for name in state if name not in personal | frozen]
         shared = [name for name in travelling if name in trained and name not in batch_norm]
         normal = [name for name in travelling if name in batch_norm and state[name].is_floating_point()]
         names = shared + normal

@@ -89,14 +89,16 @@ def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(
     said = capsys.readouterr().err
     assert f"finished rounds are kept; go on with: fedplatform run --resume mine --runs {tmp_path}" in said
     again = ["run", "--resume", "mine", "--runs", tmp_path, "--engine", "local"]
-    assert call(monkeypatch, *again, "--rounds", "7") == 2
-    assert "a resumed run keeps its name and settings" in capsys.readouterr().err
+    assert call(monkeypatch, *again, "--seed", "7") == 2
+    assert "a resumed run keeps its name and settings but --rounds" in capsys.readouterr().err
     assert call(monkeypatch, *again) == 0
     shown = capsys.readouterr().out
     assert "going on after round 1/2" in shown
     assert "round 2/2" in shown
     assert call(monkeypatch, *again) == 1
-    assert "run 'mine' is finished; nothing is left to resume" in capsys.readouterr().err
+    assert "run 'mine' is finished after 2 rounds; --rounds N goes on until round N" in capsys.readouterr().err
+    assert call(monkeypatch, *again, "--rounds", "3") == 0
+    assert "round 3/3" in capsys.readouterr().out
     assert call(monkeypatch, *again[:2], "mime", *again[3:]) == 1
     assert "did you mean 'mine'?" in capsys.readouterr().err
     assert call(monkeypatch, "run") == 2

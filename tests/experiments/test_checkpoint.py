@@ -110,7 +110,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert without_label(tmp_path / "broken") == without_label(tmp_path / "unbroken")
     pd.testing.assert_frame_equal(figures(tmp_path / "broken"), figures(tmp_path / "unbroken"))
     assert (tmp_path / "broken" / "report.html").exists()
-    assert not (tmp_path / "broken" / "checkpoints").exists(), "a finished run needs none"
+    kept = sorted(path.name for path in (tmp_path / "broken" / "checkpoints").iterdir())
+    assert kept == ["launch", "round-000004"], "a finished run keeps the last, to go on for more rounds"
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from fedplatform.defence.sensor import Sensor
 from fedplatform.defence.settings import DefenceSettings
 from fedplatform.experiments.engine import local_training
 from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
+from fedplatform.experiments.weights import START
 from fedplatform.learning.models import ModelBuilder
 from fedplatform.learning.training import Trainer
 
@@ -151,7 +152,8 @@ def read_experiment(path: Path) -> Experiment:
     """The experiment of a finished run; raises :class:`ExperimentError` where ``path`` holds none."""
     if not (path / "experiment.yaml").is_file() or not (path / "global.safetensors").is_file():
         raise ExperimentError(f"{path} holds no finished run (experiment.yaml and global.safetensors)")
-    return Experiment.from_settings(load_settings(str(path / "experiment.yaml")))
+    experiment = Experiment.from_settings(load_settings(str(path / "experiment.yaml")))
+    return experiment if experiment.weights is None else experiment.from_start(path / START)
 
 
 def read_weights(trainer: Trainer, path: Path) -> np.ndarray:

@@ -172,6 +172,8 @@ class _Stages:
     ) -> Experiment:
         return self._experiment.replace(
             model=model,
+            weights="none",
+            freeze="none",
             algorithm="fedavg",
             objective=objective,
             optimiser="adamw",

@@ -16,6 +16,7 @@ import yaml
 from fedplatform.core.messages import HospitalRecord, HospitalState, RoundReport
 from fedplatform.core.rounds import TableError, reports_of
 from fedplatform.experiments.report.error import ReportError
+from fedplatform.experiments.weights import START, start_card
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +73,16 @@ class HospitalHistory:
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """What a run folder says: its settings as text, its rounds, and the server's sample scans if it kept any."""
+    """What a run folder says: its settings as text, its rounds, and the server's sample scans if it kept any.
+
+    ``weights`` says in one line what it started from; empty where that was random.
+    """
 
     name: str
     settings: dict[str, str]
     rounds: tuple[RoundReport, ...]
     samples: Samples | None
+    weights: str = ""
 
     @property
     def hospitals(self) -> tuple[HospitalHistory, ...]:
@@ -112,6 +117,7 @@ def read_run(folder: Path) -> FinishedRun:
         settings=settings,
         rounds=rounds,
         samples=_samples(path) if path.is_file() else None,
+        weights=start_card(folder / START)["words"] if (folder / START).is_file() else "",
     )
 
 

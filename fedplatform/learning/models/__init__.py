@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from fedplatform.learning.models.classifier import Classifier, ModelBuilder, SmallCnn, TimmModel
+from fedplatform.learning.models.efficientnet_lite0 import EfficientNetLite0
 from fedplatform.learning.models.experts import Experts
 from fedplatform.learning.models.masked_autoencoder import MaskedAutoencoder
 from fedplatform.learning.models.noise_predictor import NoisePredictor
@@ -12,15 +13,18 @@ from fedplatform.learning.models.residual_sensor import ResidualSensor
 MODELS: dict[str, Callable[..., ModelBuilder]] = {
     "small_cnn": SmallCnn,
     "small_resnet": SmallResNet,
+    "efficientnet_lite0": EfficientNetLite0,
     "experts": Experts,
     "masked_autoencoder": MaskedAutoencoder,
     "noise_predictor": NoisePredictor,
     "residual_sensor": ResidualSensor,
+    "timm": TimmModel,
 }
 
 __all__ = [
     "MODELS",
     "Classifier",
+    "EfficientNetLite0",
     "Experts",
     "MaskedAutoencoder",
     "ModelBuilder",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -22,6 +23,17 @@ class ModelBuilder(Protocol):
 
 
 @runtime_checkable
+class Normalised(Protocol):
+    """A body that says which pixels it wants: ``(x - input_mean) / input_std`` of x in [0, 1], one or one a channel."""
+
+    @property
+    def input_mean(self) -> Sequence[float]: ...
+
+    @property
+    def input_std(self) -> Sequence[float]: ...
+
+
+@runtime_checkable
 class Penalised(Protocol):
     """A body with a wish of its own beside the right answer, such as a mixture's for a decided gate."""
 
@@ -33,19 +45,22 @@ class Penalised(Protocol):
 class Classifier(nn.Module):
     """A body behind its mean/std layer, so that every caller, and every attack, works in [0, 1] pixels.
 
-    The constants are the same for all hospitals: measured ones would have to be shared, and leak.
+    This is the only place where pixels are normalised: by the ``input_mean`` and ``input_std`` that the body declares
+    (:class:`Normalised`), else by .5 and .25. The constants are the same for all hospitals: measured ones would have to
+    be shared, and leak.
     """
 
     constant_names = ("mean", "std")
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, body: nn.Module, *, mean: float = 0.5, std: float = 0.25) -> None:
+    def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.body = body
         self.row_major = False  # whether the body takes that layout only, as ``view`` after a convolution does
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor(std))
+        mean, std = (body.input_mean, body.input_std) if isinstance(body, Normalised) else ((0.5,), (0.25,))
+        self.register_buffer("mean", _per_channel(mean))
+        self.register_buffer("std", _per_channel(std))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (n, num_classes) of images (n, c, h, w) in [0, 1]."""
@@ -78,6 +93,11 @@ class Classifier(nn.Module):
         return names
 
 
+def _per_channel(values: Sequence[float]) -> torch.Tensor:
+    """A scalar for one value, (c, 1, 1) for one a channel."""
+    return torch.tensor(values[0]) if len(values) == 1 else torch.tensor([*values]).reshape(-1, 1, 1)
+
+
 @dataclass(frozen=True)
 class SmallCnn:
     """Four convolution blocks with batch normalisation and global average pooling; made for CPUs."""
@@ -102,18 +122,34 @@ class SmallCnn:
 
 @dataclass(frozen=True)
 class TimmModel:
-    """Any classifier of timm (Wightman) by its name there, untrained: ``TimmModel("resnet18")``."""
+    """Any classifier of timm (Wightman) by its name there: ``TimmModel("resnet18")``.
+
+    ``pixels`` says how they are normalised: ``plain``, by .5 and .25, or ``timm``, as timm's weights of that name were
+    trained; a scan that is not of three channels gets the mean of their constants.
+    """
 
     name: str
+    pixels: Literal["plain", "timm"] = "plain"
+
+    @property
+    def imagenet_name(self) -> str:
+        """The network whose ImageNet weights fit."""
+        return self.name
 
     def __call__(self, *, channels: int, num_classes: int, size: int) -> nn.Module:
         """Networks with a fixed grid (vision transformers) are built for ``size``; the rest take any."""
         timm = import_timm()
         if not timm.is_model(self.name):
             raise ValueError(f"timm has no model called {self.name!r}")
+        if self.pixels not in ("plain", "timm"):
+            raise ValueError(f"pixels are plain or timm, got {self.pixels!r}")
         settings = {"pretrained": False, "in_chans": channels, "num_classes": num_classes}
         try:
             model: nn.Module = timm.create_model(self.name, img_size=size, **settings)
         except TypeError:  # a convolutional network takes no img_size
             model = timm.create_model(self.name, **settings)
+        if self.pixels == "timm":
+            wanted: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+            for attribute, values in (("input_mean", wanted["mean"]), ("input_std", wanted["std"])):
+                setattr(model, attribute, tuple(values) if channels == len(values) else (sum(values) / len(values),))
         return model

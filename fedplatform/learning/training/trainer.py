@@ -16,6 +16,7 @@ from torch import nn
 from fedplatform.core.seeding import lent_stream, torch_generator
 from fedplatform.data.images import to_images
 from fedplatform.learning.models import Classifier, ModelBuilder
+from fedplatform.learning.models.freezing import has_frozen_statistics, training_mode
 from fedplatform.learning.models.memory_layout import laid_out
 from fedplatform.learning.parameters import (
     BATCH_NORM,
@@ -145,7 +146,7 @@ class Trainer:
         comes back as it was; that is for :meth:`fit_own`. Raises :class:`Stopped` as soon as ``should_stop()`` is true.
         """
         self.load(weights, personal)
-        self.model.train()
+        training_mode(self.model)
         algorithm = self.training.algorithm
         optimiser = self._optimiser(self.model.parameters(), round_number)
         shared = set(self.layout.shared_names)
@@ -205,7 +206,7 @@ class Trainer:
         rate = self.training.learning_rate_in(round_number)
         pull = rate * algorithm.lam / (1 + rate * algorithm.lam)
         mix_in(self.model, kept)
-        self.model.train()
+        training_mode(self.model)
         batches = self._batches(
             images,
             labels,
@@ -257,7 +258,8 @@ class Trainer:
         few = images[np.linspace(0, len(images) - 1, min(len(images), SETTLING_SCANS)).astype(int)]
         self.load_served(weights, personal)
         self.model.eval()
-        layers = [module for module in self.model.modules() if isinstance(module, BATCH_NORM)]
+        normal = [module for module in self.model.modules() if isinstance(module, BATCH_NORM)]
+        layers = [layer for layer in normal if not has_frozen_statistics(layer)]
         usual = [layer.momentum for layer in layers]
         for layer in layers:
             layer.reset_running_stats()
