@@ -168,30 +168,49 @@ def kind_gate(state: Mapping[str, torch.Tensor]) -> KindGate:
 
 
 def fit_gates(
-    hospitals: Mapping[str, tuple[torch.Tensor, np.ndarray]], *, rate: float = FOREIGN_RATE
+    hospitals: Mapping[str, tuple[torch.Tensor, np.ndarray]], *, rate: float = FOREIGN_RATE, f: int = 0
 ) -> dict[str, KindGate]:
     """A gate for each hospital, of clean scans (n, c, h, w) and their groups (n,) in each.
 
-    A share ``rate`` of a hospital's own clean scans passes for foreign. A hospital with too few groups to tell borrows
-    the median of the others' thresholds. Without any hospital of five groups there are no gates.
+    A share ``rate`` of clean scans passes for foreign: the threshold is that of the scans of all hospitals together,
+    without the ``f`` hospitals whose own is highest and the ``f`` whose is lowest; or a hospital's own, where that is
+    higher and it has groups enough to tell. A quantile of thirty groups is uncertain, and pictures of another kind lie
+    far beyond. Without any hospital of five groups there are no gates.
     """
     measured = {name: measure(*own) for name, own in hospitals.items() if len(np.unique(own[1])) >= LEAST_GROUPS}
     if not measured:
         return {}
     gate = KindGate.of([told for told, _ in measured.values()])
-    thresholds = {}
+    scores, thresholds = {}, {}
     for number, (name, (_, without_own_group)) in enumerate(measured.items()):
         images, groups = hospitals[name]
-        scores = gate.by_hospital(images)
-        scores[number] = without_own_group
-        thresholds[name] = group_quantile(scores.median(dim=0).values, groups, 1 - rate)
-    borrowed = torch.stack(list(thresholds.values())).median()
+        each = gate.by_hospital(images)
+        each[number] = without_own_group
+        scores[name] = each.median(dim=0).values
+        thresholds[name] = group_quantile(scores[name], groups, 1 - rate)
+    common = _pooled_threshold(scores, {name: hospitals[name][1] for name in scores}, thresholds, level=1 - rate, f=f)
     gates = {}
     for name, (_, groups) in hospitals.items():
         can_tell = (len(np.unique(groups)) + 1) * rate >= 1
         gates[name] = deepcopy(gate)
-        gates[name].threshold.copy_(thresholds[name] if can_tell else borrowed)
+        gates[name].threshold.copy_(torch.maximum(common, thresholds[name]) if can_tell else common)
     return gates
+
+
+def _pooled_threshold(
+    scores: Mapping[str, torch.Tensor],
+    groups: Mapping[str, np.ndarray],
+    own: Mapping[str, torch.Tensor],
+    *,
+    level: float,
+    f: int,
+) -> torch.Tensor:
+    """The quantile of all hospitals' scores, but for the f whose own is highest and the f whose is lowest."""
+    trimmed = min(f, (len(own) - 1) // 2)
+    order = sorted(own, key=lambda name: float(own[name]))
+    kept = order[trimmed : len(order) - trimmed]
+    names = [f"{name}/{group}" for name in kept for group in groups[name]]
+    return group_quantile(torch.cat([scores[name] for name in kept]), np.array(names), level)
 
 
 def group_quantile(values: torch.Tensor, groups: np.ndarray, level: float) -> torch.Tensor:

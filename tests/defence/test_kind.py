@@ -123,6 +123,7 @@ def test_hospitals_of_few_patients_borrow_a_threshold_and_none_at_all_have_no_ga
     assert set(gates) == {"many", "few", "one"}
     assert torch.isfinite(gates["one"].threshold)
     assert gates["few"].threshold == gates["one"].threshold
+    assert gates["many"].threshold >= gates["one"].threshold
     assert fit_gates({"one": (images, one)}) == {}
     with pytest.raises(ValueError, match="at least 5 groups, got 1"):
         measure(images, one)

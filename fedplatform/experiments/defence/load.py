@@ -109,7 +109,7 @@ class DefendedRun:
                 pixels = np.concatenate([shard.images(role) for role in roles])
                 groups = np.concatenate([shard.groups(role) for role in roles])
                 scans[name] = (to_images(pixels), groups)
-        return fit_gates(scans)
+        return fit_gates(scans, f=self.experiment.f)
 
     def _measured(self, defence: str, settings: DefenceSettings) -> CleanScanLimits:
         """What is usual of the clean validation scans of all hospitals that have some; none is known to be Byzantine.
