@@ -23,7 +23,8 @@ from fedplatform.data.error import DataError
 from fedplatform.data.luma import rgb_of
 from fedplatform.data.origin import TAGS, Origin
 
-HEADER = ["PatientID", "InstitutionName", "ManufacturerModelName", "NumberOfFrames", *TAGS]
+PHOTOMETRIC = "PhotometricInterpretation"
+HEADER = ["PatientID", "InstitutionName", "ManufacturerModelName", "NumberOfFrames", PHOTOMETRIC, *TAGS]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class DicomHeader:
     site: str
     frames: int
     origin: Origin
+    has_colour: bool = False
 
 
 def read_dicom_header(path: Path) -> DicomHeader:
@@ -44,7 +46,8 @@ def read_dicom_header(path: Path) -> DicomHeader:
                 raise ValueError("it does not begin like one")
         data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER), force=True)
         site = str(data.get("InstitutionName") or data.get("ManufacturerModelName") or "")
-        return DicomHeader(str(data.get("PatientID") or ""), site, frame_count(data), Origin.of(data))
+        has_colour = not str(data.get(PHOTOMETRIC) or "MONOCHROME").startswith("MONOCHROME")
+        return DicomHeader(str(data.get("PatientID") or ""), site, frame_count(data), Origin.of(data), has_colour)
     except Exception as error:
         raise DataError(f"{path}: not a DICOM file ({_first_line(error)})") from error
 

@@ -17,7 +17,7 @@ from fedplatform.data.error import DataError
 from fedplatform.data.index import numbered
 from fedplatform.data.nifti import count_slices, read_slices
 from fedplatform.data.origin import UNKNOWN, Origin
-from fedplatform.data.pictures import batches, count_pages, decode_pages
+from fedplatform.data.pictures import batches, count_pages, decode_pages, has_colour
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 STACKS = (".tif", ".tiff")  # may hold several pages
@@ -119,8 +119,8 @@ class FolderSource:
 
     @cached_property
     def channels(self) -> int:
-        """1 or 3, by the first picture."""
-        return 3 if next(self._pictures()).ndim == 3 else 1
+        """3 where any picture has colour, as its header says, else 1."""
+        return 3 if any(_has_colour(file.path) for file in self._files) else 1
 
     def index(self) -> pa.Table:
         """One row a picture: ``label``, and ``group``, ``site`` and ``split`` where files and folders tell them."""
@@ -174,6 +174,13 @@ class FolderSource:
             yield from read_dicom(path)
         else:
             yield from decode_pages(_bytes_of(path), name=str(path))
+
+
+def _has_colour(path: Path) -> bool:
+    kind = _suffix(path)
+    if kind in NIFTI:
+        return False
+    return read_dicom_header(path).has_colour if kind in DICOM else has_colour(_bytes_of(path), name=str(path))
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -14,6 +14,7 @@ from fedplatform.data.error import DataError
 
 BATCH = 128
 MODES = {1: "L", 3: "RGB"}
+GREY = ("1", "L", "LA", "La")  # what Pillow calls a picture without colour
 COPIES = ("GIF", "WEBP", "PNG", "MPO")  # of such a file with several pictures, the first stands for all
 BITS, WHITE_IS_ZERO, REDUCED, ORIENTATION = 258, 262, 254, 274  # TIFF's tags; the last is EXIF's as well
 
@@ -46,6 +47,15 @@ def decode_pages(data: bytes, *, name: str) -> list[Pixels]:
         return pages
     low, high = visible_range(np.concatenate([sample(page) for page in deep]))
     return [page if page.dtype == np.uint8 else _shown(page, low, high) for page in pages]
+
+
+def has_colour(data: bytes, *, name: str) -> bool:
+    """Whether a picture file is stored in colour, by its header alone. Raises DataError where it is no picture."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.mode not in GREY and not image.mode.startswith(("I", "F"))
+    except Exception as error:
+        raise DataError(f"{name}: not a whole picture ({_first_line(error)})") from error
 
 
 def page_numbers(image: Image.Image) -> list[int]:
@@ -85,7 +95,7 @@ def _page(image: Image.Image, number: int, data: bytes) -> Any:
         if isinstance(transparent, int):
             values[values == transparent] = 0
         return 65535 - values if inverted else values
-    grey = image.mode in ("1", "L", "LA", "La")
+    grey = image.mode in GREY
     if not image.has_transparency_data:
         return np.array(upright.convert("L" if grey else "RGB"))
     layers = np.asarray(upright.convert("LA" if grey else "RGBA"))

@@ -1,4 +1,4 @@
-"""Faults of training that users of such tools have met, each as what is right; strict xfails are still wrong."""
+"""Faults of training that users of such tools have met, each as what is right."""
 
 from __future__ import annotations
 
@@ -454,11 +454,6 @@ def test_a_link_that_leads_to_no_scans_is_refused(tmp_path: Path, target: str, s
         FolderSource(data).index()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="EXIF's orientation is ignored",
-)
 def test_a_picture_is_read_as_its_exif_orientation_says() -> None:
     upright = np.zeros((8, 16), np.uint8)
     upright[:4, :4] = 255
@@ -469,11 +464,6 @@ def test_a_picture_is_read_as_its_exif_orientation_says() -> None:
     assert np.array_equal(decode(file.getvalue(), name="turned.png"), upright)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the brightest pixel alone sets the white point, and all else is nearly black",
-)
 def test_one_hot_pixel_does_not_blacken_a_deep_scan() -> None:
     tissue = np.random.default_rng(0).integers(0, 4096, (32, 32)).astype(np.uint16)
     hot = tissue.copy()
@@ -488,11 +478,6 @@ def _deep_png(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the first page is read and the others are lost in silence",
-)
 def test_no_page_of_a_tiff_file_is_lost_without_a_word(tmp_path: Path) -> None:
     data = write_folder(tmp_path / "scans", per_class=3)
     pages = [Image.fromarray(picture(1, number)) for number in range(10, 14)]
@@ -505,11 +490,6 @@ def test_no_page_of_a_tiff_file_is_lost_without_a_word(tmp_path: Path) -> None:
     assert found == 6 + 4 or "volume.tiff" in refusal
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the first picture alone decides",
-)
 def test_the_first_picture_does_not_decide_whether_all_are_grey(tmp_path: Path) -> None:
     data = write_folder(tmp_path / "scans", per_class=3)
     for file in sorted(data.rglob("*.png"))[1:]:
