@@ -90,7 +90,7 @@ def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(
     assert f"finished rounds are kept; go on with: fedplatform run --resume mine --runs {tmp_path}" in said
     again = ["run", "--resume", "mine", "--runs", tmp_path, "--engine", "local"]
     assert call(monkeypatch, *again, "--seed", "7") == 2
-    assert "a resumed run keeps its name and settings but --rounds" in capsys.readouterr().err
+    assert "a resumed run keeps its name and settings, all but --rounds" in capsys.readouterr().err
     assert call(monkeypatch, *again) == 0
     shown = capsys.readouterr().out
     assert "going on after round 1/2" in shown

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from fedplatform.core.messages import RoundReport
 from fedplatform.data.shards import Manifest
 from fedplatform.experiments.callbacks import Callback
-from fedplatform.experiments.engine import InProcessEngine, cohort_plan
+from fedplatform.experiments.defence.load import read_classifier, read_experiment
+from fedplatform.experiments.engine import InProcessEngine, cohort_plan, local_training
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.run import resume, run
 from fedplatform.experiments.run_folder import RunFolder
@@ -163,12 +164,15 @@ def test_a_frozen_part_stays_in_a_run_under_attack(
     folder = ran(attack_free(small, **attacked), shards, tmp_path, "run")
     ended = load_file(folder.path / "global.safetensors")
     assert all(name.startswith("body.18.") for name in ended), "only the head was sent"
+    reopened = Trainer(local_training(read_experiment(folder.path), Manifest.load(shards)))
+    served = read_classifier(reopened, folder.path, "hospital-00").state_dict()
     onward = attack_free(small, weights=str(folder.path))
     begun = trainer_of(onward, shards).model.state_dict()
     original = load_file(stored["safetensors"])
     for name, value in original.items():
         expected = ended.get(f"body.{name}", value)
-        assert (begun[f"body.{name}"].numpy() == expected).all(), "what was frozen, and the trained head"
+        for state in (begun, served):
+            assert (state[f"body.{name}"].numpy() == expected).all(), "what was frozen, and the trained head"
 
 
 def test_a_run_starts_where_an_earlier_one_ended(small: Experiment, shards: Path, tmp_path: Path) -> None:
