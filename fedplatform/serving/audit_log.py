@@ -109,7 +109,7 @@ class AuditLog:
     def _continue_elsewhere(self, what: str) -> None:
         """Go on in a fresh file. On an error all is as before, and the next try may succeed."""
         before = (self._file, self._size, self._head)
-        aside = set_aside(self._path, unless_written_by=self._file)
+        aside = _set_aside(self._path, unless_written_by=self._file)
         try:
             self._file = _opened(self._path, unless_it_is=before[0])
             self._size, self._head = os.fstat(self._file).st_size, Anchor(0, GENESIS)
@@ -207,7 +207,7 @@ def continuing(before: Anchor, *, reason: str, set_aside: str) -> ContinuedEntry
     return ContinuedEntry(lines_before=before.lines, sha256_before=before.sha256, reason=reason, set_aside=set_aside)
 
 
-def set_aside(path: Path, *, unless_written_by: int) -> str:
+def _set_aside(path: Path, *, unless_written_by: int) -> str:
     """Give what lies at ``path`` another name, and return that; "" where nothing lies there, or an empty file.
 
     Raises :class:`LogInUseError` where it is another file than ``unless_written_by`` and another process writes to it.
