@@ -146,7 +146,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/results/load.csv"))
+    parser.add_argument("--only", default="", metavar="WORDS", help="scenarios whose name holds these words")
     chosen = parser.parse_args()
+    scenarios = [scenario for scenario in SCENARIOS if chosen.only in scenario.name]
     versions = RunVersions(chosen.run)
     numbers = {}
     for defence in ("full", "no_defence"):
@@ -165,9 +167,9 @@ def main() -> None:
         arguments = EndpointArguments(versions=place, state=place, keys=str(keys_file), rate=1e6, burst=10**6)
         operator = Operator(arguments.audit_log, keys_file, next(iter(keys.values())), port)
         scans = {defence: _scans(chosen.run, number, Path(folder) / defence) for defence, number in numbers.items()}
-        versions.promote(numbers[SCENARIOS[0].defence])
+        versions.promote(numbers[scenarios[0].defence])
         with served(arguments, host="127.0.0.1", port=port):
-            for scenario in SCENARIOS:
+            for scenario in scenarios:
                 versions.promote(numbers[scenario.defence])
                 url = f"http://127.0.0.1:{port}"
                 _wait_for(url, numbers[scenario.defence])
@@ -175,6 +177,9 @@ def main() -> None:
                 print(json.dumps(rows[-1]), flush=True)
         versions.promote(numbers["full"])
     table = pd.DataFrame(rows)
+    if chosen.only and chosen.out.exists():
+        before = pd.read_csv(chosen.out)
+        table = pd.concat([before[~before["scenario"].isin(table["scenario"])], table])
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(chosen.out, index=False)
     whole, bare = (
