@@ -29,7 +29,18 @@ def test_all_is_exactly_the_public_names() -> None:
         assert inspect.isclass(getattr(fp.attacks, name))
 
 
-@pytest.mark.parametrize("name", [name for name in fp.__all__ if name not in (*ERRORS, "attacks")])
+# Their examples train a federation and its defence, half a minute each; `run` and the rest stay in every tier.
+LONG_EXAMPLES = ("compare", "defend", "evaluate", "Callback", "Defence", "DefendedClassifier", "Ray", "Result")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LONG_EXAMPLES else ())
+        for name in fp.__all__
+        if name not in (*ERRORS, "attacks")
+    ],
+)
 def test_every_public_name_says_what_it_is_by_an_example_that_runs(name: str) -> None:
     public = getattr(fp, name)
     assert public.__doc__

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import torch
 from click.testing import CliRunner
@@ -18,7 +19,9 @@ from hostile_uploads import dicom_bytes, nifti_bytes, picture_bytes, scan_pixels
 from fedplatform.cli import fedplatform
 from fedplatform.data.error import DataError
 from fedplatform.data.images import to_images
+from fedplatform.data.origin import Origin
 from fedplatform.defence import DefendedClassifier, Diagnosis, KeyedNoise
+from fedplatform.defence.diagnosis import FOREIGN_HEADER
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.api_keys import today
 from fedplatform.serving.audit import AuditEntry, AuditError
@@ -366,3 +369,21 @@ def test_a_server_that_cannot_open_its_log_or_its_keys_says_why_in_one_line_befo
         status, said = command(*words, "--keys", keys)
         assert (status, said.count("\n")) == (1, 1)
         assert says in said
+
+
+def test_a_file_whose_header_names_another_kind_of_scan_is_referred_whatever_its_pixels_show(
+    work: FolderDiagnosis, tmp_path: Path
+) -> None:
+    place = tmp_path / "scans"
+    place.mkdir()
+    for name, modality in (("same.dcm", "MR"), ("other.dcm", "CT")):
+        (place / name).write_bytes(dicom_bytes(scan_pixels()))
+        data = pydicom.dcmread(place / name)
+        data.Modality = modality
+        data.save_as(place / name)
+    card = work.card.model_copy(update={"origins": (Origin("MR", "BRAIN"),)})
+    table = replace(work, card=card).write(place, tmp_path / "answers.csv", progress=lambda *_: None)
+    told = dict(zip(table["file"], table["referral"], strict=True))
+    assert told["other.dcm"] == FOREIGN_HEADER
+    assert told["same.dcm"] != FOREIGN_HEADER
+    assert bool(table.set_index("file")["referred"]["other.dcm"])
