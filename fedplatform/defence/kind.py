@@ -102,8 +102,8 @@ class KindGate(nn.Module):
 
     The score is the largest of the Mahalanobis distances of a picture's blocks of statistics, in spreads above the
     median of clean scans, and of these the median over the hospitals: no minority of hospitals can open or close the
-    gate. It has two sides in every statistic: what is too dark is as foreign as what is too bright. The threshold is
-    that of one hospital's own clean scans.
+    gate. It has two sides in every statistic: what is too dark is as foreign as what is too bright. The threshold comes
+    of clean scans, see :func:`fit_gates`.
 
     >>> import numpy as np, torch
     >>> scans = torch.rand(60, 1, 16, 16) ** 3
@@ -138,16 +138,17 @@ class KindGate(nn.Module):
 
     def by_hospital(self, images: torch.Tensor) -> torch.Tensor:
         """The score (hospitals, n) of images (n, c, h, w) by each hospital's statistics."""
-        distances = []
-        for number, block in enumerate(picture_statistics(images)):
-            means, precisions = self.get_buffer(f"mean_{number}"), self.get_buffer(f"precision_{number}")
-            each = [
-                _distance(block.double(), mean.double(), precision.double())
-                for mean, precision in zip(means, precisions, strict=True)
-            ]
-            distances.append(torch.stack(each))
+        distances = [
+            _distance(
+                block.double(),
+                self.get_buffer(f"mean_{number}").double()[:, None],
+                self.get_buffer(f"precision_{number}").double(),
+            )
+            for number, block in enumerate(picture_statistics(images))
+        ]
         deviations = (torch.stack(distances, dim=2) - self.medians[:, None]) / self.spreads[:, None]
-        return deviations.amax(dim=2)
+        # A hospital whose statistics are no numbers takes everything for foreign; else it alone would open the gate.
+        return deviations.amax(dim=2).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The score (n,) of images (n, c, h, w) in [0, 1], in spreads above the median of clean scans."""
@@ -191,7 +192,7 @@ def fit_gates(
     common = _pooled_threshold(scores, {name: hospitals[name][1] for name in scores}, thresholds, level=1 - rate, f=f)
     gates = {}
     for name, (_, groups) in hospitals.items():
-        can_tell = (len(np.unique(groups)) + 1) * rate >= 1
+        can_tell = name in thresholds and (len(np.unique(groups)) + 1) * rate >= 1
         gates[name] = deepcopy(gate)
         gates[name].threshold.copy_(torch.maximum(common, thresholds[name]) if can_tell else common)
     return gates
@@ -231,7 +232,7 @@ def _gaussian(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _distance(block: torch.Tensor, mean: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
-    """The Mahalanobis distance (n,) of rows (n, d)."""
+    """The Mahalanobis distance (..., n) of rows (n, d) by one Gaussian, or by several along a first dimension."""
     away = block - mean
-    distance: torch.Tensor = torch.einsum("nd,de,ne->n", away, precision, away).clamp_min(0).sqrt()
+    distance: torch.Tensor = torch.einsum("...nd,...de,...ne->...n", away, precision, away).clamp_min(0).sqrt()
     return distance

@@ -72,7 +72,7 @@ def test_a_minority_of_lying_hospitals_opens_and_closes_no_gate(scans: Scans) ->
     names = list(scans)
     honest = fit_gates(scans)[names[0]]
     told = [measure(*scans[name])[0] for name in names]
-    lies = {"everything is usual": 1e12, "nothing is usual": 1e-12}
+    lies = {"everything is usual": 1e12, "nothing is usual": 1e-12, "no numbers": float("nan")}
     for lie, factor in lies.items():
         spreads = [each.spreads * factor if number >= 3 else each.spreads for number, each in enumerate(told)]
         gate = KindGate.of(told)
