@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from tiny_defence import DEFENCE, RUN
 
@@ -191,6 +192,16 @@ def test_another_budget_never_mixes_with_the_first(copied: Path, other: Plan) ->
         evaluate(copied, other, jobs=1)
     assert "\n" not in str(refusal.value)
     assert tables(copied) == before
+
+
+def test_what_was_found_of_one_defence_never_stands_for_another(copied: Path) -> None:
+    sensor = copied / "defence/sensor.safetensors"
+    weights = load_file(sensor)
+    save_file({name: value + 1e-3 for name, value in weights.items()}, sensor)
+    before = (copied / "scans.parquet").read_bytes()
+    with pytest.raises(ExperimentError, match="was trained anew since its evaluation was begun; remove"):
+        evaluate(copied, PLAN, jobs=1)
+    assert (copied / "scans.parquet").read_bytes() == before
 
 
 def test_a_plan_without_a_single_attack_is_refused_and_leaves_nothing(defended: Path) -> None:

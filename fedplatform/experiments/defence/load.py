@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from fedplatform.defence.sensor import Sensor
 from fedplatform.defence.settings import DefenceSettings
 from fedplatform.experiments.engine import local_training
 from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
-from fedplatform.experiments.weights import START
+from fedplatform.experiments.weights import GLOBAL, START
 from fedplatform.learning.models import ModelBuilder
 from fedplatform.learning.training import Trainer
 
@@ -57,6 +58,15 @@ class DefendedRun:
         self._purifier = self.network(path, self.manifest, self.settings.purifier, "purifier")
         self._sensor = self.network(path, self.manifest, Sensor(self.settings.sensor), "sensor")
         self._limits = cache(self._measured)
+
+    @property
+    def digest(self) -> str:
+        """Of the SHA-256 over all networks and settings, the first half: equal where an attacker meets the same."""
+        seen = sha256()
+        files = [self.path / GLOBAL, *self.path.glob("hospitals/*"), *self.path.glob(f"{DEFENCE}/**/*")]
+        for file in sorted(file for file in files if file.is_file()):
+            seen.update(str(file.relative_to(self.path)).encode() + b"\0" + file.read_bytes())
+        return seen.hexdigest()[:32]
 
     @property
     def tested(self) -> tuple[str, ...]:
