@@ -243,19 +243,21 @@ class Trainer:
             ALPHA: kept[ALPHA],
         }
 
-    def settle(self, weights: np.ndarray, personal: PersonalState, images: np.ndarray) -> PersonalState:
+    def settle(
+        self, weights: np.ndarray, personal: PersonalState, images: np.ndarray, labels: np.ndarray
+    ) -> PersonalState:
         """Measure the personal batch normalisation statistics anew: on the broadcast weights, on the hospital's scans.
 
         After local training they describe the hospital's own weights; the broadcast ones are an average with others',
-        and under the old statistics they can be no better than chance. Affine parts keep their values. The scans are
-        taken evenly from all, because many data sets come sorted by class. Nothing happens where no statistics stay in
-        the hospital.
+        and under the old statistics they can be no better than chance. Affine parts keep their values. Every class that
+        the hospital has counts alike: the statistics of scans of mostly one class would remove the very offset that
+        tells the classes apart. Nothing happens where no statistics stay in the hospital.
         """
         prefix = OWN if ALPHA in personal else ""
         measured = [name for name in batch_norm_names(self.model) if prefix + name in personal]
         if not measured:
             return personal
-        few = images[np.linspace(0, len(images) - 1, min(len(images), SETTLING_SCANS)).astype(int)]
+        few = images[_class_balanced(labels, SETTLING_SCANS)]
         self.load_served(weights, personal)
         self.model.eval()
         normal = [module for module in self.model.modules() if isinstance(module, BATCH_NORM)]
@@ -374,6 +376,14 @@ def _only(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
 def _own_draws(generator: torch.Generator) -> AbstractContextManager[None]:
     """Let layers that draw (dropout, drop path) do so from a stream beside ``generator``, which deals the batches."""
     return lent_stream((generator.initial_seed() + 1) % 2**63)
+
+
+def _class_balanced(labels: np.ndarray, count: int) -> np.ndarray:
+    """Rows of about ``count`` scans, as many of every class: spread evenly over its scans, and of few scans repeated."""
+    rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    each = -(-count // max(len(rows), 1))
+    chosen = [of_class[np.linspace(0, len(of_class) - 1, each).astype(int)] for of_class in rows]
+    return np.concatenate(chosen) if chosen else np.zeros(0, int)
 
 
 def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
