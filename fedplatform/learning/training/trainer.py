@@ -379,11 +379,12 @@ def _own_draws(generator: torch.Generator) -> AbstractContextManager[None]:
 
 
 def _class_balanced(labels: np.ndarray, count: int) -> np.ndarray:
-    """Rows of about ``count`` scans, as many of every class: spread evenly over its scans, and of few scans repeated."""
+    """Rows of at most about ``count`` scans, as many of every class, spread evenly over its own; of few some twice."""
+    if not len(labels):
+        return np.zeros(0, np.int64)
     rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    each = -(-count // max(len(rows), 1))
-    chosen = [of_class[np.linspace(0, len(of_class) - 1, each).astype(int)] for of_class in rows]
-    return np.concatenate(chosen) if chosen else np.zeros(0, int)
+    each = min(-(-count // len(rows)), max(map(len, rows)))
+    return np.concatenate([of_class[np.arange(each) * len(of_class) // each] for of_class in rows])
 
 
 def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
