@@ -117,7 +117,7 @@ class Hospital:
         self._round = self._round if round_number is None else round_number
         try:
             if self.personal:
-                self._keep(self.trainer.settle(weights, self.personal, self.training_images))
+                self._keep(self.trainer.settle(weights, self.personal, self.training_images, self.training_labels))
             return [self._predict(weights, role) for role in roles]
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             said = " ".join(str(error).split())

@@ -243,19 +243,21 @@ class Trainer:
             ALPHA: kept[ALPHA],
         }
 
-    def settle(self, weights: np.ndarray, personal: PersonalState, images: np.ndarray) -> PersonalState:
+    def settle(
+        self, weights: np.ndarray, personal: PersonalState, images: np.ndarray, labels: np.ndarray
+    ) -> PersonalState:
         """Measure the personal batch normalisation statistics anew: on the broadcast weights, on the hospital's scans.
 
         After local training they describe the hospital's own weights; the broadcast ones are an average with others',
-        and under the old statistics they can be no better than chance. Affine parts keep their values. The scans are
-        taken evenly from all, because many data sets come sorted by class. Nothing happens where no statistics stay in
-        the hospital.
+        and under the old statistics they can be no better than chance. Affine parts keep their values. Every class that
+        the hospital has counts alike: the statistics of scans of mostly one class would remove the very offset that
+        tells the classes apart. Nothing happens where no statistics stay in the hospital.
         """
         prefix = OWN if ALPHA in personal else ""
         measured = [name for name in batch_norm_names(self.model) if prefix + name in personal]
         if not measured:
             return personal
-        few = images[np.linspace(0, len(images) - 1, min(len(images), SETTLING_SCANS)).astype(int)]
+        few = images[_class_balanced(labels, SETTLING_SCANS)]
         self.load_served(weights, personal)
         self.model.eval()
         normal = [module for module in self.model.modules() if isinstance(module, BATCH_NORM)]
@@ -374,6 +376,15 @@ def _only(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
 def _own_draws(generator: torch.Generator) -> AbstractContextManager[None]:
     """Let layers that draw (dropout, drop path) do so from a stream beside ``generator``, which deals the batches."""
     return lent_stream((generator.initial_seed() + 1) % 2**63)
+
+
+def _class_balanced(labels: np.ndarray, count: int) -> np.ndarray:
+    """Rows of at most about ``count`` scans, as many of every class, spread evenly over its own; of few some twice."""
+    if not len(labels):
+        return np.zeros(0, np.int64)
+    rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    each = min(-(-count // len(rows)), max(map(len, rows)))
+    return np.concatenate([of_class[np.arange(each) * len(of_class) // each] for of_class in rows])
 
 
 def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
