@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fedplatform.data.brightness import Pixels
@@ -24,6 +25,7 @@ from fedplatform.data.origin import Origin
 from fedplatform.data.partition import SERVER, Partition, spread
 from fedplatform.data.source import Source
 from fedplatform.data.splits import LEFT_OUT, Role, Split, assign_roles, thin
+from fedplatform.data.stored_pixels import Pictures, StoredPixels
 
 MANIFEST = "manifest.json"
 ROOT = "root.parquet"
@@ -31,6 +33,7 @@ NOBODY = -2  # in the place of a hospital: the scan is written to no shard
 # What all open shards together may hold back before it is written.
 WAITING_BYTES = 32 << 20
 MOST_WAITING_ROWS = 1024
+HELD_BYTES = 256 << 20  # pictures of one role that a hospital holds in memory; more of them stay on the disk
 
 Progress = Callable[[int, int], None]
 
@@ -125,6 +128,13 @@ class Shard:
         width = self.channels * self.size**2
         return np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width).reshape(shape)
 
+    def pictures(self, role: Role, *, at_most: int = HELD_BYTES) -> Pictures:
+        """The same; where they take more than ``at_most`` bytes, they stay on the disk until rows are asked for."""
+        shape = (len(self.labels(role)), self.channels, self.size, self.size)
+        if int(np.prod(shape)) <= at_most:
+            return self.images(role)
+        return StoredPixels(self._bytes(role), shape, folder=self.path.parent)
+
     def labels(self, role: Role) -> Integers:
         """The labels of a role, (n,) int64, in the order of the pictures."""
         return np.asarray(self._column("label", role).to_numpy())
@@ -136,6 +146,14 @@ class Shard:
     def rows(self, role: Role) -> Integers:
         """Where the pictures of a role stand in the source, (n,) int64, ascending."""
         return np.asarray(self._column("row", role).to_numpy())
+
+    def _bytes(self, role: Role) -> Iterator[Any]:
+        """The bytes of a role's pictures in order, some megabytes at a time."""
+        rows = max(1, WAITING_BYTES // (self.channels * self.size**2))
+        with pq.ParquetFile(self.path, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=rows, columns=["pixels", "role"]):
+                kept = batch.filter(pc.equal(batch.column("role"), role.value)).column("pixels")
+                yield from (picture.as_buffer() for picture in kept)
 
     def _column(self, name: str, role: Role) -> Any:
         table = pq.read_table(self.path, columns=[name], filters=[("role", "=", role.value)])

@@ -15,6 +15,7 @@ from torch import nn
 
 from fedplatform.core.seeding import lent_stream, torch_generator
 from fedplatform.data.images import to_images
+from fedplatform.data.stored_pixels import Pictures
 from fedplatform.learning.models import Classifier, ModelBuilder
 from fedplatform.learning.models.freezing import has_frozen_statistics, training_mode
 from fedplatform.learning.models.memory_layout import laid_out
@@ -133,7 +134,7 @@ class Trainer:
         weights: np.ndarray,
         personal: PersonalState,
         *,
-        images: np.ndarray,
+        images: Pictures,
         labels: np.ndarray,
         groups: np.ndarray,
         round_number: int,
@@ -181,7 +182,7 @@ class Trainer:
         weights: np.ndarray,
         personal: PersonalState,
         *,
-        images: np.ndarray,
+        images: Pictures,
         labels: np.ndarray,
         groups: np.ndarray,
         round_number: int,
@@ -244,7 +245,7 @@ class Trainer:
         }
 
     def settle(
-        self, weights: np.ndarray, personal: PersonalState, images: np.ndarray, labels: np.ndarray
+        self, weights: np.ndarray, personal: PersonalState, images: Pictures, labels: np.ndarray
     ) -> PersonalState:
         """Measure the personal batch normalisation statistics anew: on the broadcast weights, on the hospital's scans.
 
@@ -276,7 +277,7 @@ class Trainer:
         buffers = {name for name, _ in self.model.named_buffers()}
         return {**personal, **{prefix + name: state[name].clone() for name in measured if name in buffers}}
 
-    def predict(self, weights: np.ndarray, personal: PersonalState, images: np.ndarray) -> np.ndarray:
+    def predict(self, weights: np.ndarray, personal: PersonalState, images: Pictures) -> np.ndarray:
         """Class probabilities (n, num_classes) float32 of uint8 images (n, c, h, w); (n, 0) where no class is named."""
         self.load_served(weights, personal)
         self.model.eval()
@@ -286,7 +287,7 @@ class Trainer:
             ]
         return np.concatenate(answers) if answers else np.zeros((0, self.training.num_classes), np.float32)
 
-    def plain_loss(self, weights: np.ndarray, personal: PersonalState, images: np.ndarray, labels: np.ndarray) -> float:
+    def plain_loss(self, weights: np.ndarray, personal: PersonalState, images: Pictures, labels: np.ndarray) -> float:
         """Mean over scans of the loss by which the network is judged, the same draws every time; NaN without scans."""
         if not len(images):
             return float("nan")
@@ -319,7 +320,7 @@ class Trainer:
 
     def _batches(
         self,
-        images: np.ndarray,
+        images: Pictures,
         labels: np.ndarray,
         groups: np.ndarray,
         *,
@@ -387,5 +388,5 @@ def _class_balanced(labels: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([of_class[np.arange(each) * len(of_class) // each] for of_class in rows])
 
 
-def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
+def _parts(values: Pictures | np.ndarray) -> Iterator[np.ndarray]:
     return (values[start : start + PREDICTION_BATCH] for start in range(0, len(values), PREDICTION_BATCH))
