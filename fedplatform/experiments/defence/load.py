@@ -28,6 +28,7 @@ from fedplatform.learning.models import ModelBuilder
 from fedplatform.learning.training import Trainer
 
 DEFENCE, SETTINGS, TUNED = "defence", "defence.yaml", "tuned"
+KIND_SCANS = 500  # of a hospital and role, spread evenly: statistics are dozens, and all hospitals are held at once
 STAGES = {  # what each stage of training leaves, in the order of training
     "autoencoder": "autoencoder.safetensors",
     "purifier": "purifier.safetensors",
@@ -115,10 +116,12 @@ class DefendedRun:
         for name, of_hospital in zip(self.experiment.inside, self.manifest.hospitals, strict=True):
             shard = Shard.open(self.shards / of_hospital.file)
             roles = [role for role in (Role.TRAIN, Role.VALIDATION) if any(of_hospital.counts[role])]
-            if roles:
-                pixels = np.concatenate([shard.images(role) for role in roles])
-                groups = np.concatenate([shard.groups(role) for role in roles])
-                scans[name] = (to_images(pixels), groups)
+            parts = [(shard.pictures(role), shard.groups(role)) for role in roles]
+            chosen = [np.linspace(0, len(groups) - 1, min(len(groups), KIND_SCANS)).astype(int) for _, groups in parts]
+            if parts:
+                pixels = [pictures[rows] for (pictures, _), rows in zip(parts, chosen, strict=True)]
+                groups = [groups[rows] for (_, groups), rows in zip(parts, chosen, strict=True)]
+                scans[name] = (to_images(np.concatenate(pixels)), np.concatenate(groups))
         return fit_gates(scans, f=self.experiment.f)
 
     def _measured(self, defence: str, settings: DefenceSettings) -> CleanScanLimits:
