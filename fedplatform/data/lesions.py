@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -77,6 +78,10 @@ class Lesions:
         """The scans as uint8 batches (b, channels, size, size); three channels repeat the grey one."""
         return self._batches(self._labels(), size=size, channels=channels)
 
+    def images_at(self, rows: np.ndarray, *, size: int, channels: int) -> Iterator[np.ndarray]:
+        """The scans of these rows alone; patients of whom none is asked for are not made."""
+        return self._batches(self._labels(), size=size, channels=channels, rows=rows)
+
     def healthy_twins(self, *, size: int, channels: int) -> Iterator[np.ndarray]:
         """The same scans, down to the noise, had nobody a lesion: what differs from ``images`` is the lesion."""
         return self._batches(np.zeros_like(self._labels()), size=size, channels=channels)
@@ -85,14 +90,23 @@ class Lesions:
         """Label of each patient."""
         return np.tile(np.arange(self.patients_per_hospital, dtype=np.int64) % 2, self.hospitals)
 
-    def _batches(self, labels: np.ndarray, *, size: int, channels: int) -> Iterator[np.ndarray]:
+    def _batches(
+        self, labels: np.ndarray, *, size: int, channels: int, rows: np.ndarray | None = None
+    ) -> Iterator[np.ndarray]:
         if channels not in (1, 3):
             raise ValueError(f"grey scans can be had with 1 or 3 channels, got channels={channels}")
         if size < 1:
             raise ValueError(f"images need size >= 1, got size={size}")
-        for start in range(0, len(labels), BATCH_PATIENTS):
-            patients = range(start, min(start + BATCH_PATIENTS, len(labels)))
-            slices = [_resample(scan, size) for patient in patients for scan in self._scan(patient, labels[patient])]
+        wanted = range(len(labels) * self.slices_per_patient) if rows is None else rows.tolist()
+        of_patient = [(patient, [row % self.slices_per_patient for row in found])
+                      for patient, found in groupby(wanted, lambda row: row // self.slices_per_patient)]  # fmt: skip
+        for start in range(0, len(of_patient), BATCH_PATIENTS):
+            slices = [
+                _resample(scan, size)
+                for patient, parts in of_patient[start : start + BATCH_PATIENTS]
+                for part, scan in enumerate(self._scan(patient, labels[patient]))
+                if part in parts
+            ]
             yield np.repeat(np.stack(slices)[:, None], channels, axis=1)
 
     def _scan(self, patient: int, label: int) -> Iterator[np.ndarray]:
