@@ -21,8 +21,8 @@ QUICK = {
     "defend": "--autoencoder masked_autoencoder(width=16,depth=1,decoder_width=16,decoder_depth=1) --sensor "
     "small_cnn(width=4) --purifier noise_predictor(t_max=200) --autoencoder-rounds 1 --purifier-rounds 1 "
     "--sensor-rounds 1 --tuning-rounds 1 --engine local",
-    "evaluate": "--scans 4 --hard-scans 4 --steps 2 --eot 1 --queries 4 --epsilons 8/255 --jobs 1",
-    "certify": "--scans 2 --samples 8 --sigmas 0.1 --jobs 1",
+    "evaluate": "--scans 4 --hard-scans 4 --steps 2 --eot 1 --queries 4 --epsilons 8/255 --jobs 0",
+    "certify": "--scans 2 --samples 8 --sigmas 0.1 --jobs 0",
 }
 SMALL_DATA = "fedplatform.data.lesions:Lesions(hospitals=5, patients_per_hospital=20)"
 

@@ -233,7 +233,7 @@ def test_a_second_call_does_nothing_twice_and_adds_what_is_new(
     folder, before, _ = filled
     heard: list[Progress] = []
     more = tiny(rules=("mean", "nnm+median", "krum"), seeds=(0,))
-    frame = fill(more, folder=folder, jobs=1, data_folder=digits, observer=heard.append)
+    frame = fill(more, folder=folder, jobs=0, data_folder=digits, observer=heard.append)
     assert [p.last.cell.rule for p in heard if p.last] == ["krum", "krum"]
     assert len(frame) == len(before) + 2
     merged = before.merge(frame, on=CELL, suffixes=("", "_after"))
@@ -248,7 +248,7 @@ def test_a_folder_of_another_benchmark_is_refused_in_one_line(
     folder, _, _ = filled
     other = replace(tiny(), settings=Benchmark.settings_of("mnist", TINY | {"rounds": 7}))
     with pytest.raises(ExperimentError, match="was begun with rounds=5, got 7; go on with the same settings"):
-        fill(other, folder=folder, jobs=1, data_folder=digits)
+        fill(other, folder=folder, jobs=0, data_folder=digits)
 
 
 def test_a_benchmark_goes_on_after_an_update_that_brought_a_setting(
@@ -262,22 +262,22 @@ def test_a_benchmark_goes_on_after_an_update_that_brought_a_setting(
     file.write_text(yaml.safe_dump(held, sort_keys=False))
     heard: list[Progress] = []
     feasible = tiny(rules=("mean", "nnm+median"))
-    fill(feasible, folder=folder, jobs=1, data_folder=digits, observer=heard.append)
+    fill(feasible, folder=folder, jobs=0, data_folder=digits, observer=heard.append)
     assert not [progress.last for progress in heard if progress.last], "every cell was filled before"
     changed = replace(tiny(), settings=Benchmark.settings_of("mnist", TINY | {"transport": "half"}))
     with pytest.raises(ExperimentError, match="was begun with transport='exact', got 'half'"):
-        fill(changed, folder=folder, jobs=1, data_folder=digits)
+        fill(changed, folder=folder, jobs=0, data_folder=digits)
 
 
 def test_a_data_set_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no mnist\.npz in"):
-        fill(tiny(), folder=tmp_path / "new", jobs=1, data_folder=tmp_path)
+        fill(tiny(), folder=tmp_path / "new", jobs=0, data_folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_split_that_the_data_cannot_have_is_infeasible_and_the_rest_goes_on(digits: Path, tmp_path: Path) -> None:
     grid = tiny(rules=("mean",), attacks=("none",), splits=("site", "iid"), seeds=(0,))
-    frame = fill(grid, folder=tmp_path / "new", jobs=1, data_folder=digits).set_index(["split", "rule"])
+    frame = fill(grid, folder=tmp_path / "new", jobs=0, data_folder=digits).set_index(["split", "rule"])
     assert frame.loc[("site", "mean"), "status"] == "infeasible"
     assert "BySite needs as many sites as hospitals" in str(frame.loc[("site", "mean"), "reason"])
     assert frame.loc[("iid", "mean"), "status"] == "done"
@@ -286,11 +286,11 @@ def test_a_split_that_the_data_cannot_have_is_infeasible_and_the_rest_goes_on(di
 def test_a_failed_cell_is_recorded_and_tried_again(digits: Path, plugins: Path, tmp_path: Path) -> None:
     late = tmp_path / "late"
     grid = tiny(rules=(f"{plugins}:Waiting(file='{late}')", "mean"), attacks=("none",), seeds=(0,))
-    first = fill(grid, folder=tmp_path / "new", jobs=1, data_folder=digits)
+    first = fill(grid, folder=tmp_path / "new", jobs=0, data_folder=digits)
     assert first["status"].tolist() == ["done", "done", "done", "failed", "done"]
     assert first["reason"].tolist() == ["", "", "", "RuntimeError: nothing there yet", ""]
     late.touch()
-    second = fill(grid, folder=tmp_path / "new", jobs=1, data_folder=digits)
+    second = fill(grid, folder=tmp_path / "new", jobs=0, data_folder=digits)
     assert second["status"].tolist() == ["done"] * 5
     assert second["reason"].tolist() == [""] * 5
     assert second["accuracy"][3] == second["accuracy"][4]
