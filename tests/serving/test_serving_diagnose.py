@@ -13,7 +13,6 @@ import pydicom
 import pytest
 import torch
 from click.testing import CliRunner
-from endpoint_process import published_copy
 from hostile_uploads import dicom_bytes, nifti_bytes, picture_bytes, scan_pixels, volume_voxels
 
 from fedplatform.cli import fedplatform
@@ -49,11 +48,6 @@ def hospital(run: DefendedRun) -> str:
 @pytest.fixture(scope="module")
 def whole(run: DefendedRun, hospital: str) -> DefendedClassifier:
     return replace(run.hospital(hospital).defended("full"), noise=KeyedNoise(SECRET))
-
-
-@pytest.fixture(scope="module")
-def published(defended: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return published_copy(defended, tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture(scope="module")
