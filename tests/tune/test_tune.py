@@ -159,6 +159,7 @@ def test_a_killed_worker_costs_no_trial(tmp_path: Path) -> None:
     assert all(len(trial.steps) == 2 for trial in searched(ledger))
 
 
+@pytest.mark.slow
 def test_a_killed_driver_loses_nothing_and_a_second_study_beside_it_minds_nothing(tmp_path: Path) -> None:
     study = Hill(str(tmp_path / "diary"), pause_s=0.2)
     text = f"{ROOT / 'tests/helpers/hills.py'}:Hill(diary={study.diary!r}, pause_s=0.2)"
@@ -221,6 +222,7 @@ def test_the_most_harmful_attack_is_a_file_that_run_takes(base: str, tmp_path: P
         assert word in page
 
 
+@pytest.mark.slow
 def test_actors_of_a_trial_find_what_its_own_process_finds(base: str) -> None:
     folder = Path(base).parent
     study = Poisoning(base=base, attacks=("sign_flip",), rules=())
