@@ -25,7 +25,7 @@ from fedplatform.experiments.experiment import Experiment
 from fedplatform.experiments.run import partition_data
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 SMALL = {
     "data": "fedplatform.data.lesions:Lesions(hospitals=5, patients_per_hospital=40)",
@@ -231,6 +231,25 @@ def browser() -> Iterator[Browser]:
         opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"], timeout=PATIENCE_MS)
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    """A wide page that must not complain and must ask for no file but those of the test."""
+    from watched_page import watched_page
+
+    with watched_page(browser, tmp_path.as_uri(), viewport={"width": 1200, "height": 844}) as page:
+        yield page
+
+
+@pytest.fixture
+def telephone(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    """The same on the screen of a telephone."""
+    from watched_page import watched_page
+
+    size = {"width": 390, "height": 844}
+    with watched_page(browser, tmp_path.as_uri(), viewport=size, is_mobile=True) as page:
+        yield page
 
 
 @pytest.fixture(scope="session")
