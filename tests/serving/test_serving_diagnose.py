@@ -223,7 +223,6 @@ def entry_of(whole: DefendedClassifier, data: bytes, hospital: str, *, model_dig
         depth=diagnosis.depth,
         votes=diagnosis.votes,
         label=diagnosis.label,
-        referred=diagnosis.referred,
         referral=diagnosis.referral,
         kind_score=diagnosis.kind_score,
         confidence=diagnosis.confidence,
@@ -380,4 +379,3 @@ def test_a_file_whose_header_names_another_kind_of_scan_is_referred_whatever_its
     told = dict(zip(table["file"], table["referral"], strict=True))
     assert told["other.dcm"] == FOREIGN_HEADER
     assert told["same.dcm"] != FOREIGN_HEADER
-    assert bool(table.set_index("file")["referred"]["other.dcm"])
