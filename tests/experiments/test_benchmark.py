@@ -55,6 +55,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from fedplatform.core.messages import Aggregate
 from fedplatform.federated.aggregation import Aggregator, Mean
 
 
@@ -68,6 +71,15 @@ class Waiting(Aggregator):
         if not Path(self.file).exists():
             raise RuntimeError("nothing\\nthere yet")
         return Mean()(deltas, evidence)
+
+
+@dataclass(frozen=True)
+class Deaf(Aggregator):
+    """Trusts nobody."""
+
+    def aggregate(self, deltas, evidence):
+        nobody = np.zeros(len(deltas), np.float32)
+        return Aggregate(np.zeros_like(deltas[0]), nobody, np.ones(len(deltas), bool))
 
 
 @dataclass(frozen=True)
@@ -294,6 +306,16 @@ def test_a_failed_cell_is_recorded_and_tried_again(digits: Path, plugins: Path, 
     assert second["status"].tolist() == ["done"] * 5
     assert second["reason"].tolist() == [""] * 5
     assert second["accuracy"][3] == second["accuracy"][4]
+
+
+def test_a_cell_in_which_nothing_was_learned_has_no_figures(digits: Path, plugins: Path, tmp_path: Path) -> None:
+    grid = tiny(rules=(f"{plugins}:Deaf", "mean"), attacks=("none",), seeds=(0,))
+    frame = fill(grid, folder=tmp_path / "new", jobs=0, data_folder=digits)
+    deaf = frame.iloc[3]
+    assert deaf["status"] == "without effect"
+    assert deaf["reason"].startswith("nothing was learned, for no round had an effect: the rule trusts nobody")
+    assert deaf[FIGURES].isna().all()
+    assert f"{plugins}:Deaf against none (1 cells): without effect, nothing was learned" in markdown(frame)
 
 
 def test_a_worker_that_dies_is_said_in_one_line_and_what_was_done_is_kept(
