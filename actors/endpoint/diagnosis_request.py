@@ -140,7 +140,7 @@ def study_answers(answers: Sequence[Answer], scans_by_file: Sequence[int], bundl
         of_file = answers[first : first + scans]
         chances = np.array([list(answer.probabilities.values()) for answer in of_file])
         foreign = np.array([answer.referral == FOREIGN for answer in of_file])
-        number = most_suspicious(chances, bundle.card.classes, foreign=foreign)
+        number = most_suspicious(chances, bundle.card.usual, foreign=foreign)
         counts = of_file[number]
         studies.append(
             StudyAnswer(

@@ -118,7 +118,7 @@ class FolderDiagnosis:
         """Mark the row that is the answer for its file: that of the most suspicious scan."""
         chances = [[row[f"probability_{name}"] for name in self.card.classes] for row in of_file]
         foreign = np.array([row["referral"] == FOREIGN for row in of_file])
-        counts = most_suspicious(np.array(chances, np.float64), self.card.classes, foreign=foreign)
+        counts = most_suspicious(np.array(chances, np.float64), self.card.usual, foreign=foreign)
         for number, row in enumerate(of_file):
             row["study"] = number == counts
 
