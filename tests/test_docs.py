@@ -103,8 +103,8 @@ def test_a_command_of_the_readme_works(tmp_path: Path, command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_examples_of_serve_are_commands_that_work(defended: Path, tmp_path: Path) -> None:
-    shutil.copytree(defended, tmp_path / "runs" / "scan")
+def test_the_examples_of_serve_are_commands_that_work(published: Path, tmp_path: Path) -> None:
+    shutil.copytree(published, tmp_path / "runs" / "scan")
     said = fedplatform(["serve", "--help"], tmp_path).stdout
     examples = [line.strip() for line in said.partition("Examples:")[2].splitlines() if line.startswith("    ")]
     lines = [line for line in examples if line.startswith(("fedplatform ", "openssl "))]

@@ -206,6 +206,7 @@ def test_examples_are_offered_as_they_are_and_attacked(endpoint: Endpoint) -> No
     assert requests.get(f"{url}/examples.json", headers=headers, timeout=60).status_code == 404
 
 
+@pytest.mark.slow
 def test_hostile_uploads_get_a_4xx_and_one_sentence_and_the_next_good_one_is_answered(endpoint: Endpoint) -> None:
     replicas = endpoint.processes("ray::ServeReplica:fedplatform") + endpoint.processes("ray::ProxyActor")
     assert len(replicas) == 5

@@ -211,6 +211,7 @@ def test_a_hostile_update_is_recorded_as_such(small: Experiment, shards: Path, t
     assert last_states(reports)[attacker][0] is HospitalState.HOSTILE
 
 
+@pytest.mark.slow
 def test_a_late_hospital_is_recorded_and_freed_for_the_next_round(
     small: Experiment, shards: Path, tmp_path: Path
 ) -> None:

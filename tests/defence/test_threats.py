@@ -162,6 +162,7 @@ def test_a_black_box_is_never_stronger_than_who_knows_everything(
     assert black < fresh(whole.defended, images, labels)[0], "a black box that harms nobody proves nothing"
 
 
+@pytest.mark.slow
 def test_an_attacker_who_wants_to_stay_unnoticed_stays_below_the_threshold(
     whole: Victim, images: torch.Tensor, labels: torch.Tensor
 ) -> None:

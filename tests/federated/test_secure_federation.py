@@ -234,6 +234,7 @@ def test_one_process_and_many_hosts_give_the_same_bits_behind_masks(
     assert found[0].tobytes() == found[1].tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_a_hospital_killed_in_mid_round_drops_out_and_no_host_gives_a_single_update(
     grouped: Experiment, shards: Path, tmp_path: Path

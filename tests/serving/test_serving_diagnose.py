@@ -267,15 +267,27 @@ def command(*words: str | Path) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_a_folder_is_diagnosed_from_the_command_line_by_the_champion(
+@pytest.mark.slow
+def test_a_run_that_was_not_published_is_published_before_the_first_diagnosis(
     defended: Path, hospital: str, folder: Path, tmp_path: Path
 ) -> None:
     place = tmp_path / "run"
     shutil.copytree(defended, place)
+    status, said = command("diagnose", place, folder, "--out", tmp_path / "answers.csv", "--hospital", hospital)
+    assert status == 0, said
+    assert "fitting hospital-00 (1 of 2)" in said
+    assert set(read(tmp_path / "answers.csv")["model_version"]) == {"1"}
+
+
+def test_a_folder_is_diagnosed_from_the_command_line_by_the_champion(
+    published: Path, hospital: str, folder: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "run"
+    shutil.copytree(published, place)
     words = ("diagnose", place, folder, "--out", tmp_path / "answers.csv")
     status, said = command(*words, "--hospital", hospital)
     assert status == 0, said
-    assert "fitting hospital-00 (1 of 2)" in said, "nothing was published before"
+    assert "fitting" not in said, "what was published is opened"
     assert "26/26 files" in said
     assert set(read(tmp_path / "answers.csv")["model_version"]) == {"1"}
     assert "33 scans:" in said, "nine of them slices of the volume"

@@ -151,6 +151,7 @@ def test_the_hopeless_are_stopped_and_never_win(tmp_path: Path) -> None:
     assert best.choice["pace"] == min(trial.choice["pace"] for trial in searched(ledger))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_no_trial(tmp_path: Path) -> None:
     study = Hill(str(tmp_path / "diary"), deadly=True)
     ledger = measured(study, tmp_path / "hill", trials=4)
@@ -240,6 +241,7 @@ def test_a_trial_that_no_cluster_could_hold_is_refused_at_once(base: str, tmp_pa
         measured(Poisoning(base=base), tmp_path / "none", trials=1, resources=wanted)
 
 
+@pytest.mark.slow
 def test_trust_is_judged_by_its_worst_attack(base: str) -> None:
     folder = Path(base).parent / "trust"
     study = Trust(base=base, attacks=("sign_flip", "none"), scorers=("robust",))
@@ -252,6 +254,7 @@ def test_trust_is_judged_by_its_worst_attack(base: str) -> None:
     assert Experiment.from_settings(load_settings(str(folder / "winner.yaml"))).rule_slug == "trust"
 
 
+@pytest.mark.slow
 def test_a_duel_ends_when_neither_gains_and_its_trace_is_the_result(base: str) -> None:
     folder = Path(base).parent / "duel"
     study = Duel(base=base, rules=("mean", "median"), attacks=("sign_flip", "scaling"), turns=4)
