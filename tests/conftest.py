@@ -75,11 +75,14 @@ MARKERS = {
 }
 OF_FIXTURE = {"browser": "browser", "endpoint": "serve", "ray_here": "ray", "machines": "cluster"}
 
-# The files that take longest. Begun last, one of them would leave the other worker with nothing to do.
+# The files that take longest, the longest first: begun last, one of them would leave the other worker with nothing to
+# do. The first needs what is trained for all, which takes a minute where it is not in `.cache` yet; the second does not.
 LONG_FILES = (
-    *("test_faults", "test_faults_network", "test_robustness", "test_cluster", "test_docs", "test_benchmark"),
-    *("test_defended_run", "test_ray_cohort", "test_tune", "test_endpoint", "test_cli", "test_serving_intake"),
-    *("test_joining", "test_quickstart", "test_threats", "test_checkpoint", "test_training_faults"),
+    *("test_faults", "test_faults_network", "test_cluster", "test_joining", "test_quickstart"),
+    *("test_robustness", "test_docs", "test_endpoint", "test_tune", "test_ray_cohort", "test_benchmark", "test_api"),
+    *("test_defended_run", "test_secure_federation", "test_gateway", "test_report", "test_defence_report"),
+    *("test_cli", "test_threats", "test_serving_intake", "test_serving_engine", "test_serving_diagnose"),
+    *("test_checkpoint", "test_training_faults", "test_outside"),
 )
 
 AT_ENDPOINT = ("test_endpoint", "test_endpoint_in_service", "test_endpoint_page", "test_endpoint_schema")
