@@ -76,7 +76,7 @@ MARKERS = {
 OF_FIXTURE = {"browser": "browser", "endpoint": "serve", "ray_here": "ray", "machines": "cluster"}
 
 # The files that take longest, the longest first: begun last, one of them would leave the other worker with nothing to
-# do. The first needs what is trained for all, which takes a minute where it is not in `.cache` yet; the second does not.
+# do. The first of them needs what is trained for all, a minute where it is not in `.cache` yet; the second does not.
 LONG_FILES = (
     *("test_faults", "test_faults_network", "test_cluster", "test_joining", "test_quickstart"),
     *("test_robustness", "test_docs", "test_endpoint", "test_tune", "test_ray_cohort", "test_benchmark", "test_api"),

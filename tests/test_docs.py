@@ -20,8 +20,9 @@ QUICK = {
     "run": TINY,
     "compare": f"{TINY} --model small_cnn(width=4)",
     "defend": "--autoencoder masked_autoencoder(width=16,depth=1,decoder_width=16,decoder_depth=1) --sensor "
-    "small_cnn(width=4) --purifier noise_predictor(width=8,halvings=1,t_max=200) --copies 2 --autoencoder-rounds 1 "
-    "--purifier-rounds 1 --sensor-rounds 1 --tuning-rounds 1 --engine local",
+    "small_cnn(width=4) --purifier noise_predictor(width=8,halvings=1,t_max=200) --copies 2 --probe-depth 25 "
+    "--least-depth 25 --most-depth 75 --autoencoder-rounds 1 --purifier-rounds 1 --sensor-rounds 1 "
+    "--tuning-rounds 1 --engine local",
     "evaluate": "--tiers T0,T2,T5 --scans 4 --hard-scans 4 --steps 2 --eot 1 --queries 4 --epsilons 8/255 --jobs 0",
     "certify": "--scans 2 --samples 8 --sigmas 0.1 --jobs 0",
 }
