@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from command_line import fedplatform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -608,7 +609,7 @@ def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(digits: Path, tm
     assert complaint.startswith("fedplatform: stopped")
     kept = pd.read_parquet(tmp_path / "t" / "trust.parquet")
     assert "nearest_neighbour" in set(kept["rule"])
-    again = subprocess.run(words, capture_output=True, text=True, check=False)
+    again = fedplatform([*words[3:], "--jobs", "0"], tmp_path)
     assert again.returncode == 0, again.stderr
     assert "nearest_neighbour against none" not in again.stdout
     assert "5/5  iid, krum against none, seed 0: accuracy" in again.stdout
