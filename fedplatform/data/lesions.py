@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -97,15 +96,15 @@ class Lesions:
             raise ValueError(f"grey scans can be had with 1 or 3 channels, got channels={channels}")
         if size < 1:
             raise ValueError(f"images need size >= 1, got size={size}")
-        wanted = range(len(labels) * self.slices_per_patient) if rows is None else rows.tolist()
-        of_patient = [(patient, [row % self.slices_per_patient for row in found])
-                      for patient, found in groupby(wanted, lambda row: row // self.slices_per_patient)]  # fmt: skip
-        for start in range(0, len(of_patient), BATCH_PATIENTS):
+        several = self.slices_per_patient
+        kept = range(several * len(labels)) if rows is None else set(rows.tolist())
+        patients = sorted({row // several for row in kept})
+        for start in range(0, len(patients), BATCH_PATIENTS):
             slices = [
                 _resample(scan, size)
-                for patient, parts in of_patient[start : start + BATCH_PATIENTS]
-                for part, scan in enumerate(self._scan(patient, labels[patient]))
-                if part in parts
+                for patient in patients[start : start + BATCH_PATIENTS]
+                for row, scan in enumerate(self._scan(patient, labels[patient]), start=several * patient)
+                if row in kept
             ]
             yield np.repeat(np.stack(slices)[:, None], channels, axis=1)
 
