@@ -23,7 +23,7 @@ from fedplatform.data.index import Index, Integers, Strings
 from fedplatform.data.leakage import THRESHOLD, groups_of
 from fedplatform.data.origin import Origin
 from fedplatform.data.partition import SERVER, Partition, spread
-from fedplatform.data.source import Source
+from fedplatform.data.source import Selective, Source
 from fedplatform.data.splits import LEFT_OUT, Role, Split, assign_roles, thin
 from fedplatform.data.stored_pixels import Pictures, StoredPixels
 
@@ -222,9 +222,9 @@ def write_shards(
 ) -> Manifest:
     """Stream the source once into ``hospital-00.parquet``, ... and ``root.parquet`` in a new ``folder``.
 
-    ``roles`` and ``hospital_of`` are (n,); scans of :data:`NOBODY` are streamed past. ``progress`` is called with the
-    scans done and to do. The folder appears whole or not at all. Raises DataError where it exists, cannot be written,
-    or the source breaks its own index.
+    ``roles`` and ``hospital_of`` are (n,); scans of :data:`NOBODY` are streamed past, or not asked for where the source
+    is :class:`Selective`. ``progress`` is called with the scans done and to do. The folder appears whole or not at all.
+    Raises DataError where it exists, cannot be written, or the source breaks its own index.
     """
     num_hospitals = int(hospital_of.max()) + 1
     files = {hospital: f"hospital-{hospital:02d}.parquet" for hospital in range(num_hospitals)}
@@ -240,17 +240,18 @@ def write_shards(
             )
             for hospital, file in files.items()
         }
-        row = 0
-        for batch in source.images(size=settings.size, channels=settings.channels):
-            _check_batch(batch, shape, row, len(index))
-            for picture in batch:
+        rows, batches = _streamed(source, hospital_of != NOBODY, settings)
+        done = 0
+        for batch in batches:
+            _check_batch(batch, shape, done, len(rows))
+            for picture, row in zip(batch, rows[done : done + len(batch)].tolist(), strict=True):
                 if hospital_of[row] != NOBODY:
                     writers[int(hospital_of[row])].add(picture, index.labels[row], groups[row], roles[row], row)
-                row += 1
+            done += len(batch)
             if progress is not None:
-                progress(row, len(index))
-        if row != len(index):
-            raise DataError(f"the source gave {row} pictures for the {len(index)} rows of its index")
+                progress(done, len(rows))
+        if done != len(rows):
+            raise DataError(f"the source gave {done} pictures for the {len(rows)} rows of its index")
         stack.close()
         summaries = {hospital: writers[hospital].summary() for hospital in files}
         manifest = Manifest(
@@ -262,6 +263,14 @@ def write_shards(
         )
         manifest.save(unfinished)
     return manifest
+
+
+def _streamed(source: Source, kept: np.ndarray, settings: Settings) -> tuple[Integers, Iterator[Pixels]]:
+    """The rows that the source is read for, and their pictures: what is kept, or all where it can only give all."""
+    if isinstance(source, Selective):
+        rows = np.flatnonzero(kept)
+        return rows, source.images_at(rows, size=settings.size, channels=settings.channels)
+    return np.arange(len(kept)), source.images(size=settings.size, channels=settings.channels)
 
 
 class _ShardWriter:

@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -19,9 +19,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Locator, Page
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
-from watched_page import rendered, requests_of, watched_page
+from watched_page import rendered, requests_of
 
 from fedplatform.core.messages import HospitalRecord, HospitalState, RoundReport
 from fedplatform.experiments.report import ReportError, comparison_markdown, read_run, write_comparison, write_report
@@ -204,20 +204,6 @@ def comparison_rows(*, seeds: int = 3) -> pd.DataFrame:
     }
     rows.append({**reference, "rule": "nearest_neighbour", "seed": 0, "accuracy": 0.99, "macro_f1": 0.99, "auc": None})
     return pd.DataFrame(rows)
-
-
-@pytest.fixture
-def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    """A wide page that must not complain and must ask for no file but those of the test."""
-    with watched_page(browser, tmp_path.as_uri(), viewport={"width": 1200, "height": 844}) as page:
-        yield page
-
-
-@pytest.fixture
-def telephone(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    size = {"width": 390, "height": 844}
-    with watched_page(browser, tmp_path.as_uri(), viewport=size, is_mobile=True) as page:
-        yield page
 
 
 def cells(page: Page, selector: str) -> list[list[str]]:

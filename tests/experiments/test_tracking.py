@@ -216,6 +216,7 @@ def test_a_database_lost_in_mid_run_costs_one_warning_and_no_training(folder, ca
     assert message.startswith("MLflow could not log a round, the run goes on untracked")
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_in_one_new_folder_are_all_tracked(tmp_path):
     start = (
         "import sys, pathlib; from fedplatform.experiments.tracking import MlflowTracker; "
