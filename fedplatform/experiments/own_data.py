@@ -33,7 +33,7 @@ MOST_HOSPITALS, GROUPS_A_HOSPITAL = 10, 16  # of simulated ones; in training
 SCANS_A_SITE = 10  # with fewer a site is no hospital
 ROUNDS, FEWEST_ROUNDS, MOST_EPOCHS = 6, 2, 4
 STEPS = 20  # of training in a hospital in a round, at least
-BUDGET_S = 600.0  # what training should take on one CPU core: a coffee break
+BUDGET_S = 300.0  # what training should take on one CPU core: a coffee break
 # CPU milliseconds for one training scan by side in the network; measured on one core of 2.5 GHz, and rounded.
 PRETRAINED_MS = {48: 7.0, 64: 10.0, 96: 20.0, 128: 40.0}
 SMALL_MS = {32: 1.0, 48: 2.2, 64: 4.0}
@@ -289,7 +289,7 @@ class _Proposing:
         weights = self.given.get("weights", IMAGENET if at_hand and chosen_model else "none")
         pretrained = not _is_none(weights)
         each = train / hospitals
-        batch = _whole(self.given.get("batch_size", 32 if each >= 200 else 16 if each >= 50 else 8))
+        batch = _whole(self.given.get("batch_size", 32 if each >= 2000 else 16 if each >= 50 else 8))
         epochs = int(np.clip(np.ceil(STEPS * batch / max(each, 1)), 1, MOST_EPOCHS))
         epochs = _whole(self.given.get("local_epochs", epochs))
         plan = _planned(PRETRAINED_MS if pretrained else SMALL_MS, native=_native(seen.side), scans=epochs * train)
