@@ -22,6 +22,7 @@ from fedplatform.data.survey import Survey, survey
 from fedplatform.experiments.experiment import ExperimentError, load_settings, recipe_names
 from fedplatform.experiments.rule_text import parse_rule
 from fedplatform.experiments.weights import IMAGENET
+from fedplatform.federated.aggregation import as_rule
 from fedplatform.learning.models import EfficientNetLite0
 from fedplatform.learning.models.imagenet import is_at_hand
 
@@ -30,6 +31,7 @@ OF_DATA = ("data", "size", "scans", "split", "patients", "partition", "hospitals
 
 SIZES = (32, 48, 64, 96, 128)
 MOST_HOSPITALS, GROUPS_A_HOSPITAL = 10, 16  # of simulated ones; in training
+FEWEST_TO_COMPARE = 4  # hospitals, for a rule that compares them, or where one attacks
 SCANS_A_SITE = 10  # with fewer a site is no hospital
 ROUNDS, FEWEST_ROUNDS, MOST_EPOCHS = 6, 2, 4
 STEPS = 20  # of training in a hospital in a round, at least
@@ -140,6 +142,19 @@ class _Proposing:
         self.choices.append(Choice(setting, str(value), why))
         return value
 
+    @property
+    def _attacked(self) -> bool:
+        return not all(_is_none(attack) for attack in (*self.attacks, self.given.get("attack")))
+
+    @property
+    def _compares(self) -> bool:
+        """Whether hospitals are compared with each other, or one of them is to attack."""
+        return self._attacked or bool(self.rules) or self._asked_rule not in (None, "mean", "weighted_mean")
+
+    @property
+    def _asked_rule(self) -> object:
+        return self.given.get("rule", self.kept.get("rule"))
+
     def _patients(self) -> tuple[Source, Index]:
         source = open_source(self.path, patients=str(self.given.get("patients", GIVEN)))
         index = Index.of(source)
@@ -229,7 +244,9 @@ class _Proposing:
             listed = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
             hospitals, why = len(names), f"one a site, in this order: {listed}"
         else:
-            hospitals = int(np.clip(units * train_share // GROUPS_A_HOSPITAL, 1, MOST_HOSPITALS))
+            training = int(units * train_share)
+            fewest = min(FEWEST_TO_COMPARE, training) if self._compares else 1
+            hospitals = int(np.clip(training // GROUPS_A_HOSPITAL, fewest, MOST_HOSPITALS))
             why = "simulated: the data name no site"
             if len(names) == 1:
                 why = f"simulated: all scans are of site {names[0]}"
@@ -248,28 +265,33 @@ class _Proposing:
         return hospitals
 
     def _server(self, hospitals: int, train: int, *, classes: int) -> None:
-        attacked = not all(_is_none(attack) for attack in (*self.attacks, self.given.get("attack")))
-        liars = min(max(1, round(0.3 * hospitals)), hospitals - 1) if attacked else 0
-        why = "three of ten, for the attack" if attacked else "nobody is simulated as malicious"
-        byzantine = _whole(self._choose("byzantine", liars, why))
+        malicious = min(max(1, round(0.3 * hospitals)), hospitals - 1) if self._attacked else 0
+        why = "three of ten, for the attack" if self._attacked else "nobody is simulated as malicious"
+        byzantine = _whole(self._choose("byzantine", malicious, why))
         if self.rules:
+            self.settings["rule"] = "mean"  # each of the rules takes its place
             needs_root = any(parse_rule(rule, f=byzantine).needs_root for rule in self.rules)
         else:
-            needs_root = self._rule(byzantine)
+            needs_root = self._rule(byzantine, hospitals)
         size = int(np.clip(train // 20, min(2 * classes, train // 4), 100)) if needs_root else 0
         why = "some of the training scans, for the server to judge updates by" if needs_root else "the rule needs none"
         self._choose("root_size", size, why)
 
-    def _rule(self, byzantine: int) -> bool:
+    def _rule(self, byzantine: int, hospitals: int) -> bool:
         """Settle the rule; whether it needs a root set."""
-        if "rule" not in self.given and "rule" in self.kept:
-            rule = self.kept["rule"]
-        else:
-            why = "nobody to defend against; where a hospital may be malicious: --rule trust"
-            if byzantine:
-                why = "withstands malicious hospitals"
-            rule = self._choose("rule", "trust" if byzantine else "mean", why)
-        return (parse_rule(rule, f=byzantine) if isinstance(rule, str) else rule).needs_root  # type: ignore[attr-defined,no-any-return]
+        why = "nobody to defend against; where a hospital may be malicious: --rule trust"
+        if byzantine:
+            why = "withstands malicious hospitals"
+        proposed = "trust" if byzantine else "mean"
+        if "rule" in self.kept and "rule" not in self.given:
+            text = str(self.kept["rule"])
+            try:
+                parse_rule(text, f=byzantine).require(hospitals=hospitals, has_root=True)
+                proposed, why = text, f"recipe {self.recipe}"
+            except ValueError as error:
+                proposed, why = "mean", f"recipe {self.recipe} has {text}: {error}"
+        rule = self._choose("rule", proposed, why)
+        return (parse_rule(rule, f=byzantine) if isinstance(rule, str) else as_rule(rule)).needs_root
 
     def _sampling(self, index: Index, units: int) -> None:
         several = index.splits is None and units * 1.5 <= len(index)
@@ -279,7 +301,7 @@ class _Proposing:
     def _keep_recipe(self, seen: Survey) -> None:
         self._choose("size", min(_native(seen.side), 64), _size_words(seen, 64))
         for name, value in self.kept.items():
-            if name not in self.given:
+            if name not in self.given and name != "rule":
                 self.settings[name] = value
                 self.choices.append(Choice(name, str(value), f"recipe {self.recipe}"))
 
