@@ -21,6 +21,7 @@ from fedplatform.data.splits import Role, Split, assign_roles
 from fedplatform.data.survey import Survey, survey
 from fedplatform.experiments.experiment import ExperimentError, load_settings, recipe_names
 from fedplatform.experiments.rule_text import parse_rule
+from fedplatform.experiments.training_budget import BUDGET_S, ROUNDS, plan_training
 from fedplatform.experiments.weights import IMAGENET
 from fedplatform.federated.aggregation import as_rule
 from fedplatform.learning.models import EfficientNetLite0
@@ -34,13 +35,8 @@ MOST_HOSPITALS, GROUPS_A_HOSPITAL = 10, 16  # of simulated ones; in training
 FROZEN = "conv_stem,bn1,blocks.0,blocks.1,blocks.2"  # edges and textures, the same in every picture
 FEWEST_TO_COMPARE = 4  # hospitals, for a rule that compares them, or where one attacks
 SCANS_A_SITE = 10  # with fewer a site is no hospital
-ROUNDS, FEWEST_ROUNDS, MOST_EPOCHS = 6, 2, 4
+MOST_EPOCHS = 4
 STEPS = 20  # of training in a hospital in a round, at least
-BUDGET_S = 300.0  # what training should take on one CPU core: a coffee break
-# CPU milliseconds for one training scan by side in the network; measured on one core of 2.5 GHz, and rounded.
-PRETRAINED_MS = {48: 5.0, 64: 6.5, 96: 10.0, 128: 20.0}
-SMALL_MS = {32: 1.0, 48: 2.2, 64: 4.0}
-EVALUATION = 0.1  # of the test scans after each round, beside training
 TRAIN_SHARE = 0.7
 MIRROR_BELOW = 0.75  # share of pictures told from their mirror image
 TWINS_FROM = 0.01  # share of test scans with a near-identical picture in training
@@ -122,8 +118,11 @@ class _Proposing:
         self._say_data(source, index, seen)
         self._warn_of_twins(index, seen)
         units = _units(index, seen)
-        train = int((roles == Role.TRAIN).sum()) if roles is not None else round(TRAIN_SHARE * len(index))
-        hospitals = self._hospitals(index, units, train_share=train / len(index))
+        share = TRAIN_SHARE if roles is None else float((roles == Role.TRAIN).mean())
+        if wanted := _whole(self.given.get("scans", 0)):
+            share *= min(1.0, wanted / len(index))
+        train = round(share * len(index))
+        hospitals = self._hospitals(index, units, train_share=share)
         self._server(hospitals, train, classes=len(index.classes))
         self._sampling(index, units)
         if self.recipe:
@@ -181,7 +180,8 @@ class _Proposing:
 
     def _split(self, index: Index) -> npt.NDArray[np.str_] | None:
         """The roles of all scans, (n,), or None where the groups that they depend on are still to be found."""
-        why = "20 % of each class for the test, 10 % for validation; no patient on both sides"
+        together = "near-identical pictures" if index.groups is None else "a patient's scans"
+        why = f"20 % of each class for the test, 10 % for validation; {together} stay on one side"
         split: Split = "group_safe"
         if index.splits is not None:
             why = f"the data bring a test set of {int((index.splits == 'test').sum()):,} scans"
@@ -256,7 +256,7 @@ class _Proposing:
             elif several:
                 why = f"simulated: site {names[counts.argmin()]} has {counts.min()} scans only"
             if hospitals < MOST_HOSPITALS:
-                why += f"; as few as {units:,} {'scans' if units == len(index) else 'patients'} allow"
+                why += f"; as few as {units:,} {_what(index, units)} allow"
         hospitals = _whole(self._choose("hospitals", hospitals, why))
         fits = by_site and len(names) % hospitals == 0
         why = "every hospital has the scans of its site" if fits else "every hospital has a like share of each class"
@@ -295,8 +295,8 @@ class _Proposing:
         return (parse_rule(rule, f=byzantine) if isinstance(rule, str) else as_rule(rule)).needs_root
 
     def _sampling(self, index: Index, units: int) -> None:
-        several = index.splits is None and units * 1.5 <= len(index)
-        why = f"{len(index) / units:.1f} scans a patient: every patient counts alike" if several else "each scan once"
+        several = units * 1.5 <= len(index)
+        why = f"{units:,} {_what(index, units)} in {len(index):,} scans: each counts alike" if several else "each once"
         self._choose("sampling", "groups" if several else "scans", why)
 
     def _keep_recipe(self, seen: Survey) -> None:
@@ -315,7 +315,7 @@ class _Proposing:
         batch = _whole(self.given.get("batch_size", 32 if each >= 2000 else 16 if each >= 50 else 8))
         epochs = int(np.clip(np.ceil(STEPS * batch / max(each, 1)), 1, MOST_EPOCHS))
         epochs = _whole(self.given.get("local_epochs", epochs))
-        plan = _planned(PRETRAINED_MS if pretrained else SMALL_MS, native=_native(seen.side), scans=epochs * train)
+        plan = plan_training(pretrained=pretrained, native=_native(seen.side), scans=epochs * train)
         if chosen_model:
             text = f"efficientnet_lite0(pool=1, enlarge={plan.side})" if pretrained else "small_cnn(width=32)"
             why = f"made for CPUs; sees {plan.side} x {plan.side} pixels" if pretrained else "made for CPUs"
@@ -335,7 +335,7 @@ class _Proposing:
         why = "gentle to weights that are good already" if pretrained else "for a network from scratch"
         optimiser = self._choose("optimiser", "adamw" if pretrained else "sgd", why)
         gentle = optimiser == "adamw"
-        why = _time_words(plan, train * epochs) if chosen_model else f"{ROUNDS} are enough for a first look"
+        why = plan.words(epochs * train) if chosen_model else f"{ROUNDS} are enough for a first look"
         rounds = plan.rounds if chosen_model else ROUNDS
         self._choose("rounds", rounds, why)
         if chosen_model and plan.share < 1:
@@ -376,33 +376,6 @@ ORDER = (
 )
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How large the network sees a scan, for how many rounds, of which share of the scans; ``ms`` for each of them."""
-
-    side: int
-    rounds: int
-    share: float
-    ms: float
-
-
-def _planned(costs: Mapping[int, float], *, native: int, scans: int) -> _Plan:
-    """The largest side that all rounds allow in the budget; else fewer rounds, and then fewer scans."""
-    smallest = min(costs)
-    for side in sorted(costs, reverse=True):
-        if side <= max(smallest, 2 * native) and ROUNDS * scans * costs[side] <= 1000 * BUDGET_S:
-            return _Plan(side, ROUNDS, 1.0, costs[side])
-    ms = costs[smallest]
-    rounds = int(np.clip(1000 * BUDGET_S // (scans * ms), FEWEST_ROUNDS, ROUNDS))
-    return _Plan(smallest, rounds, min(1.0, 2 * 1000 * BUDGET_S / (rounds * scans * ms)), ms)
-
-
-def _time_words(plan: _Plan, scans: int) -> str:
-    minutes = plan.rounds * plan.share * scans * plan.ms * (1 + EVALUATION) / 60_000
-    about = "under a minute" if minutes < 0.75 else f"about {minutes:.0f} min"
-    return f"{about} on one CPU core" + ("; fewer, for there are many scans" if plan.rounds < ROUNDS else "")
-
-
 def _native(side: int) -> int:
     """The nearest of the usual sizes; the larger of two."""
     return min(SIZES, key=lambda size: (abs(size - side), -size))
@@ -441,6 +414,12 @@ def _units(index: Index, seen: Survey) -> int:
     if index.groups is not None:
         return len(np.unique(index.groups))
     return seen.found_groups or len(index)
+
+
+def _what(index: Index, units: int) -> str:
+    if index.groups is not None:
+        return "patients"
+    return "scans" if units == len(index) else "groups of near-identical pictures"
 
 
 def _cut(index: Index) -> int:
