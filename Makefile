@@ -18,7 +18,7 @@ demo: $(VENV)/.ready
 	$(BIN)/fedplatform compare lesions --name demo --size 32 --scans 640 --rounds 4 --local-epochs 3 --batch-size 16 \
 		--model "small_resnet(width=8)" --augmentation anatomy --rules mean,nnm+trimmed_mean,trust --attacks none,min_max
 	$(BIN)/fedplatform report $(DEMO)
-	$(BIN)/fedplatform defend $(DEMO) --autoencoder-rounds 1 --purifier-rounds 4 --tuning-rounds 1 --sensor-rounds 4
+	$(BIN)/fedplatform defend $(DEMO) --engine local --autoencoder-rounds 1 --purifier-rounds 4 --tuning-rounds 1 --sensor-rounds 5
 	$(BIN)/fedplatform evaluate $(DEMO) --tiers T0,T2 --epsilons 8/255 --scans 60 \
 		--defences nearest_neighbour,no_defence,purify_all_tuned,full
 

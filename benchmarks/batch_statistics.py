@@ -80,7 +80,8 @@ def accuracies(features: Features, hospitals: Sequence[tuple], statistics: Seque
 
 def main() -> None:
     torch.set_num_threads(1)
-    settings = load_settings("br35h_pretrained") | {"partition": "dirichlet(concentration=0.5)"}
+    changes = {"model": "efficientnet_lite0(pool=2)", "partition": "dirichlet(concentration=0.5)"}
+    settings = load_settings("br35h_pretrained") | changes
     experiment = Experiment.from_settings(settings | {"rule": "mean", "byzantine": 0})
     draw = np.random.default_rng(0)
     with TemporaryDirectory() as folder:

@@ -17,18 +17,15 @@ os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 import pytest
-from endpoint_process import Endpoint, published_copy, started
+import tiny_defence
+from endpoint_process import Endpoint, started
 from filelock import FileLock
-from tiny_defence import DEFENCE, RUN, write_spots
 
-from fedplatform.defence.settings import DefenceSettings
-from fedplatform.experiments.defence.train import defend
-from fedplatform.experiments.engine import InProcessEngine
 from fedplatform.experiments.experiment import Experiment
-from fedplatform.experiments.run import partition_data, run
+from fedplatform.experiments.run import partition_data
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 SMALL = {
     "data": "fedplatform.data.lesions:Lesions(hospitals=5, patients_per_hospital=40)",
@@ -85,12 +82,17 @@ MARKERS = {
 }
 OF_FIXTURE = {"browser": "browser", "endpoint": "serve", "ray_here": "ray", "machines": "cluster"}
 
-# The files that take longest. Begun last, one of them would leave the other worker with nothing to do.
+# The files that take longest, the longest first: begun last, one of them would leave the other worker with nothing to
+# do. The first of them needs what is trained for all, a minute where it is not in `.cache` yet; the second does not.
 LONG_FILES = (
-    *("test_faults", "test_faults_network", "test_robustness", "test_cluster", "test_docs", "test_benchmark"),
-    *("test_defended_run", "test_ray_cohort", "test_tune", "test_endpoint", "test_cli", "test_serving_intake"),
-    *("test_joining", "test_quickstart", "test_threats", "test_checkpoint", "test_training_faults"),
+    *("test_faults", "test_faults_network", "test_cluster", "test_joining", "test_quickstart"),
+    *("test_robustness", "test_docs", "test_endpoint", "test_tune", "test_ray_cohort", "test_benchmark", "test_api"),
+    *("test_defended_run", "test_secure_federation", "test_gateway", "test_report", "test_defence_report"),
+    *("test_cli", "test_threats", "test_serving_intake", "test_serving_engine", "test_serving_diagnose"),
+    *("test_checkpoint", "test_training_faults", "test_outside"),
 )
+
+AT_ENDPOINT = ("test_endpoint", "test_endpoint_in_service", "test_endpoint_page", "test_endpoint_schema")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -105,6 +107,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("unit")
     place = {name: number for number, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """A file goes to one worker, and all files that speak to ``endpoint`` to the same: it is one server."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "endpoint" if Path(file).stem in AT_ENDPOINT else file
+
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -134,39 +149,33 @@ def shards(small: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An npz file of 500 tiny scans."""
     file = tmp_path_factory.mktemp("spots") / "spots.npz"
-    write_spots(file)
+    tiny_defence.write_spots(file)
     return file
 
 
 def digest_of_training() -> str:
     """Of all code that decides what the trained fixture is."""
-    sources = [file for name in ("core", "data", "attacks", "learning", "defence", "federated", "experiments")
+    folders = ("core", "data", "attacks", "learning", "defence", "federated", "experiments", "serving")
+    sources = [file for name in folders
                for file in (ROOT / "fedplatform" / name).rglob("*.py")]  # fmt: skip
-    files = [*sources, ROOT / "tests/helpers/tiny_defence.py", ROOT / "constraints.txt"]
+    files = [*sources, Path(tiny_defence.__file__), ROOT / "constraints.txt"]
     return sha256(b"".join(sorted(sha256(file.read_bytes()).digest() for file in files))).hexdigest()[:16]
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run ``undefended/spots``, the same with its defence, ``defended/spots``, and ``stages.json``, trained once.
+    """One run in four states, trained once, and ``stages.json``.
 
-    They are kept in ``.cache/`` for later calls, under a digest of the code that they depend on.
+    ``undefended/spots`` and ``defended/spots`` are the run without and with its defence, ``published/spots`` the latter
+    with two versions to serve. ``bare`` is a version without a defence. They are kept in ``.cache/`` for later calls,
+    under a digest of the code that they depend on.
     """
     kept = ROOT / ".cache" / "trained" / digest_of_training()
     kept.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(kept.with_suffix(".lock")):
         if not kept.exists():
             making = tmp_path_factory.mktemp("making")
-            data = making / "spots.npz"
-            write_spots(data)
-            experiment = Experiment.from_settings({**RUN, "data": str(data)})
-            run(experiment, engine=InProcessEngine(), runs=making / "undefended", name="spots")
-            shutil.copytree(making / "undefended", making / "defended")
-            stages: list[str] = []
-            settings = DefenceSettings.from_settings(DEFENCE)
-            folder = making / "defended" / "spots"
-            defend(folder, settings, engine=InProcessEngine(), observer=lambda stage, *_: stages.append(stage))
-            (making / "stages.json").write_text(json.dumps(stages))
+            tiny_defence.make(making)
             shutil.move(making, kept)
     return kept
 
@@ -188,6 +197,18 @@ def stages(trained: Path) -> list[str]:
 def defended(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the same run with its defence, trained in one process. Nobody writes here; copy it."""
     return Path(shutil.copytree(trained / "defended" / "spots", tmp_path_factory.mktemp("defended") / "spots"))
+
+
+@pytest.fixture(scope="session")
+def published(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the defended run with two versions to serve. Nobody writes here; copy it."""
+    return Path(shutil.copytree(trained / "published" / "spots", tmp_path_factory.mktemp("published") / "spots"))
+
+
+@pytest.fixture(scope="session")
+def bare_version(trained: Path) -> Path:
+    """Bundles of the run's hospitals without a defence, as a version holds them. Nobody writes here; copy it."""
+    return trained / "bare"
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +243,25 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
+@pytest.fixture
+def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    """A wide page that must not complain and must ask for no file but those of the test."""
+    from watched_page import watched_page
+
+    with watched_page(browser, tmp_path.as_uri(), viewport={"width": 1200, "height": 844}) as page:
+        yield page
+
+
+@pytest.fixture
+def telephone(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    """The same on the screen of a telephone."""
+    from watched_page import watched_page
+
+    size = {"width": 390, "height": 844}
+    with watched_page(browser, tmp_path.as_uri(), viewport=size, is_mobile=True) as page:
+        yield page
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data sets, or a skip that says where it was looked for."""
@@ -245,8 +285,9 @@ WEB = ("--root-path", "/scan", "--allow-origin", "https://pacs.example")
 
 
 @pytest.fixture(scope="session")
-def endpoint(defended: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+def endpoint(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """One server for all tests that speak HTTP; who changes what it serves puts it back."""
     folder = tmp_path_factory.mktemp("endpoint")
-    with started(published_copy(defended, folder), folder, "--rate", "10000", *WEB) as server:
+    run = Path(shutil.copytree(published, folder / "spots"))
+    with started(run, folder, "--rate", "10000", *WEB) as server:
         yield server

@@ -39,9 +39,8 @@ class Breakdown(FederatedStudy):
         """A cell."""
         return attacked(setting_of(self.base, seed=int(choice["seed"])), choice, rule=str(choice["rule"]))
 
-    def phases(self, budget: Budget) -> Iterator[Phase]:
+    def phases(self, budget: Budget) -> Iterator[Phase]:  # noqa: ARG002
         """The whole grid; the budget is of no matter."""
-        del budget
         yield Listing("curve", self.cells(), role=Role.TEST)
 
     def cells(self) -> dict[str, Choice]:

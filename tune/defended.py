@@ -66,9 +66,8 @@ class DefendedStudy(Study):
             raise ExperimentError("this study needs a finished run with a trained defence: --run RUN")
         opened(self.run)
 
-    def experiment(self, choice: Choice) -> Experiment:
+    def experiment(self, choice: Choice) -> Experiment:  # noqa: ARG002
         """The run's own: only what comes after its training is chosen."""
-        del choice
         return opened(self.run).experiment
 
     def wards(self, role: Role) -> Iterator[Ward]:

@@ -82,9 +82,8 @@ class Duel(FederatedStudy):
                 break
         yield Listing("test", {**trace, "winner": pair}, role=Role.TEST)
 
-    def choose(self, trials: Sequence[Trial]) -> Trial | None:
+    def choose(self, trials: Sequence[Trial]) -> Trial | None:  # noqa: ARG002
         """The pair with which the duel ended, which no single trial's figures tell."""
-        del trials
         return None
 
     def _space(self, side: str) -> Mapping[str, Domain]:

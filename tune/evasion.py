@@ -48,9 +48,8 @@ class Evasion(DefendedStudy):
             "stepsize": ray_tune.loguniform(0.05, 1.0),
         }
 
-    def steps(self, choice: Choice, place: Workplace, role: Role) -> Iterator[Figures]:
+    def steps(self, choice: Choice, place: Workplace, role: Role) -> Iterator[Figures]:  # noqa: ARG002
         """The share of right answers so far, after every hospital."""
-        del place
         right = flagged = scans = 0
         for ward in self.wards(role):
             defended = ward.parts.defended("full")

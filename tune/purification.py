@@ -55,9 +55,8 @@ class Purification(DefendedStudy):
             "false_positive_rate": ray_tune.loguniform(0.01, 0.5),
         }
 
-    def steps(self, choice: Choice, place: Workplace, role: Role) -> Iterator[Figures]:
+    def steps(self, choice: Choice, place: Workplace, role: Role) -> Iterator[Figures]:  # noqa: ARG002
         """One step: scans as they are, and as the attacker leaves them."""
-        del place
         right: dict[str, list[bool]] = {"clean_accuracy": [], "robust_accuracy": []}
         groups: list[int] = []
         seconds, flagged = 0.0, 0

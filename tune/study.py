@@ -87,9 +87,8 @@ class Study(ABC):
     def steps(self, choice: Choice, place: Workplace, role: Role) -> Iterator[Figures]:
         """Run a choice and measure it on the scans in ``role`` after every step; the last figures count."""
 
-    def experiment(self, choice: Choice) -> Experiment | None:
+    def experiment(self, choice: Choice) -> Experiment | None:  # noqa: ARG002
         """The choice as 'fedplatform run' takes it; None where the study is of none."""
-        del choice
         return None
 
     def own_files(self) -> Sequence[Path]:
@@ -106,18 +105,16 @@ class Study(ABC):
         """Choices beside which the winner is shown: the default, no attack, no defence."""
         return {}
 
-    def curves(self, winner: Choice) -> Mapping[str, Choice]:
+    def curves(self, winner: Choice) -> Mapping[str, Choice]:  # noqa: ARG002
         """Choices that are measured at the end to draw curves through them."""
-        del winner
         return {}
 
     def scheduler(self) -> TrialScheduler | None:
         """What stops hopeless trials; None runs all to their end."""
         return None
 
-    def files(self, winner: Choice) -> Mapping[str, Mapping[str, object]]:
+    def files(self, winner: Choice) -> Mapping[str, Mapping[str, object]]:  # noqa: ARG002
         """Settings beside the winner's experiment, by the name of their YAML file."""
-        del winner
         return {}
 
     def choose(self, trials: Sequence[Trial]) -> Trial | None:

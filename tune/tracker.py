@@ -24,9 +24,8 @@ class StudyTracker:
     def __enter__(self) -> Self:
         return self
 
-    def begin(self, phase: Phase) -> None:
+    def begin(self, phase: Phase) -> None:  # noqa: ARG002
         """Open the study's run where it is not open yet."""
-        del phase
         if hasattr(self, "_parent"):
             return
         file = self._folder / RUN_FILE

@@ -67,7 +67,6 @@ class DiagnosisRequest:
             depth=said.depth,
             votes=said.votes,
             label=said.label,
-            referred=said.referred,
             referral=said.referral,
             kind_score=said.kind_score,
             confidence=said.confidence,
@@ -141,7 +140,7 @@ def study_answers(answers: Sequence[Answer], scans_by_file: Sequence[int], bundl
         of_file = answers[first : first + scans]
         chances = np.array([list(answer.probabilities.values()) for answer in of_file])
         foreign = np.array([answer.referral == FOREIGN for answer in of_file])
-        number = most_suspicious(chances, bundle.card.classes, foreign=foreign)
+        number = most_suspicious(chances, bundle.card.usual, foreign=foreign)
         counts = of_file[number]
         studies.append(
             StudyAnswer(
@@ -149,7 +148,6 @@ def study_answers(answers: Sequence[Answer], scans_by_file: Sequence[int], bundl
                 answer=first + number,
                 slice=counts.slice,
                 class_name=counts.class_name,
-                referred=counts.referred,
                 referral=counts.referral,
                 confidence=counts.confidence,
             )
@@ -184,7 +182,6 @@ def recent_answer(entry: AuditEntry, bundle: Bundle) -> RecentAnswer:
         hospital_id=entry.hospital_id,
         model_version=entry.model_version,
         class_name=bundle.card.classes[entry.label],
-        referred=entry.referred,
         referral=entry.referral,
         confidence=entry.confidence,
         anomaly_score=_finite(entry.anomaly_score),

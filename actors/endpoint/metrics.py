@@ -44,7 +44,7 @@ class EndpointMetrics:
 
     def diagnosed(self, answer: Answer) -> None:
         """A scan got its diagnosis."""
-        said = {"flagged": answer.flagged, "purified": answer.purified, "referred": answer.referred}
+        said = {"flagged": answer.flagged, "purified": answer.purified, "referred": answer.referral is not None}
         tags = {name: str(value).lower() for name, value in said.items()}
         self._scans.inc(tags={"hospital": answer.hospital_id, **tags})
 

@@ -18,8 +18,7 @@ class StudyAnswer(_Wire):
     answer: int = Field(ge=0, description="which of the answers counts, from 0")
     slice: int | None = Field(description="the slice of the volume that it is of, from the feet; null: no volume")
     class_name: str
-    referred: bool
-    referral: str
+    referral: str | None
     confidence: float
 
 
@@ -84,8 +83,7 @@ class RecentAnswer(_Wire):
     hospital_id: str
     model_version: str
     class_name: str
-    referred: bool
-    referral: str
+    referral: str | None
     confidence: float
     anomaly_score: float | None
     flagged: bool

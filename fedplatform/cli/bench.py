@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -67,7 +66,7 @@ def defence(
     eot: int,
     queries: int,
     attacks: tuple[str, ...],
-    jobs: int | None,
+    jobs: int,
     runs: Path,
     name: str | None,
     data_folder: Path | None,
@@ -101,7 +100,7 @@ def defence(
             table, scans_seen = fill_table(
                 benchmark,
                 folder=folder,
-                jobs=jobs or os.cpu_count() or 1,
+                jobs=jobs,
                 data_folder=data_folder,
                 announce=console.print,
                 observer=progress,
@@ -153,7 +152,7 @@ def trust(
     attacks: str | None,
     splits: str | None,
     seeds: tuple[int, ...],
-    jobs: int | None,
+    jobs: int,
     runs: Path,
     name: str | None,
     data_folder: Path | None,
@@ -203,9 +202,8 @@ def trust(
             seeds=seeds,
         )
         folder = runs / (name or f"trust-{dataset}")
-        workers = jobs or os.cpu_count() or 1
         with benchmark_bar() as progress:
-            table = fill(benchmark, folder=folder, jobs=workers, data_folder=data_folder, observer=progress)
+            table = fill(benchmark, folder=folder, jobs=jobs, data_folder=data_folder, observer=progress)
         text = markdown(table)
         (folder / "trust.md").write_text(text, encoding="utf-8")
         click.echo(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -76,7 +75,7 @@ def evaluate(
     eot: int,
     queries: int,
     attacks: tuple[str, ...],
-    jobs: int | None,
+    jobs: int,
 ) -> None:
     """Attack a finished run whose defence is trained, and print the table.
 
@@ -107,7 +106,7 @@ def evaluate(
 
         plan = attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries, attacks)
         with attack_bar() as progress:
-            cells = attack(run_folder, plan, jobs=jobs or os.cpu_count() or 1, observer=progress)
+            cells = attack(run_folder, plan, jobs=jobs, observer=progress)
         shown = "T2" if "T2" in plan.tiers else plan.tiers[-1]
         if "full" in plan.defences and shown != "T0":
             write_example_pictures(run_folder, defence="full", tier=shown, epsilon=max(epsilons), budget=plan.budget)
@@ -144,7 +143,7 @@ def evaluate(
 )
 @JOBS
 def certify(
-    run_folder: Path, *, sigmas: tuple[float, ...], scans: int, samples: int, jobs: int | None
+    run_folder: Path, *, sigmas: tuple[float, ...], scans: int, samples: int, jobs: int
 ) -> None:  # fmt: skip
     """Prove, for test scans, that no perturbation within a radius can change the answer.
 
@@ -167,7 +166,7 @@ def certify(
                 sigmas=sigmas,
                 scans=scans,
                 samples=samples,
-                jobs=jobs or os.cpu_count() or 1,
+                jobs=jobs,
                 observer=progress,
             )
         shares = certified_accuracy(found, [0, 0.25, 0.5, 0.75, 1.0])

@@ -137,22 +137,29 @@ def audit_table(report: AuditReport) -> list[RenderableType]:
 
 
 def hospital_table(reports: Sequence[RoundReport]) -> Table:
-    """How much each hospital counted, and what the rule thought of it; Byzantine ones are marked with a star."""
-    table = Table(title="hospitals (* Byzantine)", title_justify="left", box=None)
+    """How much each hospital counted, and what the rule thought of it; Byzantine ones are marked with a star.
+
+    The last reason that was found against any of them stands below, once for all hospitals that share it.
+    """
+    table = Table(title="hospitals (* Byzantine)", title_justify="left", caption_justify="left", box=None)
     for column in ("hospital", "mean weight", "rounds excluded", "scans judged", "trust", "reputation"):
-        table.add_column(column, justify="left" if column == "hospital" else "right")
-    table.add_column("last reason", overflow="fold")
+        table.add_column(column, justify="left" if column == "hospital" else "right", no_wrap=column == "hospital")
+    reasons: dict[str, list[str]] = {}
     for last in reports[-1].hospitals:
         own = [record for report in reports for record in report.hospitals if record.hospital_id == last.hospital_id]
+        name = f"{last.hospital_id}{' *' if last.is_byzantine else ''}"
         table.add_row(
-            f"{last.hospital_id}{' *' if last.is_byzantine else ''}",
+            name,
             percent(fmean(record.weight for record in own)),
             f"{sum(record.weight == 0 for record in own)} of {len(own)}",
             str(last.judged),
             _figure(last.trust),
             _figure(last.reputation),
-            next((record.reason for record in reversed(own) if record.reason), ""),
         )
+        if reason := next((record.reason for record in reversed(own) if record.reason), ""):
+            reasons.setdefault(reason, []).append(name)
+    if reasons:
+        table.caption = "\n".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
     return table
 
 

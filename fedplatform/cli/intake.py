@@ -66,8 +66,8 @@ def diagnose(run_folder: Path, folder: Path, *, hospital: str, out: Path, secret
         refused = int((table["reason"] != "").sum())
         told = table[table["reason"] == ""]
         console.print(
-            f"{len(told)} scans: {int(told['flagged'].sum())} flagged, {int(told['referred'].sum())} referred to a "
-            f"radiologist; {refused} files refused"
+            f"{len(told)} scans: {int(told['flagged'].sum())} flagged, {int((told['referral'] != '').sum())} referred "
+            f"to a radiologist; {refused} files refused"
         )
         console.print(f"answers: {out}", soft_wrap=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -26,7 +27,14 @@ DATA_FOLDER = click.option(
     metavar="FOLDER",
     help="where named data sets are looked for first",
 )
-JOBS = click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="worker processes [default: one a CPU]")
+JOBS = click.option(
+    "--jobs",
+    type=click.IntRange(min=0),
+    default=lambda: os.cpu_count() or 1,
+    show_default="one a CPU",
+    metavar="N",
+    help="worker processes; 0 to work in this one",
+)
 
 
 def experiment_options(command: Callable[..., None]) -> Callable[..., None]:

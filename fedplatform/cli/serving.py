@@ -27,9 +27,14 @@ RUN_OR_REGISTRY = "RUN|models:/NAME"
     metavar="NAME",
     help="full, fast, or another row of 'fedplatform evaluate' that has a purifier network",
 )
+@click.option(
+    "--healthy",
+    metavar="CLASS",
+    help="the class of scans without a finding [default: the one called healthy, normal, no tumour or the like]",
+)
 @click.option("--registry", metavar="NAME", help="register the version in MLflow under this name, too")
 @click.option("--champion", metavar="N", help="publish nothing: make version N the one that is served")
-def publish(run_folder: Path, *, defence: str, registry: str | None, champion: str | None) -> None:
+def publish(run_folder: Path, *, defence: str, healthy: str | None, registry: str | None, champion: str | None) -> None:
     """Publish the defence of a finished run as a new version, and make it the champion.
 
     RUN is a folder whose defence is trained. A version holds the bundle of every hospital: networks as safetensors and
@@ -60,7 +65,7 @@ def publish(run_folder: Path, *, defence: str, registry: str | None, champion: s
             return
         if defence not in DEFENCES:
             raise ExperimentError(f"no defence is called {defence!r}{nearest(defence, DEFENCES)}")
-        number = publish_run(DefendedRun(run_folder), defence=defence, progress=say_fitting)
+        number = publish_run(DefendedRun(run_folder), defence=defence, healthy=healthy, progress=say_fitting)
         console.print(f"version {number}: {versions.folder(number)}", soft_wrap=True)
         if in_registry:
             registered = in_registry.add(versions.folder(number))

@@ -149,7 +149,12 @@ def run(
                 )
         last = reports[-1]
         console.print(hospital_table(reports))
-        console.print(f"accuracy {last.accuracy:.3f}, macro-F1 {last.macro_f1:.3f}, AUC {last.auc:.3f}")
+        console.print(
+            f"balanced accuracy {last.balanced_accuracy:.3f}, AUC {last.auc:.3f}, accuracy {last.accuracy:.3f}, "
+            f"macro-F1 {last.macro_f1:.3f}"
+        )
+        if not last.beats_majority:
+            console.print(f"always answering the same would be right in {last.majority:.3f}: this model does no better")
         console.print(f"report: {folder.path / 'report.html'}", soft_wrap=True)
 
 

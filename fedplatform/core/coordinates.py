@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+
+from fedplatform.core.mapped import RELEASE_BYTES, releasing
 
 COUNTED = 4096
 
 
 def evenly_spaced(deltas: np.ndarray) -> np.ndarray:
     """At most 4,096 evenly spaced columns, always the same ones: (n, d) to (n, s). For reports, not for judging."""
-    return deltas[:, :: max(1, -(-deltas.shape[1] // COUNTED))]
+    step = max(1, -(-deltas.shape[1] // COUNTED))
+    return np.concatenate([deltas[rows, ::step] for rows in row_blocks(deltas)])
 
 
 def random_columns(deltas: np.ndarray, count: int, *, generator: torch.Generator) -> np.ndarray:
-    """Up to ``count`` columns that no attacker can foresee: (n, d) to (n, s), or all of them where d is no larger.
+    """Up to ``count`` columns that no attacker can foresee: (n, d) to (n, s), or all of them where d is no larger."""
+    places = random_places(deltas.shape[1], count, generator=generator)
+    if places is None:
+        return deltas
+    return np.concatenate([np.take(deltas[rows], places, axis=1) for rows in row_blocks(deltas)])
+
+
+def random_places(d: int, count: int, *, generator: torch.Generator) -> np.ndarray | None:
+    """Up to ``count`` of d coordinates, ascending, that no attacker can foresee; None for all where d is no larger.
 
     Drawn with repetition and then made unique, which for count well below d is nearly the same set and needs no
     permutation of d numbers.
     """
-    d = deltas.shape[1]
     if d <= count:
-        return deltas
-    drawn = torch.randint(d, (count,), generator=generator).numpy()
-    return np.take(deltas, np.unique(drawn), axis=1)
+        return None
+    return np.unique(torch.randint(d, (count,), generator=generator).numpy())
+
+
+def row_blocks(deltas: np.ndarray) -> Iterator[slice]:
+    """The rows of (n, d) updates, some megabytes of them at a time, for updates in a file as well as in memory."""
+    n, d = deltas.shape
+    size = d * deltas.itemsize
+    height = max(1, RELEASE_BYTES // max(size, 1))
+    return releasing(deltas, (slice(start, min(start + height, n)) for start in range(0, n, height)), bytes_of_one=size)

@@ -240,3 +240,22 @@ class RoundReport:
     def had_effect(self) -> bool:
         """Whether any update counted, so that the model is another after the round."""
         return any(record.weight for record in self.hospitals)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean over the classes of the share of their scans that were answered rightly; NaN where one has none."""
+        counts = [sum(row) for row in self.confusion]
+        if not counts or not all(counts):
+            return NAN
+        return sum(row[label] / sum(row) for label, row in enumerate(self.confusion)) / len(counts)
+
+    @property
+    def majority(self) -> float:
+        """The accuracy of always answering with the most frequent class of the test scans; NaN without any."""
+        counts = [sum(row) for row in self.confusion]
+        return max(counts) / sum(counts) if sum(counts) else NAN
+
+    @property
+    def beats_majority(self) -> bool:
+        """Whether more scans are answered rightly than by always saying the same; True where nothing was judged."""
+        return not self.accuracy <= self.majority

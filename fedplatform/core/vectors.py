@@ -1,7 +1,8 @@
 """Inner products, distances and sums of n long updates, in float64 and with the same bits on every machine load.
 
 Everything that runs over the d coordinates runs over fixed blocks of columns, in order, on one thread, so a result does
-not depend on how many threads the process was given, and beside the updates only one float64 block is ever held.
+not depend on how many threads the process was given, and beside the updates only one float64 block is ever held. Of
+updates that lie in a file (:mod:`fedplatform.core.mapped`) only a few blocks are in memory at any time.
 
 Float64 instead of centring: the mean of the updates belongs to whoever sends the largest one, so rows centred on it
 would lose their digits exactly when someone lies, while a product around zero is rounded relative to its two rows.
@@ -15,6 +16,8 @@ from functools import cache
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
+
+from fedplatform.core.mapped import releasing, scratch
 
 BLOCK = 4096
 
@@ -38,10 +41,16 @@ def column_blocks(d: int, *, width: int = BLOCK) -> Iterator[slice]:
     return (slice(start, min(start + width, d)) for start in range(0, d, width))
 
 
+def blocks_of(rows: np.ndarray, *, width: int = BLOCK) -> Iterator[slice]:
+    """The columns of (n, d) rows in slices of ``width``, for rows in a file as well as in memory."""
+    n, d = rows.shape
+    return releasing(rows, column_blocks(d, width=width), bytes_of_one=n * rows.itemsize)
+
+
 def double_blocks(rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """The columns of (n, d) rows as float64 blocks, all in the same memory: use one before asking for the next."""
     buffer = np.empty((len(rows), min(BLOCK, rows.shape[1])))
-    for columns in column_blocks(rows.shape[1]):
+    for columns in blocks_of(rows):
         block = buffer[:, : columns.stop - columns.start]
         np.copyto(block, rows[:, columns])
         yield columns, block
@@ -112,7 +121,7 @@ def products_with(deltas: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """Inner product of every update with one direction: (n, d) and (d,) to (n,) float64, blocks summed in float32."""
     products = np.zeros(len(deltas))
     with one_blas_thread():
-        for columns in column_blocks(deltas.shape[1]):
+        for columns in blocks_of(deltas):
             products += deltas[:, columns] @ direction[columns]
     return products
 
@@ -132,7 +141,7 @@ def combine(weights: np.ndarray, deltas: np.ndarray) -> np.ndarray:
     total = np.zeros(deltas.shape[1], dtype=np.float32)
     buffer = np.empty((len(counted), BLOCK))
     with one_blas_thread():
-        for columns in column_blocks(deltas.shape[1]):
+        for columns in blocks_of(deltas):
             block = buffer[:, : columns.stop - columns.start]
             for place, row in enumerate(counted):
                 block[place] = deltas[row, columns]
@@ -142,8 +151,8 @@ def combine(weights: np.ndarray, deltas: np.ndarray) -> np.ndarray:
 
 def mix(matrix: np.ndarray, deltas: np.ndarray) -> np.ndarray:
     """Every row of a mixing matrix times the updates: (m, n) float64 and (n, d) to (m, d) float32."""
-    mixed = np.empty((len(matrix), deltas.shape[1]), dtype=np.float32)
+    mixed = scratch(len(matrix), deltas.shape[1])
     with one_blas_thread():
-        for columns, block in double_blocks(deltas):
+        for (columns, block), _ in zip(double_blocks(deltas), blocks_of(mixed), strict=True):
             mixed[:, columns] = matrix @ block
     return mixed

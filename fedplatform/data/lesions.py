@@ -77,6 +77,10 @@ class Lesions:
         """The scans as uint8 batches (b, channels, size, size); three channels repeat the grey one."""
         return self._batches(self._labels(), size=size, channels=channels)
 
+    def images_at(self, rows: np.ndarray, *, size: int, channels: int) -> Iterator[np.ndarray]:
+        """The scans of these rows alone; patients of whom none is asked for are not made."""
+        return self._batches(self._labels(), size=size, channels=channels, rows=rows)
+
     def healthy_twins(self, *, size: int, channels: int) -> Iterator[np.ndarray]:
         """The same scans, down to the noise, had nobody a lesion: what differs from ``images`` is the lesion."""
         return self._batches(np.zeros_like(self._labels()), size=size, channels=channels)
@@ -85,14 +89,23 @@ class Lesions:
         """Label of each patient."""
         return np.tile(np.arange(self.patients_per_hospital, dtype=np.int64) % 2, self.hospitals)
 
-    def _batches(self, labels: np.ndarray, *, size: int, channels: int) -> Iterator[np.ndarray]:
+    def _batches(
+        self, labels: np.ndarray, *, size: int, channels: int, rows: np.ndarray | None = None
+    ) -> Iterator[np.ndarray]:
         if channels not in (1, 3):
             raise ValueError(f"grey scans can be had with 1 or 3 channels, got channels={channels}")
         if size < 1:
             raise ValueError(f"images need size >= 1, got size={size}")
-        for start in range(0, len(labels), BATCH_PATIENTS):
-            patients = range(start, min(start + BATCH_PATIENTS, len(labels)))
-            slices = [_resample(scan, size) for patient in patients for scan in self._scan(patient, labels[patient])]
+        several = self.slices_per_patient
+        kept = range(several * len(labels)) if rows is None else set(rows.tolist())
+        patients = sorted({row // several for row in kept})
+        for start in range(0, len(patients), BATCH_PATIENTS):
+            slices = [
+                _resample(scan, size)
+                for patient in patients[start : start + BATCH_PATIENTS]
+                for row, scan in enumerate(self._scan(patient, labels[patient]), start=several * patient)
+                if row in kept
+            ]
             yield np.repeat(np.stack(slices)[:, None], channels, axis=1)
 
     def _scan(self, patient: int, label: int) -> Iterator[np.ndarray]:

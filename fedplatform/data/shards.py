@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fedplatform.data.brightness import Pixels
@@ -22,8 +23,9 @@ from fedplatform.data.index import Index, Integers, Strings
 from fedplatform.data.leakage import THRESHOLD, groups_of
 from fedplatform.data.origin import Origin
 from fedplatform.data.partition import SERVER, Partition, spread
-from fedplatform.data.source import Source
+from fedplatform.data.source import Selective, Source
 from fedplatform.data.splits import LEFT_OUT, Role, Split, assign_roles, thin
+from fedplatform.data.stored_pixels import Pictures, StoredPixels
 
 MANIFEST = "manifest.json"
 ROOT = "root.parquet"
@@ -31,6 +33,7 @@ NOBODY = -2  # in the place of a hospital: the scan is written to no shard
 # What all open shards together may hold back before it is written.
 WAITING_BYTES = 32 << 20
 MOST_WAITING_ROWS = 1024
+HELD_BYTES = 256 << 20  # pictures of one role that a hospital holds in memory; more of them stay on the disk
 
 Progress = Callable[[int, int], None]
 
@@ -125,6 +128,13 @@ class Shard:
         width = self.channels * self.size**2
         return np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width).reshape(shape)
 
+    def pictures(self, role: Role, *, at_most: int = HELD_BYTES) -> Pictures:
+        """The same; where they take more than ``at_most`` bytes, they stay on the disk until rows are asked for."""
+        shape = (len(self.labels(role)), self.channels, self.size, self.size)
+        if int(np.prod(shape)) <= at_most:
+            return self.images(role)
+        return StoredPixels(self._bytes(role), shape, folder=self.path.parent)
+
     def labels(self, role: Role) -> Integers:
         """The labels of a role, (n,) int64, in the order of the pictures."""
         return np.asarray(self._column("label", role).to_numpy())
@@ -136,6 +146,14 @@ class Shard:
     def rows(self, role: Role) -> Integers:
         """Where the pictures of a role stand in the source, (n,) int64, ascending."""
         return np.asarray(self._column("row", role).to_numpy())
+
+    def _bytes(self, role: Role) -> Iterator[Any]:
+        """The bytes of a role's pictures in order, some megabytes at a time."""
+        rows = max(1, WAITING_BYTES // (self.channels * self.size**2))
+        with pq.ParquetFile(self.path, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=rows, columns=["pixels", "role"]):
+                kept = batch.filter(pc.equal(batch.column("role"), role.value)).column("pixels")
+                yield from (picture.as_buffer() for picture in kept)
 
     def _column(self, name: str, role: Role) -> Any:
         table = pq.read_table(self.path, columns=[name], filters=[("role", "=", role.value)])
@@ -206,9 +224,9 @@ def write_shards(
 ) -> Manifest:
     """Stream the source once into ``hospital-00.parquet``, ... and ``root.parquet`` in a new ``folder``.
 
-    ``roles`` and ``hospital_of`` are (n,); scans of :data:`NOBODY` are streamed past. ``progress`` is called with the
-    scans done and to do. The folder appears whole or not at all. Raises DataError where it exists, cannot be written,
-    or the source breaks its own index.
+    ``roles`` and ``hospital_of`` are (n,); scans of :data:`NOBODY` are streamed past, or not asked for where the source
+    is :class:`Selective`. ``progress`` is called with the scans done and to do. The folder appears whole or not at all.
+    Raises DataError where it exists, cannot be written, or the source breaks its own index.
     """
     num_hospitals = int(hospital_of.max()) + 1
     files = {hospital: f"hospital-{hospital:02d}.parquet" for hospital in range(num_hospitals)}
@@ -224,17 +242,18 @@ def write_shards(
             )
             for hospital, file in files.items()
         }
-        row = 0
-        for batch in source.images(size=settings.size, channels=settings.channels):
-            _check_batch(batch, shape, row, len(index))
-            for picture in batch:
+        rows, batches = _streamed(source, hospital_of != NOBODY, settings)
+        done = 0
+        for batch in batches:
+            _check_batch(batch, shape, done, len(rows))
+            for picture, row in zip(batch, rows[done : done + len(batch)].tolist(), strict=True):
                 if hospital_of[row] != NOBODY:
                     writers[int(hospital_of[row])].add(picture, index.labels[row], groups[row], roles[row], row)
-                row += 1
+            done += len(batch)
             if progress is not None:
-                progress(row, len(index))
-        if row != len(index):
-            raise DataError(f"the source gave {row} pictures for the {len(index)} rows of its index")
+                progress(done, len(rows))
+        if done != len(rows):
+            raise DataError(f"the source gave {done} pictures for the {len(rows)} rows of its index")
         stack.close()
         summaries = {hospital: writers[hospital].summary() for hospital in files}
         manifest = Manifest(
@@ -246,6 +265,14 @@ def write_shards(
         )
         manifest.save(unfinished)
     return manifest
+
+
+def _streamed(source: Source, kept: np.ndarray, settings: Settings) -> tuple[Integers, Iterator[Pixels]]:
+    """The rows that the source is read for, and their pictures: what is kept, or all where it can only give all."""
+    if isinstance(source, Selective):
+        rows = np.flatnonzero(kept)
+        return rows, source.images_at(rows, size=settings.size, channels=settings.channels)
+    return np.arange(len(kept)), source.images(size=settings.size, channels=settings.channels)
 
 
 class _ShardWriter:

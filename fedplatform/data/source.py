@@ -32,3 +32,12 @@ class Source(Protocol):
     def index(self) -> pa.Table: ...
 
     def images(self, *, size: int, channels: int) -> Iterator[np.ndarray]: ...
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A :class:`Source` that can give some of its scans without the work of giving all."""
+
+    def images_at(self, rows: np.ndarray, *, size: int, channels: int) -> Iterator[np.ndarray]:
+        """The scans of these rows of the index, (k,) ascending, in batches as ``images`` gives them."""
+        ...

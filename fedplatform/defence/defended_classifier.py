@@ -201,11 +201,11 @@ class DefendedClassifier:
             for probabilities, score, flagged, depth, votes, kind_score in scans
         ]
 
-    def _referral(self, kind_score: float, confidence: float) -> str:
-        """Why a radiologist must look, "" where none must."""
+    def _referral(self, kind_score: float, confidence: float) -> str | None:
+        """Why a radiologist must look, None where none must."""
         if self.kind is not None and kind_score > float(self.kind.threshold):
             return FOREIGN
-        return DOUBTFUL if confidence < self.least_confidence else ""
+        return DOUBTFUL if confidence < self.least_confidence else None
 
     def _treat(self, images: torch.Tensor, examination: Examination, noise: Noise) -> Passage:
         before, scores, flagged = examination.answers, examination.scores, examination.flagged

@@ -67,10 +67,13 @@ class OneShot:
     """The network's direct estimate of the scan: one evaluation (Carlini et al., ICLR 2023)."""
 
     def __call__(
-        self, network: NoiseUnet, noisy: torch.Tensor, depth: torch.Tensor, noise: torch.Tensor
+        self,
+        network: NoiseUnet,
+        noisy: torch.Tensor,
+        depth: torch.Tensor,
+        noise: torch.Tensor,  # noqa: ARG002
     ) -> torch.Tensor:
         """See :class:`Sampler`."""
-        del noise
         return network.denoise(noisy, depth)
 
 
@@ -84,10 +87,13 @@ class Ddim:
         _check_steps(self.steps)
 
     def __call__(
-        self, network: NoiseUnet, noisy: torch.Tensor, depth: torch.Tensor, noise: torch.Tensor
+        self,
+        network: NoiseUnet,
+        noisy: torch.Tensor,
+        depth: torch.Tensor,
+        noise: torch.Tensor,  # noqa: ARG002
     ) -> torch.Tensor:
         """See :class:`Sampler`; diffusers' ``DDIMScheduler`` takes one depth for a whole batch, this one a scan."""
-        del noise
         for now, after in _pairs(depth, self.steps):
             x = network.denoise(noisy, now)
             predicted = (noisy - network.signal(now) * x) / network.spread(now)
@@ -105,10 +111,13 @@ class DpmSolver:
         _check_steps(self.steps)
 
     def __call__(
-        self, network: NoiseUnet, noisy: torch.Tensor, depth: torch.Tensor, noise: torch.Tensor
+        self,
+        network: NoiseUnet,
+        noisy: torch.Tensor,
+        depth: torch.Tensor,
+        noise: torch.Tensor,  # noqa: ARG002
     ) -> torch.Tensor:
         """See :class:`Sampler`; what diffusers' ``DPMSolverMultistepScheduler`` does at the same depths."""
-        del noise
         *pairs, (last, _) = _pairs(depth, self.steps)
         slope = torch.zeros_like(noisy)  # of x in half log-SNR
         x_before, gain_before = noisy, torch.zeros_like(network.signal(depth))

@@ -25,9 +25,8 @@ class GaussianBlur:
         if not self.sigma > 0:
             raise ValueError(f"GaussianBlur needs sigma > 0, got {self.sigma}")
 
-    def __call__(self, images: torch.Tensor, depth: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, depth: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """See :class:`fedplatform.defence.purifier.Purifier`."""
-        del depth, noise
         reach = int(3 * self.sigma + 0.5)
         offsets = torch.arange(-reach, reach + 1, dtype=images.dtype, device=images.device)
         weights = torch.exp(-(offsets**2) / (2 * self.sigma**2))
@@ -49,9 +48,8 @@ class Jpeg:
         if not 1 <= self.quality <= 95:
             raise ValueError(f"Jpeg needs quality from 1 to 95, got {self.quality}")
 
-    def __call__(self, images: torch.Tensor, depth: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, depth: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """See :class:`fedplatform.defence.purifier.Purifier`; one or three channels."""
-        del depth, noise
         pixels = (images.detach().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         stored = np.stack([self._stored(scan) for scan in pixels])
         return _straight_through(images, torch.from_numpy(stored).permute(0, 3, 1, 2).to(images) / 255)
@@ -73,9 +71,8 @@ class BitDepth:
         if not 1 <= self.bits <= 16:
             raise ValueError(f"BitDepth needs bits from 1 to 16, got {self.bits}")
 
-    def __call__(self, images: torch.Tensor, depth: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, depth: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """See :class:`fedplatform.defence.purifier.Purifier`."""
-        del depth, noise
         highest = 2**self.bits - 1
         return _straight_through(images, (images.detach() * highest).round() / highest)
 

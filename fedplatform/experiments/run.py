@@ -120,8 +120,8 @@ def train(
             for callback in callbacks:
                 callback.round_finished(reports)
             if all(record.reason.startswith(TRAINING_RAISED) for record in report.hospitals):
-                _require_effect([report])
-        _require_effect(reports)
+                require_effect([report])
+        require_effect(reports)
         outcome = federation.outcome()
         trained = TrainedRun(
             experiment,
@@ -137,7 +137,8 @@ def train(
     return trained
 
 
-def _require_effect(reports: Sequence[RoundReport]) -> None:
+def require_effect(reports: Sequence[RoundReport]) -> None:
+    """Raise :class:`NoEffectError`, with the commonest reason, where no round changed the model."""
     if any(report.had_effect for report in reports):
         return
     reasons = Counter(record.reason for record in reports[-1].hospitals if record.reason)

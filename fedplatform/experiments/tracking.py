@@ -82,6 +82,7 @@ class MlflowTracker:
     ) -> Self:
         """Open a run with ``settings`` as its parameters, or go on with the one called ``run_id``.
 
+        A setting that has changed since, such as the number of rounds, becomes a tag of its name.
         A new one lies within the run ``parent`` where there is one.
 
         ``folder`` is the folder of all runs. Without ``tracking_uri`` the variable MLFLOW_TRACKING_URI decides, and
@@ -159,15 +160,19 @@ class MlflowTracker:
                 self._experiment_id = experiment.experiment_id
         self._client = client
         if run_id is not None:
-            self._go_on(run_id)
+            self._go_on(run_id, settings)
             return
         tags = {"mlflow.parentRunId": parent} if parent else None
         self._run_id = client.create_run(self._experiment_id, run_name=run_name, tags=tags).info.run_id
         client.log_batch(self._run_id, params=[Param(key, value) for key, value in settings.items()])
 
-    def _go_on(self, run_id: str) -> None:
+    def _go_on(self, run_id: str, settings: Mapping[str, str]) -> None:
         self._client.update_run(run_id, status="RUNNING")
         self._run_id = run_id
+        logged = self._client.get_run(run_id).data.params
+        for key, value in settings.items():  # MLflow's parameters are for ever; a run that goes on may have more rounds
+            if logged.get(key, value) != value:
+                self._client.set_tag(run_id, key, value)
         nested = self._client.search_runs([self._experiment_id], f"tags.mlflow.parentRunId = '{run_id}'")
         self._hospital_runs = {run.info.run_name: run.info.run_id for run in nested}
 

@@ -49,7 +49,7 @@ class ByzantineHospital:
         self._last_weights: np.ndarray | None = None if kept is None else kept[LAST_WEIGHTS].numpy()
         if isinstance(self._attack, DataPoisoning):
             hospital.training_images, hospital.training_labels = self._attack.poison(
-                hospital.training_images,
+                np.asarray(hospital.training_images),
                 hospital.training_labels,
                 num_classes=hospital.trainer.training.num_classes,
                 generator=numpy_generator(hospital.trainer.training.seed, self.hospital_id, "poison"),

@@ -14,6 +14,7 @@ from fedplatform.core.messages import Predictions, Update
 from fedplatform.core.seeding import torch_generator
 from fedplatform.data.shards import Shard
 from fedplatform.data.splits import Role
+from fedplatform.data.stored_pixels import Pictures
 from fedplatform.federated.hospital_state import Launch, OwnState
 from fedplatform.learning.training import LEAST_BATCH, PersonalState, Trainer
 
@@ -59,7 +60,7 @@ class Hospital:
         self.hospital_id = hospital_id
         self.trainer = trainer
         self.shard = shard
-        self.training_images = shard.images(role)
+        self.training_images: Pictures = shard.pictures(role)
         self.training_labels = shard.labels(role)
         self.training_groups = shard.groups(role)
         self._read = {role: (self.training_images, self.training_labels)}
@@ -117,7 +118,7 @@ class Hospital:
         self._round = self._round if round_number is None else round_number
         try:
             if self.personal:
-                self._keep(self.trainer.settle(weights, self.personal, self.training_images))
+                self._keep(self.trainer.settle(weights, self.personal, self.training_images, self.training_labels))
             return [self._predict(weights, role) for role in roles]
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             said = " ".join(str(error).split())
@@ -133,10 +134,10 @@ class Hospital:
             loss = self.trainer.plain_loss(weights, self.personal, images, labels)
         return Predictions(self.hospital_id, role, probabilities, labels, loss)
 
-    def _scans(self, role: Role) -> tuple[np.ndarray, np.ndarray]:
+    def _scans(self, role: Role) -> tuple[Pictures, np.ndarray]:
         """Images and labels of a role, read from the shard once, for every round asks for them."""
         if role not in self._read:
-            self._read[role] = self.shard.images(role), self.shard.labels(role)
+            self._read[role] = self.shard.pictures(role), self.shard.labels(role)
         return self._read[role]
 
     def _keep(self, personal: PersonalState) -> None:

@@ -24,7 +24,7 @@ class RootSet:
 
     def __init__(self, hospital: Hospital) -> None:
         self.hospital = hospital
-        self._images = to_images(hospital.training_images)
+        self._images = to_images(np.asarray(hospital.training_images))
         self._labels = torch.from_numpy(hospital.training_labels.copy())
 
     def at(self, weights: np.ndarray, round_number: int) -> RootInRound:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
+from fedplatform.core.coordinates import row_blocks
+from fedplatform.core.mapped import scratch
 from fedplatform.core.messages import (
     NAN,
     WITHOUT_EFFECT,
@@ -122,19 +124,20 @@ class Federation:
         return Reply(reply.hospital_id, HospitalState.MALFORMED, None, complaint) if complaint else reply
 
     def _aggregate(
-        self, replies: Sequence[Reply], state: FederationState, number: int
+        self, replies: list[Reply], state: FederationState, number: int
     ) -> tuple[np.ndarray, list[HospitalRecord], object]:
-        """The server's step (d,), a record for every hospital, accuracy still open, and the rule's memory."""
-        updates = [reply.update for reply in replies if reply.update is not None]
+        """The server's step (d,), a record for every hospital, accuracy still open, and the rule's memory.
+
+        Takes the updates out of ``replies``, so that they are never in memory twice.
+        """
+        usable = sum(reply.update is not None for reply in replies)
         still = np.zeros(self.layout.size, np.float32)
-        if len(updates) < self.quorum:
-            why = f"{len(updates)} usable updates, the quorum is {self.quorum}"
+        if usable < self.quorum:
+            why = f"{usable} usable updates, the quorum is {self.quorum}"
             return still, self._without_effect(replies, number, why), state.memory
+        deltas, statistics = self._moved(replies)
         shared = self.layout.num_shared
-        deltas = np.empty((len(updates), shared), np.float32)
-        statistics = np.empty((len(updates), self.layout.size - shared), np.float32)
-        for row, update in enumerate(updates):
-            deltas[row], statistics[row] = update.delta[:shared], update.delta[shared:]
+        updates = [reply.update for reply in replies if reply.update is not None]
         root = None if self.root is None else self.root.at(state.weights, number)
         evidence = Evidence(
             hospital_ids=tuple(update.hospital_id for update in updates),
@@ -165,6 +168,23 @@ class Federation:
             for reply in replies
         ]
         return step.astype(np.float32, copy=False), records, aggregate.memory
+
+    def _moved(self, replies: list[Reply]) -> tuple[np.ndarray, np.ndarray]:
+        """The usable updates of ``replies`` as one array (n, num_shared), and what is left of them, (n, rest).
+
+        Each is let go of as soon as it is copied. Where together they are too large for memory, the array is in a file.
+        """
+        usable = [place for place, reply in enumerate(replies) if reply.update is not None]
+        shared = self.layout.num_shared
+        deltas = scratch(len(usable), shared)
+        statistics = np.empty((len(usable), self.layout.size - shared), np.float32)
+        for rows in row_blocks(deltas):
+            for row in range(rows.start, rows.stop):
+                reply = replies[usable[row]]
+                assert reply.update is not None
+                deltas[row], statistics[row] = reply.update.delta[:shared], reply.update.delta[shared:]
+                replies[usable[row]] = replace(reply, update=replace(reply.update, delta=deltas[row]))
+        return deltas, statistics
 
     @staticmethod
     def _with_verdict(

@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedplatform.core.messages import Predictions
 from fedplatform.core.settings import ExperimentError
 from fedplatform.federated.hospital import Participant
 from fedplatform.federated.hospital_state import Launch
@@ -165,7 +166,7 @@ class Agent:
         predictions = participant.evaluate(weights, task.roles, round_number=task.round)
         for failure in {one.failure for one in predictions if one.failure}:
             log.warning("round %d cannot be judged on the scans here: %s", task.round, failure)
-        return encode_predictions(predictions)
+        return encode_predictions([_without_details(one) for one in predictions])
 
     def _fetch(self, task: Task) -> np.ndarray:
         body = bytearray()
@@ -220,3 +221,9 @@ class Agent:
 
 def _without_clock(task: Task) -> Task:
     return task.model_copy(update={"seconds_left": 0.0})
+
+
+def _without_details(predictions: Predictions) -> Predictions:
+    """The same with the kind of its failure alone: an error's words may hold a path or a value of this house."""
+    kind = predictions.failure.partition(":")[0]
+    return replace(predictions, failure=f"{kind}; its own log says more") if kind else predictions

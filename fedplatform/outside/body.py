@@ -19,7 +19,8 @@ FRAME_BYTES = 4096  # of a safetensors file beside its numbers
 PREDICTIONS_BYTES = 16 * 2**20  # a million scans of two classes
 MOST_SCANS = 10**9  # that a hospital may claim; a sum of such claims stays far below 2**63
 EXAMPLES, LOSS, SECONDS = "num_examples", "train_loss", "seconds"
-PROBABILITIES, LABELS, MEAN_LOSS = "probabilities", "labels", "loss"
+PROBABILITIES, LABELS, MEAN_LOSS, FAILURE = "probabilities", "labels", "loss", "failure"
+FAILURE_LETTERS = 300  # of the reason that a hospital gives for having no predictions
 
 
 def update_bytes(size: int, transport: Transport = EXACT) -> int:
@@ -73,12 +74,16 @@ def seconds_in(body: bytes) -> float:
 
 
 def encode_predictions(predictions: Sequence[Predictions]) -> bytes:
-    """Predictions in each role as safetensors: ``test.probabilities``, ``test.labels``, ``test.loss`` and so on."""
+    """Predictions in each role as safetensors: ``test.probabilities``, ``test.labels``, ``test.loss`` and so on.
+
+    ``test.failure`` is the reason, in UTF-8, why there are none; empty where there are.
+    """
     tensors: dict[str, np.ndarray] = {}
     for one in predictions:
         tensors[f"{one.role}.{PROBABILITIES}"] = np.ascontiguousarray(one.probabilities, np.float32)
         tensors[f"{one.role}.{LABELS}"] = np.ascontiguousarray(one.labels, np.int64)
         tensors[f"{one.role}.{MEAN_LOSS}"] = np.array([one.loss], np.float64)
+        tensors[f"{one.role}.{FAILURE}"] = np.frombuffer(one.failure[:FAILURE_LETTERS].encode(), np.uint8)
     return _body(tensors)
 
 
@@ -86,11 +91,11 @@ def decode_predictions(
     body: bytes, *, hospital_id: str, roles: Sequence[Role], num_classes: int
 ) -> tuple[Predictions, ...]:
     """Read predictions in these roles. Raises :class:`Refusal` for whatever is none."""
-    kinds: dict[str, Any] = {PROBABILITIES: np.float32, LABELS: np.int64, MEAN_LOSS: np.float64}
+    kinds: dict[str, Any] = {PROBABILITIES: np.float32, LABELS: np.int64, MEAN_LOSS: np.float64, FAILURE: np.uint8}
     found = _tensors(body, {f"{role}.{name}": kind for role in roles for name, kind in kinds.items()})
     read = []
     for role in roles:
-        probabilities, labels, loss = (found[f"{role}.{name}"] for name in kinds)
+        probabilities, labels, loss, failure = (found[f"{role}.{name}"] for name in kinds)
         scans = len(labels) if labels.ndim == 1 else -1
         if probabilities.shape not in ((scans, num_classes), (scans, 0)) or loss.shape != (1,):
             raise Refusal(
@@ -102,8 +107,16 @@ def decode_predictions(
             raise Refusal(Reason.MALFORMED, "a probability is between 0 and 1")
         if not ((labels >= 0) & (labels < num_classes)).all():
             raise Refusal(Reason.MALFORMED, f"a label is one of {num_classes} classes")
-        read.append(Predictions(hospital_id, role, probabilities, labels, float(loss[0])))
+        if failure.ndim != 1 or (len(failure) and scans):
+            raise Refusal(Reason.MALFORMED, "a hospital answers with predictions or with the reason for having none")
+        read.append(Predictions(hospital_id, role, probabilities, labels, float(loss[0]), _words(failure)))
     return tuple(read)
+
+
+def _words(failure: np.ndarray) -> str:
+    """A reason from outside as one line of at most so many letters, with nothing in it that a terminal would obey."""
+    text = failure.tobytes().decode(errors="replace")
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:FAILURE_LETTERS].strip()
 
 
 def encode_weights(weights: np.ndarray) -> bytes:

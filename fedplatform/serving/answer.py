@@ -32,8 +32,10 @@ class Answer(_Wire):
     slice: int | None = Field(description="number of the slice in its volume, from the feet; null: no volume")
     label: int = Field(ge=0, description="number of the class")
     class_name: str
-    referred: bool = Field(description="the answer does not stand: a radiologist must look")
-    referral: str = Field(description=f"why: {', '.join((DOUBTFUL, FOREIGN, FOREIGN_HEADER))}; empty: it is not")
+    referral: str | None = Field(
+        description="why the answer does not stand and a radiologist must look: "
+        f"{', '.join((DOUBTFUL, FOREIGN, FOREIGN_HEADER))}; null: it stands"
+    )
     kind_score: float | None = Field(
         description="how unlike this hospital's scans the picture is, in deviations of clean ones; null: not a number"
     )
@@ -98,7 +100,6 @@ def answer_of(
         slice=slice_number,
         label=diagnosis.label,
         class_name=classes[diagnosis.label],
-        referred=diagnosis.referred,
         referral=diagnosis.referral,
         kind_score=_finite(diagnosis.kind_score),
         confidence=diagnosis.confidence,

@@ -28,8 +28,9 @@ class AuditEntry:
     """One scan's diagnosis, as far as an auditor needs it to repeat it; never a pixel, never a secret.
 
     ``time`` is ISO 8601 in UTC. ``input_sha256`` is of the upload's bytes; ``scan`` counts the scans in it from 0 and
-    ``slice_number`` is that of a volume's slice. ``referral`` is why it was referred, ``kind_score`` how strange it
-    looked. ``counter`` is that of KeyedNoise, and ``noise_fingerprint`` tells which secret keyed it.
+    ``slice_number`` is that of a volume's slice. ``referral`` is why it was referred, None where it was not;
+    ``kind_score`` is how strange it looked. ``counter`` is that of KeyedNoise, and ``noise_fingerprint`` tells which
+    secret keyed it.
     """
 
     request_id: str
@@ -49,8 +50,7 @@ class AuditEntry:
     depth: int
     votes: tuple[int, ...]
     label: int
-    referred: bool
-    referral: str
+    referral: str | None
     kind_score: float
     confidence: float
     counter: int

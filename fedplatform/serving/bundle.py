@@ -63,8 +63,9 @@ class Networks(Settings):
 class Card(Settings):
     """What ``bundle.json`` says: whose defence it is, how its networks are built, and all that was fitted.
 
-    ``origins`` are the kinds of files that it was trained on, as far as headers told. ``fusion`` is None where there is
-    no detector. ``digests`` are the SHA-256 of all other files.
+    ``without_finding`` is the class of scans that show nothing, None where there is none. ``origins`` are the kinds of
+    files that it was trained on, as far as headers told. ``fusion`` is None where there is no detector. ``digests`` are
+    the SHA-256 of all other files.
     """
 
     # A threshold may be infinite, which JSON has no number for.
@@ -74,6 +75,7 @@ class Card(Settings):
     hospital_id: str
     defence: str
     classes: tuple[str, ...]
+    without_finding: str | None
     size: int
     channels: int
     origins: tuple[Origin, ...]
@@ -86,6 +88,11 @@ class Card(Settings):
     temperature: float
     least_confidence: float
     digests: dict[str, str]
+
+    @property
+    def usual(self) -> int | None:
+        """The number of the class without a finding."""
+        return None if self.without_finding is None else self.classes.index(self.without_finding)
 
     def judged(self, diagnosis: Diagnosis, origin: Origin) -> Diagnosis:
         """A diagnosis, referred where the file's header names another kind of scan than this model was trained on."""
@@ -189,6 +196,7 @@ def save(
     hospital_id: str,
     defence: str,
     classes: tuple[str, ...],
+    without_finding: str | None,
     size: int,
     channels: int,
     origins: tuple[Origin, ...] = (),
@@ -224,6 +232,7 @@ def save(
         hospital_id=hospital_id,
         defence=defence,
         classes=classes,
+        without_finding=without_finding,
         size=size,
         channels=channels,
         origins=origins,

@@ -74,7 +74,7 @@ class FolderDiagnosis:
     def columns(self) -> list[str]:
         """The columns of the table, whatever it holds."""
         chances = [f"probability_{name}" for name in self.card.classes]
-        said = ["class_name", "referred", "referral", "kind_score", "confidence", *chances]
+        said = ["class_name", "referral", "kind_score", "confidence", *chances]
         said += ["anomaly_score", "threshold", "flagged", "depth"]
         where = ["votes", "reason", "input_sha256", "hospital_id", "model_version"]
         return ["file", "scan", "slice", "study", *said, *where]
@@ -118,7 +118,7 @@ class FolderDiagnosis:
         """Mark the row that is the answer for its file: that of the most suspicious scan."""
         chances = [[row[f"probability_{name}"] for name in self.card.classes] for row in of_file]
         foreign = np.array([row["referral"] == FOREIGN for row in of_file])
-        counts = most_suspicious(np.array(chances, np.float64), self.card.classes, foreign=foreign)
+        counts = most_suspicious(np.array(chances, np.float64), self.card.usual, foreign=foreign)
         for number, row in enumerate(of_file):
             row["study"] = number == counts
 
@@ -132,8 +132,7 @@ class FolderDiagnosis:
         chances = zip(self.card.classes, diagnosis.probabilities, strict=True)
         return {
             "class_name": self.card.classes[diagnosis.label],
-            "referred": diagnosis.referred,
-            "referral": diagnosis.referral,
+            "referral": diagnosis.referral or "",
             "kind_score": diagnosis.kind_score,
             "confidence": diagnosis.confidence,
             **{f"probability_{name}": chance for name, chance in chances},
@@ -218,7 +217,7 @@ def _table(path: Path, columns: list[str]) -> pd.DataFrame:
 
 def _write_whole(table: pd.DataFrame, out: Path) -> None:
     flags, numbers = (
-        dict.fromkeys(("study", "referred", "flagged"), "boolean"),
+        dict.fromkeys(("study", "flagged"), "boolean"),
         dict.fromkeys(("slice", "depth"), "Int64"),
     )
     typed = table.astype({**flags, **numbers, "scan": "int64"})

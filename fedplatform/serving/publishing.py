@@ -9,6 +9,7 @@ from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.bundle import Exports, Networks, save
 from fedplatform.serving.example_scans import write_examples
 from fedplatform.serving.examples import FOLDER
+from fedplatform.serving.suspicion import without_finding
 from fedplatform.serving.versions import Progress, RunVersions
 
 
@@ -20,11 +21,16 @@ def published(path: Path, *, progress: Progress = lambda *_: None) -> RunVersion
     return versions
 
 
-def publish_run(run: DefendedRun, *, defence: str, progress: Progress = lambda *_: None) -> str:
-    """Write a new version into the run's folder, with scans to try beside the bundles, and promote it; its number."""
+def publish_run(
+    run: DefendedRun, *, defence: str, healthy: str | None = None, progress: Progress = lambda *_: None
+) -> str:
+    """Write a new version into the run's folder, with scans to try beside the bundles, and promote it; its number.
+
+    ``healthy`` is of :func:`write_bundles`.
+    """
 
     def write(folder: Path) -> None:
-        write_bundles(run, folder, defence=defence, progress=progress)
+        write_bundles(run, folder, defence=defence, healthy=healthy, progress=progress)
         write_examples(run, folder / FOLDER)
 
     versions = RunVersions(run.path)
@@ -33,8 +39,13 @@ def publish_run(run: DefendedRun, *, defence: str, progress: Progress = lambda *
     return number
 
 
-def write_bundles(run: DefendedRun, folder: Path, *, defence: str, progress: Progress = lambda *_: None) -> None:
-    """A bundle of every hospital of a run whose defence can be fitted, each in a folder of its name."""
+def write_bundles(
+    run: DefendedRun, folder: Path, *, defence: str, healthy: str | None = None, progress: Progress = lambda *_: None
+) -> None:
+    """A bundle of every hospital of a run whose defence can be fitted, each in a folder of its name.
+
+    ``healthy`` is the class of scans without a finding; without it the class that is called so, if there is one.
+    """
     experiment, settings, stored = run.experiment, run.settings, run.manifest.settings
     networks = Networks(
         classifier=experiment.model,
@@ -54,6 +65,7 @@ def write_bundles(run: DefendedRun, folder: Path, *, defence: str, progress: Pro
             hospital_id=hospital_id,
             defence=defence,
             classes=run.manifest.classes,
+            without_finding=without_finding(run.manifest.classes, named=healthy),
             size=stored.size,
             channels=stored.channels,
             origins=run.manifest.origins,

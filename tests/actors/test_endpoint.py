@@ -4,16 +4,20 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
 import torch
+from doc_pages import block_with
 from endpoint_process import HOSPITALS, Endpoint, resident_bytes, traffic
 from hostile_uploads import dicom_bytes, hostile_uploads, nifti_bytes, picture_bytes, scan_pixels, volume_voxels
 
@@ -202,6 +206,7 @@ def test_examples_are_offered_as_they_are_and_attacked(endpoint: Endpoint) -> No
     assert requests.get(f"{url}/examples.json", headers=headers, timeout=60).status_code == 404
 
 
+@pytest.mark.slow
 def test_hostile_uploads_get_a_4xx_and_one_sentence_and_the_next_good_one_is_answered(endpoint: Endpoint) -> None:
     replicas = endpoint.processes("ray::ServeReplica:fedplatform") + endpoint.processes("ray::ProxyActor")
     assert len(replicas) == 5
@@ -245,6 +250,19 @@ def test_overload_is_told_to_come_back_and_nothing_hangs(endpoint: Endpoint) -> 
         if response.status_code == 503:
             assert int(response.headers["retry-after"]) >= 1
             assert response.json()["error"]
+
+
+def test_the_readmes_three_lines_get_a_diagnosis(endpoint: Endpoint, tmp_path: Path) -> None:
+    key = endpoint.keys["hospital-00"]
+    environment = {**os.environ, "KEY": key}
+    lines = [block_with("README.md", "bash", "curl"), block_with("README.md", "python", "requests.post")]
+    curl, python = (
+        block.replace("http://127.0.0.1:8000", endpoint.url).replace('"KEY"', f'"{key}"') for block in lines
+    )
+    for words in (["bash", "-euc", curl], [sys.executable, "-W", "ignore", "-c", python]):
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "anomaly_score" in done.stdout
 
 
 def wait_until(endpoint: Endpoint, version: str) -> None:

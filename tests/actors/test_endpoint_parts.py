@@ -29,7 +29,6 @@ from fedplatform.defence import Diagnosis, KeyedNoise
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.api_keys import Keys
 from fedplatform.serving.intake import Limits, Refused
-from fedplatform.serving.publishing import write_bundles
 from fedplatform.serving.versions import RunVersions, bundle_of
 
 
@@ -83,12 +82,11 @@ class Warmed:
 
 
 @pytest.fixture
-def arguments(defended: Path, tmp_path: Path) -> EndpointArguments:
+def arguments(bare_version: Path, tmp_path: Path) -> EndpointArguments:
     """Two versions in a folder, the first of them the champion."""
     versions = RunVersions(tmp_path)
-    versions.add(lambda folder: write_bundles(DefendedRun(defended), folder, defence="no_defence"))
-    first = versions.folder("1")
-    versions.add(lambda folder: shutil.copytree(first, folder, dirs_exist_ok=True))
+    for _ in range(2):
+        versions.add(lambda folder: shutil.copytree(bare_version, folder, dirs_exist_ok=True))
     versions.promote("1")
     return EndpointArguments(versions=str(tmp_path), state=str(tmp_path))
 
@@ -184,10 +182,9 @@ def same_answers(some: tuple[Diagnosis | None, ...], others: tuple[Diagnosis | N
             assert one.anomaly_score == pytest.approx(other.anomaly_score, abs=1e-4)
 
 
-def test_a_model_on_another_device_answers_as_on_the_cpu(defended: Path, tmp_path: Path) -> None:
-    run = DefendedRun(defended)
-    write_bundles(run, tmp_path, defence="full")
-    bundle = bundle_of(tmp_path, "hospital-00")
+def test_a_model_on_another_device_answers_as_on_the_cpu(published: Path) -> None:
+    run = DefendedRun(published)
+    bundle = bundle_of(RunVersions(published).folder("1"), "hospital-00")
     scans = (run.hospital("hospital-00").test[0][:24] * 255).round().byte().numpy()
 
     def model_on(device: torch.device) -> Model:

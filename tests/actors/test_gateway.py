@@ -127,6 +127,7 @@ def test_a_server_that_nobody_vouches_for_is_not_spoken_to(gate: Gate) -> None:
         HttpTransport(gate.url, authority=None).hello()
 
 
+@pytest.mark.slow
 def test_a_desk_killed_in_mid_upload_costs_no_round_and_the_upload_goes_on(gate: Gate, tmp_path: Path) -> None:
     before = len(reasons(gate.folder / "refusals.jsonl"))
     weights = np.ones(SIZE, np.float32)

@@ -31,6 +31,7 @@ def measured(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_row_for_every_rule_a_picture_and_the_goals(tmp_path: Path) -> None:
     done = measured(tmp_path, "--work", "rules,rounds")
     assert done.returncode == 0, done.stderr

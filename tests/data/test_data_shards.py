@@ -117,6 +117,26 @@ def test_progress_is_told_up_to_the_last_scan(tmp_path: Path) -> None:
     assert told[-1] == (400, 400)
 
 
+class OnDemand(Numbered):
+    """Gives chosen scans alone, and not all of them."""
+
+    def images(self, *, size: int, channels: int) -> Iterator[np.ndarray]:
+        raise AssertionError("nobody needs all scans")
+
+    def images_at(self, rows: np.ndarray, *, size: int, channels: int) -> Iterator[np.ndarray]:
+        yield np.concatenate(list(Numbered.images(self, size=size, channels=channels)))[rows]
+
+
+def test_a_source_that_can_give_some_scans_is_asked_for_those_alone(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    whole = cut(Numbered(), tmp_path / "whole", scans=200)
+    some = cut(OnDemand(), tmp_path / "some", scans=200, progress=lambda done, total: told.append((done, total)))
+    assert some.digest == whole.digest
+    kept = sum(sum(map(sum, shard.counts.values())) for shard in (*some.hospitals, *filter(None, [some.root])))
+    assert told == [(kept, kept)]
+    assert kept < 400
+
+
 def test_a_corrupt_picture_in_the_middle_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="row 300 is broken"):
         cut(Numbered(broken=300), tmp_path / "new" / "shards")

@@ -492,7 +492,6 @@ class NearlyAll:
     """The first hospital has nearly everything."""
 
     def __call__(self, counts: np.ndarray, generator: np.random.Generator, *, num_hospitals: int) -> np.ndarray:
-        del generator
         shares = np.full((num_hospitals, *counts.shape), 1e-9)
         shares[0] = 1 - 1e-9 * (num_hospitals - 1)
         return shares

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from fedplatform.core.seeding import numpy_generator
 from fedplatform.data.lesions import BATCH_PATIENTS, Lesions
 from fedplatform.data.scanner import Scanner
-from fedplatform.data.source import Source
+from fedplatform.data.source import Selective, Source
 from fedplatform.data.tissue import Tissue
 
 SMALL = Lesions(hospitals=2, patients_per_hospital=4, slices_per_patient=2)
@@ -64,6 +64,14 @@ def test_a_patient_looks_the_same_however_many_others_there_are():
     more = Lesions(hospitals=3, patients_per_hospital=5, slices_per_patient=2)
     few, many = scans(SMALL).reshape(2, 4, -1), scans(more).reshape(3, 5, -1)
     assert np.array_equal(few, many[:2, :4])
+
+
+def test_some_scans_alone_are_those_of_all_scans():
+    lesions = Lesions(hospitals=1, patients_per_hospital=BATCH_PATIENTS + 9, slices_per_patient=2)
+    rows = np.array([0, 3, 4, 5, 2 * BATCH_PATIENTS + 17])
+    some = list(lesions.images_at(rows, size=32, channels=1))
+    assert np.array_equal(np.concatenate(some), scans(lesions, size=32)[rows])
+    assert isinstance(lesions, Selective)
 
 
 def test_no_batch_holds_more_than_a_few_hundred_scans():

@@ -16,6 +16,7 @@ from fedplatform.defence.threats import TIERS, Budget, Victim, attack_hospital
 from fedplatform.experiments.defence.load import DefendedRun
 
 BUDGET = Budget(steps=8, eot=2, queries=80)
+LITTLE = replace(BUDGET, steps=2)  # where it does not matter how strong the attack is
 EPSILON = 8 / 255
 DRAWS = 32  # of the defence's noise: of fewer, chance would decide which of two attacks looks stronger
 
@@ -88,7 +89,7 @@ def test_no_tier_leaves_its_epsilon_or_the_pixels(
     tier: str, whole: Victim, images: torch.Tensor, labels: torch.Tensor
 ) -> None:
     edge = torch.cat([images[:2], images[2:4] * 0, images[4:6] * 0 + 1])
-    attacked = attack(tier, whole, edge, labels[:6])
+    attacked = attack(tier, whole, edge, labels[:6], budget=LITTLE)
     assert attacked.min() >= 0
     assert attacked.max() <= 1
     assert (attacked - edge).abs().max() <= EPSILON + 1e-6
@@ -99,11 +100,13 @@ def test_no_tier_leaves_its_epsilon_or_the_pixels(
 def test_the_same_seed_makes_the_same_attack(
     tier: str, whole: Victim, images: torch.Tensor, labels: torch.Tensor
 ) -> None:
-    first, again = (attack(tier, whole, images[:2], labels[:2]) for _ in range(2))
+    first, again = (attack(tier, whole, images[:2], labels[:2], budget=LITTLE) for _ in range(2))
     assert torch.equal(first, again)
 
 
-@pytest.mark.parametrize("epsilon", [4 / 255, 8 / 255, 12 / 255])
+@pytest.mark.parametrize(
+    "epsilon", [pytest.param(4 / 255, marks=pytest.mark.slow), 8 / 255, pytest.param(12 / 255, marks=pytest.mark.slow)]
+)
 def test_who_knows_the_whole_defence_does_at_least_what_the_grey_box_does(
     whole: Victim, every_scan: tuple[torch.Tensor, torch.Tensor], epsilon: float
 ) -> None:
@@ -123,6 +126,7 @@ def test_the_exact_gradient_finds_what_the_grey_box_misses(
     assert exact_loss > 1.03 * grey_loss
 
 
+@pytest.mark.slow
 def test_patience_costs_the_defence_at_least_what_haste_does(
     whole: Victim, every_scan: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
@@ -158,6 +162,7 @@ def test_a_black_box_is_never_stronger_than_who_knows_everything(
     assert black < fresh(whole.defended, images, labels)[0], "a black box that harms nobody proves nothing"
 
 
+@pytest.mark.slow
 def test_an_attacker_who_wants_to_stay_unnoticed_stays_below_the_threshold(
     whole: Victim, images: torch.Tensor, labels: torch.Tensor
 ) -> None:
@@ -207,7 +212,8 @@ def test_only_a_black_box_meets_the_served_noise(
     tier: str, whole: Victim, images: torch.Tensor, labels: torch.Tensor
 ) -> None:
     overheard = Overheard(KeyedNoise(b"secret"), [])
-    attack(tier, replace(whole, defended=replace(whole.defended, noise=overheard)), images[:2], labels[:2])
+    victim = replace(whole, defended=replace(whole.defended, noise=overheard))
+    attack(tier, victim, images[:2], labels[:2], budget=LITTLE)
     assert bool(overheard.asked) == (tier == "T5")
 
 
@@ -216,7 +222,7 @@ def test_another_key_of_the_served_noise_changes_no_attack(
     tier: str, whole: Victim, images: torch.Tensor, labels: torch.Tensor
 ) -> None:
     other = replace(whole, defended=replace(whole.defended, noise=KeyedNoise(b"another")))
-    first, second = (attack(tier, victim, images[:4], labels[:4]) for victim in (whole, other))
+    first, second = (attack(tier, victim, images[:4], labels[:4], budget=LITTLE) for victim in (whole, other))
     assert torch.equal(first, second)
 
 

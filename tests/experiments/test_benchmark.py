@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from command_line import fedplatform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -55,6 +56,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from fedplatform.core.messages import Aggregate
 from fedplatform.federated.aggregation import Aggregator, Mean
 
 
@@ -68,6 +72,15 @@ class Waiting(Aggregator):
         if not Path(self.file).exists():
             raise RuntimeError("nothing\\nthere yet")
         return Mean()(deltas, evidence)
+
+
+@dataclass(frozen=True)
+class Deaf(Aggregator):
+    """Trusts nobody."""
+
+    def aggregate(self, deltas, evidence):
+        nobody = np.zeros(len(deltas), np.float32)
+        return Aggregate(np.zeros_like(deltas[0]), nobody, np.ones(len(deltas), bool))
 
 
 @dataclass(frozen=True)
@@ -233,7 +246,7 @@ def test_a_second_call_does_nothing_twice_and_adds_what_is_new(
     folder, before, _ = filled
     heard: list[Progress] = []
     more = tiny(rules=("mean", "nnm+median", "krum"), seeds=(0,))
-    frame = fill(more, folder=folder, jobs=1, data_folder=digits, observer=heard.append)
+    frame = fill(more, folder=folder, jobs=0, data_folder=digits, observer=heard.append)
     assert [p.last.cell.rule for p in heard if p.last] == ["krum", "krum"]
     assert len(frame) == len(before) + 2
     merged = before.merge(frame, on=CELL, suffixes=("", "_after"))
@@ -248,7 +261,7 @@ def test_a_folder_of_another_benchmark_is_refused_in_one_line(
     folder, _, _ = filled
     other = replace(tiny(), settings=Benchmark.settings_of("mnist", TINY | {"rounds": 7}))
     with pytest.raises(ExperimentError, match="was begun with rounds=5, got 7; go on with the same settings"):
-        fill(other, folder=folder, jobs=1, data_folder=digits)
+        fill(other, folder=folder, jobs=0, data_folder=digits)
 
 
 def test_a_benchmark_goes_on_after_an_update_that_brought_a_setting(
@@ -262,22 +275,22 @@ def test_a_benchmark_goes_on_after_an_update_that_brought_a_setting(
     file.write_text(yaml.safe_dump(held, sort_keys=False))
     heard: list[Progress] = []
     feasible = tiny(rules=("mean", "nnm+median"))
-    fill(feasible, folder=folder, jobs=1, data_folder=digits, observer=heard.append)
+    fill(feasible, folder=folder, jobs=0, data_folder=digits, observer=heard.append)
     assert not [progress.last for progress in heard if progress.last], "every cell was filled before"
     changed = replace(tiny(), settings=Benchmark.settings_of("mnist", TINY | {"transport": "half"}))
     with pytest.raises(ExperimentError, match="was begun with transport='exact', got 'half'"):
-        fill(changed, folder=folder, jobs=1, data_folder=digits)
+        fill(changed, folder=folder, jobs=0, data_folder=digits)
 
 
 def test_a_data_set_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no mnist\.npz in"):
-        fill(tiny(), folder=tmp_path / "new", jobs=1, data_folder=tmp_path)
+        fill(tiny(), folder=tmp_path / "new", jobs=0, data_folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_split_that_the_data_cannot_have_is_infeasible_and_the_rest_goes_on(digits: Path, tmp_path: Path) -> None:
     grid = tiny(rules=("mean",), attacks=("none",), splits=("site", "iid"), seeds=(0,))
-    frame = fill(grid, folder=tmp_path / "new", jobs=1, data_folder=digits).set_index(["split", "rule"])
+    frame = fill(grid, folder=tmp_path / "new", jobs=0, data_folder=digits).set_index(["split", "rule"])
     assert frame.loc[("site", "mean"), "status"] == "infeasible"
     assert "BySite needs as many sites as hospitals" in str(frame.loc[("site", "mean"), "reason"])
     assert frame.loc[("iid", "mean"), "status"] == "done"
@@ -286,14 +299,24 @@ def test_a_split_that_the_data_cannot_have_is_infeasible_and_the_rest_goes_on(di
 def test_a_failed_cell_is_recorded_and_tried_again(digits: Path, plugins: Path, tmp_path: Path) -> None:
     late = tmp_path / "late"
     grid = tiny(rules=(f"{plugins}:Waiting(file='{late}')", "mean"), attacks=("none",), seeds=(0,))
-    first = fill(grid, folder=tmp_path / "new", jobs=1, data_folder=digits)
+    first = fill(grid, folder=tmp_path / "new", jobs=0, data_folder=digits)
     assert first["status"].tolist() == ["done", "done", "done", "failed", "done"]
     assert first["reason"].tolist() == ["", "", "", "RuntimeError: nothing there yet", ""]
     late.touch()
-    second = fill(grid, folder=tmp_path / "new", jobs=1, data_folder=digits)
+    second = fill(grid, folder=tmp_path / "new", jobs=0, data_folder=digits)
     assert second["status"].tolist() == ["done"] * 5
     assert second["reason"].tolist() == [""] * 5
     assert second["accuracy"][3] == second["accuracy"][4]
+
+
+def test_a_cell_in_which_nothing_was_learned_has_no_figures(digits: Path, plugins: Path, tmp_path: Path) -> None:
+    grid = tiny(rules=(f"{plugins}:Deaf", "mean"), attacks=("none",), seeds=(0,))
+    frame = fill(grid, folder=tmp_path / "new", jobs=0, data_folder=digits)
+    deaf = frame.iloc[3]
+    assert deaf["status"] == "without effect"
+    assert deaf["reason"].startswith("nothing was learned, for no round had an effect: the rule trusts nobody")
+    assert deaf[FIGURES].isna().all()
+    assert f"{plugins}:Deaf against none (1 cells): without effect, nothing was learned" in markdown(frame)
 
 
 def test_a_worker_that_dies_is_said_in_one_line_and_what_was_done_is_kept(
@@ -586,7 +609,7 @@ def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(digits: Path, tm
     assert complaint.startswith("fedplatform: stopped")
     kept = pd.read_parquet(tmp_path / "t" / "trust.parquet")
     assert "nearest_neighbour" in set(kept["rule"])
-    again = subprocess.run(words, capture_output=True, text=True, check=False)
+    again = fedplatform([*words[3:], "--jobs", "0"], tmp_path)
     assert again.returncode == 0, again.stderr
     assert "nearest_neighbour against none" not in again.stdout
     assert "5/5  iid, krum against none, seed 0: accuracy" in again.stdout

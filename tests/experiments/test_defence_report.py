@@ -4,7 +4,6 @@ import base64
 import io
 import math
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -15,9 +14,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 from scipy.stats import binomtest
-from watched_page import rendered, requests_of, watched_page
+from watched_page import rendered, requests_of
 
 import fedplatform
 from fedplatform.core.statistics import effective_size, sign_flips, wilson
@@ -139,20 +138,6 @@ def evaluated(folder: Path, scans: pd.DataFrame | None = None) -> Path:
     (folder / "evaluation.yaml").write_text(yaml.safe_dump(budget, sort_keys=False))
     pictures(folder / "pictures.npz")
     return folder
-
-
-@pytest.fixture
-def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    """A wide page that must not complain and must ask for no file but those of the test."""
-    with watched_page(browser, tmp_path.as_uri(), viewport={"width": 1200, "height": 844}) as page:
-        yield page
-
-
-@pytest.fixture
-def telephone(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    size = {"width": 400, "height": 844}
-    with watched_page(browser, tmp_path.as_uri(), viewport=size, is_mobile=True) as page:
-        yield page
 
 
 def rows_of(page: Page, selector: str) -> list[list[str]]:

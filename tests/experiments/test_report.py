@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -19,13 +19,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page
-from watched_page import rendered, requests_of, watched_page
+from playwright.sync_api import Locator, Page
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+from watched_page import rendered, requests_of
 
 from fedplatform.core.messages import HospitalRecord, HospitalState, RoundReport
 from fedplatform.experiments.report import ReportError, comparison_markdown, read_run, write_comparison, write_report
 from fedplatform.experiments.report.charts import draw_trust
 from fedplatform.experiments.report.fingerprint_map import FEATURES
+from fedplatform.experiments.report.headline import headline
 from fedplatform.experiments.run_folder import RunFolder
 from fedplatform.federated.trust.fingerprint import FEATURES as TRUST_FEATURES
 
@@ -204,20 +206,6 @@ def comparison_rows(*, seeds: int = 3) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@pytest.fixture
-def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    """A wide page that must not complain and must ask for no file but those of the test."""
-    with watched_page(browser, tmp_path.as_uri(), viewport={"width": 1200, "height": 844}) as page:
-        yield page
-
-
-@pytest.fixture
-def telephone(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    size = {"width": 390, "height": 844}
-    with watched_page(browser, tmp_path.as_uri(), viewport=size, is_mobile=True) as page:
-        yield page
-
-
 def cells(page: Page, selector: str) -> list[list[str]]:
     return [rendered(row, "th, td") for row in page.locator(f"{selector} tbody tr").all()]
 
@@ -225,6 +213,30 @@ def cells(page: Page, selector: str) -> list[list[str]]:
 def captions(page: Page | Locator, selector: str) -> list[str]:
     """The text of each element of a drawing that is shown."""
     return page.locator(f"{selector} >> visible=true").all_text_contents()
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40))
+def test_balanced_accuracy_and_majority_are_those_of_the_definition(scans: list[tuple[int, int]]) -> None:
+    truths, answers = np.array(scans).T
+    counts = confusion_matrix(truths, answers, labels=[0, 1, 2])
+    accuracy = float((truths == answers).mean())
+    report = RoundReport(1, accuracy, 0, 0, 0, 0, 0, 0, 0, (), tuple(map(tuple, counts.tolist())))
+    most = np.bincount(truths).max() / len(truths)
+    assert report.majority == pytest.approx(most)
+    assert report.beats_majority == (report.accuracy > report.majority)
+    if set(truths) == {0, 1, 2}:
+        assert report.balanced_accuracy == pytest.approx(balanced_accuracy_score(truths, answers))
+    else:
+        assert math.isnan(report.balanced_accuracy)
+
+
+def test_a_model_that_only_knows_the_majority_is_said_to_be_no_better(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "majority")
+    run = read_run(folder)
+    last = replace(run.rounds[-1], accuracy=0.9, confusion=((90, 0), (10, 0)))
+    said = headline(replace(run, rounds=(*run.rounds[:-1], last)))
+    assert "balanced accuracy 50.0%" in said
+    assert "accuracy 90.0%, no more than the 90.0% of always answering the same; " in said
 
 
 def test_a_browser_shows_the_whole_story_of_a_run_and_asks_nobody_for_anything(tmp_path, page):
@@ -235,7 +247,7 @@ def test_a_browser_shows_the_whole_story_of_a_run_and_asks_nobody_for_anything(t
     headline = page.locator("h1").inner_text()
     assert headline == (
         "10 hospitals, 3 of them Byzantine (sign_flip), trained resnet18 on br35h for 8 rounds under the rule "
-        "multi_krum and ended with accuracy 88.8%, macro-F1 87.4% and AUC 93.0%; "
+        "multi_krum and ended with balanced accuracy 94.2%, AUC 93.0% and accuracy 88.8%; "
         "the rule shut out hospital-7, hospital-8 and hospital-9, exactly the 3 attackers."
     )
     hospitals = cells(page, "#hospitals")

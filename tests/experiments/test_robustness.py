@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from tiny_defence import DEFENCE, RUN
 
@@ -53,7 +54,7 @@ def evaluated(defended: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run, attacked. Nobody writes here; copy it."""
     folder = tmp_path_factory.mktemp("evaluated") / "spots"
     shutil.copytree(defended, folder)
-    evaluate(folder, PLAN, jobs=1)
+    evaluate(folder, PLAN, jobs=0)
     return folder
 
 
@@ -158,7 +159,7 @@ def test_the_look_up_answers_with_the_nearest_training_scan(
 
 def test_a_second_call_attacks_nothing_anew(copied: Path) -> None:
     before, told = tables(copied), list[Progress]()
-    again = evaluate(copied, PLAN, jobs=1, observer=told.append)
+    again = evaluate(copied, PLAN, jobs=0, observer=told.append)
     assert tables(copied) == before
     assert [(progress.done, progress.last) for progress in told] == [(told[0].total, None)]
     pd.testing.assert_frame_equal(again, pd.read_parquet(copied / "evaluation.parquet"))
@@ -173,7 +174,7 @@ def test_a_call_that_was_killed_goes_on_to_the_same_table(copied: Path, evaluate
     kept.sample(frac=1, random_state=0).to_parquet(copied / "scans.parquet", index=False)
     (copied / "evaluation.parquet").unlink()
     told: list[Progress] = []
-    evaluate(copied, PLAN, jobs=1, observer=told.append)
+    evaluate(copied, PLAN, jobs=0, observer=told.append)
     assert len(told) == 1 + len(tasks) - len(tasks.iloc[::2])
     for name in ("scans.parquet", "evaluation.parquet"):
         found, due = (pd.read_parquet(folder / name).drop(columns="milliseconds") for folder in (copied, evaluated))
@@ -188,15 +189,25 @@ def test_a_call_that_was_killed_goes_on_to_the_same_table(copied: Path, evaluate
 def test_another_budget_never_mixes_with_the_first(copied: Path, other: Plan) -> None:
     before = tables(copied)
     with pytest.raises(ExperimentError, match=r"evaluation.yaml was begun with \w+=\w+, got \w+") as refusal:
-        evaluate(copied, other, jobs=1)
+        evaluate(copied, other, jobs=0)
     assert "\n" not in str(refusal.value)
     assert tables(copied) == before
+
+
+def test_what_was_found_of_one_defence_never_stands_for_another(copied: Path) -> None:
+    sensor = copied / "defence/sensor.safetensors"
+    weights = load_file(sensor)
+    save_file({name: value + 1e-3 for name, value in weights.items()}, sensor)
+    before = (copied / "scans.parquet").read_bytes()
+    with pytest.raises(ExperimentError, match="was trained anew since its evaluation was begun; remove"):
+        evaluate(copied, PLAN, jobs=1)
+    assert (copied / "scans.parquet").read_bytes() == before
 
 
 def test_a_plan_without_a_single_attack_is_refused_and_leaves_nothing(defended: Path) -> None:
     before = sorted(defended.rglob("*"))
     with pytest.raises(ExperimentError, match="no tier of T4 can be tried on nearest_neighbour"):
-        evaluate(defended, Plan(defences=(NEAREST_NEIGHBOUR,), tiers=("T4",)), jobs=1)
+        evaluate(defended, Plan(defences=(NEAREST_NEIGHBOUR,), tiers=("T4",)), jobs=0)
     assert sorted(defended.rglob("*")) == before
 
 
@@ -248,9 +259,9 @@ def test_certificates_are_written_and_an_abstention_has_no_radius(defended: Path
     folder = tmp_path / "spots"
     shutil.copytree(defended, folder)
     with pytest.raises(ExperimentError, match="covers sigma above 0 and up to 0"):
-        certify_scans(folder, sigmas=[0.1, 5.0], scans=8, samples=12, jobs=1)
+        certify_scans(folder, sigmas=[0.1, 5.0], scans=8, samples=12, jobs=0)
     assert not (folder / "certificates.parquet").exists()
-    found = certify_scans(folder, sigmas=[0.02, 0.3], scans=8, samples=12, jobs=1)
+    found = certify_scans(folder, sigmas=[0.02, 0.3], scans=8, samples=12, jobs=0)
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "certificates.parquet"), found)
     assert found.groupby("sigma").size().tolist() == [8, 8]
     silent = found["answer"] == -1
@@ -358,7 +369,7 @@ def test_an_attack_of_a_users_own_that_goes_too_far_stops_evaluation_and_picture
     (tmp_path / "mine.py").write_text(ROGUE)
     rogue = f"{tmp_path / 'mine.py'}:Rogue"
     with pytest.raises(OutOfReachError, match="moved a pixel"):
-        evaluate(copied, replace(PLAN, tiers=("T0",), defences=("no_defence",), attacks=(rogue,)), jobs=1)
+        evaluate(copied, replace(PLAN, tiers=("T0",), defences=("no_defence",), attacks=(rogue,)), jobs=0)
     with pytest.raises(OutOfReachError, match="moved a pixel"):
         write_example_pictures(copied, defence="full", tier=rogue, epsilon=8 / 255, budget=PLAN.budget)
 
@@ -369,7 +380,7 @@ def test_two_evaluations_at_once_do_not_write_over_each_other(copied: Path) -> N
         alone_in(copied, what="the other"),
         pytest.raises(ExperimentError, match=r"an evaluation of .* is going on in another process"),
     ):
-        evaluate(copied, PLAN, jobs=1)
+        evaluate(copied, PLAN, jobs=0)
     assert tables(copied) == before
 
 
@@ -382,7 +393,7 @@ def test_the_benchmark_trains_both_kinds_once_and_attacks_them(spots: Path, tmp_
         plan=Plan(("no_defence", "full"), ("T0", "T2"), (8 / 255,), 4, 2, PLAN.budget),
     )
     told: list[str] = []
-    table, scans = fill(benchmark, folder=tmp_path, jobs=1, announce=told.append)
+    table, scans = fill(benchmark, folder=tmp_path, jobs=0, announce=told.append)
     assert len(scans) == 8 * 4
     assert told == ["seed 0 is trained", "attacking plain-seed0", "attacking adversarial-seed0"]
     published = pd.read_csv(tmp_path / "defence.csv")
@@ -404,4 +415,4 @@ def test_the_benchmark_trains_both_kinds_once_and_attacks_them(spots: Path, tmp_
     with pytest.raises(ExperimentError, match="no training is called 'plane'; did you mean 'plain'"):
         replace(benchmark, kinds=("plane",))
     with pytest.raises(ExperimentError, match="rounds=1, got 2"):
-        fill(replace(benchmark, changes={**benchmark.changes, "rounds": 2}), folder=tmp_path, jobs=1)
+        fill(replace(benchmark, changes={**benchmark.changes, "rounds": 2}), folder=tmp_path, jobs=0)

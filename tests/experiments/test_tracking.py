@@ -160,6 +160,18 @@ def test_a_run_that_raises_is_marked_failed_and_its_error_goes_on(folder):
     assert {run.info.status for run in children.values()} == {"FAILED"}
 
 
+def test_a_run_that_goes_on_for_more_rounds_says_so_by_a_tag(folder):
+    words = {"experiment_name": "longer", "run_name": "demo", "folder": folder}
+    with MlflowTracker.start(settings={**SETTINGS, "rounds": "4"}, **words) as tracker:
+        tracker.log_round(round_report(1))
+    with MlflowTracker.start(settings={**SETTINGS, "rounds": "9"}, run_id=tracker.run_id, **words):
+        pass
+
+    _, parent, _ = runs_of(folder, "longer")
+    assert (parent.data.params["rounds"], parent.data.tags["rounds"]) == ("4", "9")
+    assert not set(SETTINGS) - {"rounds"} & set(parent.data.tags)
+
+
 def test_the_environment_names_the_database_where_the_caller_does_not(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
     with MlflowTracker.start(experiment_name="named", run_name="demo", settings=SETTINGS, folder=tmp_path) as tracker:
@@ -204,6 +216,7 @@ def test_a_database_lost_in_mid_run_costs_one_warning_and_no_training(folder, ca
     assert message.startswith("MLflow could not log a round, the run goes on untracked")
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_in_one_new_folder_are_all_tracked(tmp_path):
     start = (
         "import sys, pathlib; from fedplatform.experiments.tracking import MlflowTracker; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from fedplatform.attacks.poisoning.attack import Situation
+from fedplatform.core import mapped
 from fedplatform.core.messages import Aggregate, HospitalState, Predictions, Reply, Update
 from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
@@ -90,6 +93,66 @@ def test_what_is_no_update_is_refused_in_words(broken: dict[str, object], compla
 
 def test_a_proper_update_is_not_refused() -> None:
     assert malformation(update(), size=LAYOUT.size, round_number=1) == ""
+
+
+# In a process of its own, because the peak of a process never falls again; a first round of small updates imports
+# everything. What of a new array is not written to yet takes no memory.
+MEASURE = """
+import resource, sys
+import numpy as np, torch
+from fedplatform.core.messages import HospitalState, Reply, Update
+from fedplatform.experiments.rule_text import parse_rule
+from fedplatform.federated.server import Federation
+from fedplatform.learning.parameters import ParameterLayout
+
+class Sending:
+    hospital_ids = tuple("abcdefghij")
+    def train(self, weights, round_number):
+        made = [Update(name, round_number, np.full(weights.size, n, np.float32), 10, 0.5, 1.0)
+                for n, name in enumerate(self.hospital_ids)]
+        return [Reply(update.hospital_id, HospitalState.REPORTED, update) for update in made]
+    def evaluate(self, weights, roles):
+        return []
+
+def peak(width):
+    layout = ParameterLayout.of(torch.nn.Linear(1000, width), personal=frozenset())
+    rule = parse_rule(sys.argv[1], f=2)
+    server = Federation(cohort=Sending(), rule=rule, layout=layout, num_classes=2, seed=0, quorum=1)
+    state, _ = server.run_round(server.start(np.zeros(layout.size, np.float32)))
+    assert 4 <= state.weights.min() == state.weights.max() <= 5, state.weights
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / (10 * layout.size * 4), layout.size
+
+before, few = peak(10)
+after, many = peak(8000)
+print(after - before * few / many)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["mean", "trimmed_mean", "geometric_median"])
+def test_ten_updates_are_aggregated_in_a_third_more_memory_than_their_own(rule: str) -> None:
+    """The step, the new weights and the old ones are three more of eleven and a part."""
+    output = subprocess.run([sys.executable, "-c", MEASURE, rule], capture_output=True, text=True, check=True)
+    assert float(output.stdout) < 1.45
+
+
+def test_updates_too_large_for_memory_are_aggregated_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = [reported(name, np.full(LAYOUT.size, number, np.float32)) for number, name in enumerate("abc")]
+    in_memory, _ = federation(*sent).run_round(start(federation(*sent)))
+    monkeypatch.setattr(mapped, "HELD_BYTES", 100)
+    seen = []
+
+    class Looking(Aggregator):
+        def aggregate(self, deltas, evidence):
+            seen.append(mapped.file_of(deltas))
+            return Mean().aggregate(deltas, evidence)
+
+    in_file, report = federation(*sent, rule=Looking()).run_round(start(federation(*sent)))
+    assert seen[0] is not None
+    np.testing.assert_array_equal(in_file.weights, in_memory.weights)
+    assert [record.norm for record in report.hospitals] == pytest.approx(
+        [0, LAYOUT.num_shared**0.5, 2 * LAYOUT.num_shared**0.5]
+    )
 
 
 def test_a_malformed_update_never_reaches_the_rule() -> None:

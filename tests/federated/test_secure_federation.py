@@ -182,7 +182,7 @@ def test_an_update_that_the_sum_cannot_hold_is_recorded_and_stops_nothing(
     if engine == "ray":
         request.getfixturevalue("ray_here")
     experiment = grouped.replace(attack=SendsNonsense(), rounds=1)
-    runner = InProcessEngine() if engine == "process" else RayEngine(num_hosts=2)
+    runner = InProcessEngine() if engine == "process" else RayEngine(num_hosts=1)
     with runner.launch(experiment, shards, state_folder=tmp_path) as federation:
         (report,) = list(federation.reports())
     (attacker,) = experiment.adversary().hospital_ids
@@ -216,7 +216,10 @@ def test_noise_of_differential_privacy_reaches_the_mean_of_a_group(
 
 
 @pytest.mark.usefixtures("ray_here")
-@pytest.mark.parametrize(("attack", "rule"), [("ipm", "weighted_mean"), ("sign_flip", "trust")])
+@pytest.mark.parametrize(
+    ("attack", "rule"),
+    [pytest.param("ipm", "weighted_mean", marks=pytest.mark.slow), ("sign_flip", "trust")],
+)
 def test_one_process_and_many_hosts_give_the_same_bits_behind_masks(
     grouped: Experiment, shards: Path, tmp_path: Path, attack: str, rule: str
 ) -> None:
@@ -231,6 +234,7 @@ def test_one_process_and_many_hosts_give_the_same_bits_behind_masks(
     assert found[0].tobytes() == found[1].tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_a_hospital_killed_in_mid_round_drops_out_and_no_host_gives_a_single_update(
     grouped: Experiment, shards: Path, tmp_path: Path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -126,21 +125,6 @@ def traffic(endpoint: Endpoint, scan: bytes) -> Iterator[list[requests.Response]
             over.set()
         for one in asking:
             one.result()
-
-
-def published_copy(defended: Path, folder: Path) -> Path:
-    """A copy of a run that may be written to, with two versions of its defence, the first of them the champion."""
-    from fedplatform.experiments.defence.load import DefendedRun
-    from fedplatform.serving.publishing import publish_run
-    from fedplatform.serving.versions import RunVersions
-
-    run = folder / "spots"
-    shutil.copytree(defended, run)
-    versions = RunVersions(run)
-    publish_run(DefendedRun(run), defence="full")
-    first = versions.folder("1")
-    versions.add(lambda place: shutil.copytree(first, place, dirs_exist_ok=True))
-    return run
 
 
 def resident_bytes(pid: int) -> int:

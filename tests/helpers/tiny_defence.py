@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from fedplatform.defence.settings import DefenceSettings
+from fedplatform.experiments.engine import InProcessEngine
+from fedplatform.experiments.experiment import Experiment
+from fedplatform.experiments.run import run
 
 SIZE = 16
 RUN = {
@@ -49,3 +56,29 @@ def write_spots(file: Path, *, count: int = 500) -> None:
     parts = {"train": slice(first), "val": slice(first, second), "test": slice(second, None)}
     pictures = {f"{name}_images": scans[part] for name, part in parts.items()}
     np.savez(file, **pictures, **{f"{name}_labels": labels[part] for name, part in parts.items()})
+
+
+def make(folder: Path) -> None:
+    """Train the run and its defence, publish it, and leave all that ``trained`` in tests/conftest.py speaks of."""
+    from fedplatform.experiments.defence.load import DefendedRun
+    from fedplatform.experiments.defence.train import defend
+    from fedplatform.serving.publishing import publish_run, write_bundles
+    from fedplatform.serving.versions import RunVersions
+
+    data = folder / "spots.npz"
+    write_spots(data)
+    experiment = Experiment.from_settings({**RUN, "data": str(data)})
+    run(experiment, engine=InProcessEngine(), runs=folder / "undefended", name="spots")
+    shutil.copytree(folder / "undefended", folder / "defended")
+    stages: list[str] = []
+    settings = DefenceSettings.from_settings(DEFENCE)
+    defended = folder / "defended" / "spots"
+    defend(defended, settings, engine=InProcessEngine(), observer=lambda stage, *_: stages.append(stage))
+    (folder / "stages.json").write_text(json.dumps(stages))
+    shutil.copytree(folder / "defended", folder / "published")
+    published = folder / "published" / "spots"
+    publish_run(DefendedRun(published), defence="full")
+    versions = RunVersions(published)
+    first = versions.folder("1")
+    versions.add(lambda place: shutil.copytree(first, place, dirs_exist_ok=True))
+    write_bundles(DefendedRun(defended), folder / "bare", defence="no_defence")

@@ -240,8 +240,7 @@ def test_silo_bn_keeps_the_statistics_and_shares_the_affine_part_and_settles_wha
     assert all(name.rpartition(".")[2].startswith(("running", "num_batches")) for name in trainer.layout.personal)
     affine = [name for name, module in trainer.model.named_modules() if isinstance(module, nn.BatchNorm2d)]
     assert {f"{name}.{part}" for name in affine for part in ("weight", "bias")} <= set(trainer.layout.names)
-    images, _ = scans()
-    settled = trainer.settle(trainer.initial_weights, trainer.initial_personal, images)
+    settled = trainer.settle(trainer.initial_weights, trainer.initial_personal, *scans())
     assert settled.keys() == trainer.initial_personal.keys()
     (first,) = (name for name in settled if name.endswith("body.1.running_mean"))
     assert not torch.equal(settled[first], trainer.initial_personal[first])
@@ -249,9 +248,9 @@ def test_silo_bn_keeps_the_statistics_and_shares_the_affine_part_and_settles_wha
 
 def test_settling_measures_the_statistics_of_the_mixture_and_leaves_the_shared_ones_alone() -> None:
     trainer = trainer_for(APFL(alpha=0.5, learns_alpha=False))
-    images, _ = scans()
+    images, labels = scans()
     sent = trainer.initial_weights * 1.5
-    personal = trainer.settle(sent, trainer.fit_own(sent, trainer.initial_personal, **work()), images)
+    personal = trainer.settle(sent, trainer.fit_own(sent, trainer.initial_personal, **work()), images, labels)
     trainer.load_served(sent, personal)
     first = trainer.model.body[0]((to_images(images) - 0.5) / 0.25)
     torch.testing.assert_close(
@@ -263,7 +262,7 @@ def test_settling_measures_the_statistics_of_the_mixture_and_leaves_the_shared_o
 
 def test_a_network_without_batch_normalisation_has_nothing_to_settle() -> None:
     trainer = trainer_for(Ditto(), model=flat)
-    assert trainer.settle(trainer.initial_weights, trainer.initial_personal, scans()[0]) is trainer.initial_personal
+    assert trainer.settle(trainer.initial_weights, trainer.initial_personal, *scans()) is trainer.initial_personal
 
 
 @pytest.mark.parametrize("wrong", [lambda: Ditto(lam=-1.0), lambda: APFL(alpha=1.5)], ids=["ditto", "apfl"])

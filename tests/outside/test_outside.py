@@ -249,6 +249,23 @@ def test_predictions_that_are_none_are_refused(probabilities: np.ndarray, labels
     assert caught.value.reason is Reason.MALFORMED
 
 
+def test_the_reason_for_having_no_predictions_comes_through_as_one_harmless_line() -> None:
+    failed = Predictions.failed("a", [Role.VALIDATION, Role.TEST], "ValueError; \x1b[31mread\nthe log é" + 900 * "!")
+    read = decode_predictions(
+        encode_predictions(failed), hospital_id="a", roles=[Role.VALIDATION, Role.TEST], num_classes=2
+    )
+    assert [one.role for one in read] == [Role.VALIDATION, Role.TEST]
+    assert read[0].failure.startswith("ValueError;  [31mread the log é!!")
+    assert len(read[1].failure) <= 300
+    assert not len(read[0].labels)
+
+
+def test_whoever_answers_gives_no_reason_for_not_answering() -> None:
+    answers = Predictions("a", Role.TEST, np.full((2, 2), 0.5, np.float32), np.array([0, 1]), 0.5, failure="and more")
+    with pytest.raises(Refusal, match="with predictions or with the reason for having none"):
+        decode_predictions(encode_predictions([answers]), hospital_id="a", roles=[Role.TEST], num_classes=2)
+
+
 def test_a_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
     file = tmp_path / "a.key"
     public = make_key(file)

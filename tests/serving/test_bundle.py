@@ -12,7 +12,7 @@ from fedplatform.defence import KeyedNoise
 from fedplatform.defence.presets import KEY
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.serving.bundle import Bundle
-from fedplatform.serving.publishing import write_bundles
+from fedplatform.serving.examples import FOLDER
 from fedplatform.serving.versions import (
     RegistryVersions,
     RunVersions,
@@ -28,10 +28,10 @@ def run(defended: Path) -> DefendedRun:
 
 
 @pytest.fixture(scope="module")
-def version(run: DefendedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("version")
-    write_bundles(run, folder, defence="full")
-    return folder
+def version(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A version without the scans to try that lie beside its bundles."""
+    folder, beside = RunVersions(published).folder("1"), shutil.ignore_patterns(FOLDER)
+    return Path(shutil.copytree(folder, tmp_path_factory.mktemp("version") / "1", ignore=beside))
 
 
 @pytest.mark.parametrize("hospital_id", ["hospital-00", "hospital-01"])
@@ -62,9 +62,8 @@ def test_on_the_faster_engine_a_bundle_answers_to_a_ten_thousandth_the_same(
     assert torch.equal(passage.votes, expected.votes)
 
 
-def test_a_defence_without_a_detector_is_bundled_too(run: DefendedRun, tmp_path: Path) -> None:
-    write_bundles(run, tmp_path, defence="no_defence")
-    bundle = bundle_of(tmp_path, "hospital-00")
+def test_a_defence_without_a_detector_is_bundled_too(run: DefendedRun, bare_version: Path) -> None:
+    bundle = bundle_of(bare_version, "hospital-00")
     assert bundle.card.gate.threshold == float("inf")
     json.loads((bundle.folder / "bundle.json").read_text(), parse_constant=pytest.fail)
     parts = run.hospital("hospital-00")

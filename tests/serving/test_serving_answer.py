@@ -17,7 +17,7 @@ from fedplatform.serving.answer import Answer, CertificateAnswer, answer_of, cer
 CLASSES = ("healthy", "tumour")
 DIAGNOSIS = Diagnosis(
     label=1,
-    referral="",
+    referral=None,
     confidence=0.75,
     probabilities=(0.25, 0.75),
     anomaly_score=3.0,

@@ -44,7 +44,6 @@ ENTRY = AuditEntry(
     depth=0,
     votes=(),
     label=1,
-    referred=True,
     referral="low confidence",
     kind_score=0.5,
     confidence=0.6180339887498949,
@@ -187,7 +186,7 @@ def test_a_log_that_was_written_anew_is_found_by_its_anchor(tmp_path: Path, ten:
     forged = tmp_path / "forged.log"
     log = AuditLog(forged)
     for _ in range(12):
-        log.append(replace(ENTRY, referred=False))
+        log.append(replace(ENTRY, referral=None))
     log.close()
     assert isinstance(verify(forged), Verified), "whoever can write the file can write a chain"
     assert verify(forged, anchor=ten[1]) == Broken(10, "is not the line that the anchor was taken of")

@@ -13,7 +13,6 @@ import pydicom
 import pytest
 import torch
 from click.testing import CliRunner
-from endpoint_process import published_copy
 from hostile_uploads import dicom_bytes, nifti_bytes, picture_bytes, scan_pixels, volume_voxels
 
 from fedplatform.cli import fedplatform
@@ -49,11 +48,6 @@ def hospital(run: DefendedRun) -> str:
 @pytest.fixture(scope="module")
 def whole(run: DefendedRun, hospital: str) -> DefendedClassifier:
     return replace(run.hospital(hospital).defended("full"), noise=KeyedNoise(SECRET))
-
-
-@pytest.fixture(scope="module")
-def published(defended: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return published_copy(defended, tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +223,6 @@ def entry_of(whole: DefendedClassifier, data: bytes, hospital: str, *, model_dig
         depth=diagnosis.depth,
         votes=diagnosis.votes,
         label=diagnosis.label,
-        referred=diagnosis.referred,
         referral=diagnosis.referral,
         kind_score=diagnosis.kind_score,
         confidence=diagnosis.confidence,
@@ -274,15 +267,27 @@ def command(*words: str | Path) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_a_folder_is_diagnosed_from_the_command_line_by_the_champion(
+@pytest.mark.slow
+def test_a_run_that_was_not_published_is_published_before_the_first_diagnosis(
     defended: Path, hospital: str, folder: Path, tmp_path: Path
 ) -> None:
     place = tmp_path / "run"
     shutil.copytree(defended, place)
+    status, said = command("diagnose", place, folder, "--out", tmp_path / "answers.csv", "--hospital", hospital)
+    assert status == 0, said
+    assert "fitting hospital-00 (1 of 2)" in said
+    assert set(read(tmp_path / "answers.csv")["model_version"]) == {"1"}
+
+
+def test_a_folder_is_diagnosed_from_the_command_line_by_the_champion(
+    published: Path, hospital: str, folder: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "run"
+    shutil.copytree(published, place)
     words = ("diagnose", place, folder, "--out", tmp_path / "answers.csv")
     status, said = command(*words, "--hospital", hospital)
     assert status == 0, said
-    assert "fitting hospital-00 (1 of 2)" in said, "nothing was published before"
+    assert "fitting" not in said, "what was published is opened"
     assert "26/26 files" in said
     assert set(read(tmp_path / "answers.csv")["model_version"]) == {"1"}
     assert "33 scans:" in said, "nine of them slices of the volume"
@@ -386,4 +391,3 @@ def test_a_file_whose_header_names_another_kind_of_scan_is_referred_whatever_its
     told = dict(zip(table["file"], table["referral"], strict=True))
     assert told["other.dcm"] == FOREIGN_HEADER
     assert told["same.dcm"] != FOREIGN_HEADER
-    assert bool(table.set_index("file")["referred"]["other.dcm"])

@@ -151,6 +151,7 @@ def test_the_hopeless_are_stopped_and_never_win(tmp_path: Path) -> None:
     assert best.choice["pace"] == min(trial.choice["pace"] for trial in searched(ledger))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_no_trial(tmp_path: Path) -> None:
     study = Hill(str(tmp_path / "diary"), deadly=True)
     ledger = measured(study, tmp_path / "hill", trials=4)
@@ -159,6 +160,7 @@ def test_a_killed_worker_costs_no_trial(tmp_path: Path) -> None:
     assert all(len(trial.steps) == 2 for trial in searched(ledger))
 
 
+@pytest.mark.slow
 def test_a_killed_driver_loses_nothing_and_a_second_study_beside_it_minds_nothing(tmp_path: Path) -> None:
     study = Hill(str(tmp_path / "diary"), pause_s=0.2)
     text = f"{ROOT / 'tests/helpers/hills.py'}:Hill(diary={study.diary!r}, pause_s=0.2)"
@@ -221,6 +223,7 @@ def test_the_most_harmful_attack_is_a_file_that_run_takes(base: str, tmp_path: P
         assert word in page
 
 
+@pytest.mark.slow
 def test_actors_of_a_trial_find_what_its_own_process_finds(base: str) -> None:
     folder = Path(base).parent
     study = Poisoning(base=base, attacks=("sign_flip",), rules=())
@@ -238,6 +241,7 @@ def test_a_trial_that_no_cluster_could_hold_is_refused_at_once(base: str, tmp_pa
         measured(Poisoning(base=base), tmp_path / "none", trials=1, resources=wanted)
 
 
+@pytest.mark.slow
 def test_trust_is_judged_by_its_worst_attack(base: str) -> None:
     folder = Path(base).parent / "trust"
     study = Trust(base=base, attacks=("sign_flip", "none"), scorers=("robust",))
@@ -250,6 +254,7 @@ def test_trust_is_judged_by_its_worst_attack(base: str) -> None:
     assert Experiment.from_settings(load_settings(str(folder / "winner.yaml"))).rule_slug == "trust"
 
 
+@pytest.mark.slow
 def test_a_duel_ends_when_neither_gains_and_its_trace_is_the_result(base: str) -> None:
     folder = Path(base).parent / "duel"
     study = Duel(base=base, rules=("mean", "median"), attacks=("sign_flip", "scaling"), turns=4)

@@ -96,7 +96,7 @@ async function diagnose(files, example = null) {
     at("more").replaceChildren(...(several ? result.answers.map((answer, number) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.textContent = `${number + 1}: ${answer.referred ? "refer" : words(answer.class_name)}`;
+      button.textContent = `${number + 1}: ${answer.referral ? "refer" : words(answer.class_name)}`;
       button.addEventListener("click", () => show(result, number, null));
       return button;
     }) : []));
@@ -114,14 +114,14 @@ function show(result, number, example) {
   [...at("more").children].forEach((button, place) => button.setAttribute("aria-pressed", String(place === number)));
   const verdict = at("verdict");
   verdict.hidden = false;
-  verdict.className = answer.referred ? "refer" : answer.flagged ? "flagged" : "sure";
-  text("label", answer.referred ? "Refer to a radiologist" : words(answer.class_name));
+  verdict.className = answer.referral ? "refer" : answer.flagged ? "flagged" : "sure";
+  text("label", answer.referral ? "Refer to a radiologist" : words(answer.class_name));
   const sentences = [];
-  const foreign = answer.referral.startsWith("another kind");
+  const foreign = answer.referral?.startsWith("another kind");
   if (foreign) sentences.push(answer.referral.endsWith("header")
     ? "The file's header names another kind of scan than the model was trained on."
     : "This does not look like the scans that the model was trained on.");
-  else sentences.push(answer.referred
+  else sentences.push(answer.referral
     ? `Too doubtful to stand: ${words(answer.class_name)}, at a confidence of ${percent(answer.confidence)}.`
     : `Confidence ${percent(answer.confidence)}.`);
   const study = result.studies.find(one => one.answer === number && one.scans > 1);
@@ -177,8 +177,8 @@ async function showRecent() {
     const row = document.createElement("tr");
     const cells = [
       new Date(one.time).toLocaleTimeString(), one.hospital_id,
-      one.referral.startsWith("another kind") ? `refer (${one.referral})`
-        : one.referred ? `refer (${words(one.class_name)})` : words(one.class_name), percent(one.confidence),
+      one.referral?.startsWith("another kind") ? `refer (${one.referral})`
+        : one.referral ? `refer (${words(one.class_name)})` : words(one.class_name), percent(one.confidence),
       one.anomaly_score === null ? "–" : `${one.anomaly_score.toFixed(2)}${one.flagged ? " flagged" : ""}`,
       one.depth ? `step ${one.depth}` : "no",
     ];

@@ -30,7 +30,6 @@ def rule(build: Callable[[int, int, float], Any]) -> Job:
 
 @contextmanager
 def mixing(deltas: str, f: int, radius: float) -> Iterator[Callable[[], Any]]:
-    del radius
     rows, mixer = [*torch.from_numpy(opened(deltas))], NearestNeighborMixing(f=f)
     yield lambda: torch.stack(mixer.pre_aggregate(rows))
 

@@ -36,7 +36,6 @@ class Scans:
         return pa.table({"label": self.labels.reshape(-1)})
 
     def images(self, *, size: int, channels: int) -> Iterator[np.ndarray]:
-        del size, channels
         flat = self.pictures.reshape(-1, *self.pictures.shape[2:])
         for start in range(0, len(flat), BATCHES):
             yield flat[start : start + BATCHES]

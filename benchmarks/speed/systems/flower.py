@@ -27,7 +27,6 @@ Results = list[tuple[list[np.ndarray], int]]
 def rule(compute: Callable[[Results, int], Any]) -> Job:
     @contextmanager
     def job(deltas: str, f: int, radius: float) -> Iterator[Callable[[], np.ndarray]]:
-        del radius
         results = [([row], 100) for row in opened(deltas)]
         yield lambda: compute(results, f)[0]
 
@@ -64,7 +63,6 @@ def rounds(scans: str) -> Iterator[Callable[[], None]]:
 
     @server_app.main()
     def serve(grid: Grid, context: Context) -> None:
-        del context
         strategy = FedAvg(fraction_evaluate=0.0, min_available_nodes=hospitals)
         arrays = ArrayRecord(SmallNetwork().state_dict())
         number = 0

@@ -23,7 +23,6 @@ torch.set_num_threads(1)
 def rule(aggregator: Any, options: Callable[[int, int], dict[str, int]]) -> Job:
     @contextmanager
     def job(deltas: str, f: int, radius: float) -> Iterator[Callable[[], torch.Tensor]]:
-        del radius
         rows = torch.from_numpy(opened(deltas))
         yield lambda: aggregator.aggregate(rows, **options(len(rows), f))
 

@@ -28,7 +28,6 @@ def rule(compute: Callable[[torch.Tensor, int, float], torch.Tensor]) -> Job:
 
 
 def trimmed_mean(rows: torch.Tensor, f: int, radius: float) -> torch.Tensor:
-    del radius
     return rows.sort(dim=0).values[f : len(rows) - f].mean(dim=0)
 
 
@@ -43,7 +42,6 @@ def best_by_krum(rows: torch.Tensor, f: int) -> torch.Tensor:
 
 
 def geometric_median(rows: torch.Tensor, f: int, radius: float) -> torch.Tensor:
-    del f, radius
     point = rows.mean(dim=0)
     for _ in range(100):
         pulls = 1 / (rows - point).norm(dim=1).clamp(min=1e-12)
@@ -55,12 +53,10 @@ def geometric_median(rows: torch.Tensor, f: int, radius: float) -> torch.Tensor:
 
 
 def centered_clipping(rows: torch.Tensor, f: int, radius: float) -> torch.Tensor:
-    del f
     return (rows * (radius / rows.norm(dim=1)).clamp(max=1)[:, None]).mean(dim=0)
 
 
 def fltrust(rows: torch.Tensor, f: int, radius: float) -> torch.Tensor:
-    del f, radius
     root = rows[0]
     trust = torch.nn.functional.cosine_similarity(rows, root[None], dim=1).relu()
     alike = rows * (root.norm() / rows.norm(dim=1))[:, None]
@@ -68,7 +64,6 @@ def fltrust(rows: torch.Tensor, f: int, radius: float) -> torch.Tensor:
 
 
 def nnm(rows: torch.Tensor, f: int, radius: float) -> torch.Tensor:
-    del radius
     nearest = torch.cdist(rows, rows).argsort(dim=1)[:, : len(rows) - f]
     return torch.stack([rows[some].mean(dim=0) for some in nearest])
 

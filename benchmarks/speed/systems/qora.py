@@ -15,7 +15,6 @@ from benchmarks.speed.systems.updates import opened
 def rule(method: Callable[[int], str]) -> Job:
     @contextmanager
     def job(deltas: str, f: int, radius: float) -> Iterator[Callable[[], np.ndarray]]:
-        del radius
         rows = opened(deltas)
         updates = [np.ascontiguousarray(row[None]) for row in rows]
         aggregator = qora.ByzantineAggregator(method(f), f / len(rows))

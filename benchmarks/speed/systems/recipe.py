@@ -77,7 +77,6 @@ def recipe(data: str, scans: int) -> Iterator[Callable[[], dict[str, float]]]:
         phases = Phases()
 
         def after_stage_round(stage: str, rounds: int, report: RoundReport) -> None:
-            del rounds, report
             phases.done(stage)
 
         with tempfile.TemporaryDirectory(prefix="speed-recipe-") as folder:

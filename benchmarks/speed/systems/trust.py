@@ -44,7 +44,6 @@ def part(of: Callable[[np.ndarray, np.ndarray], Callable[[], object]]) -> Job:
 
     @contextmanager
     def job(deltas: str, f: int, radius: float) -> Iterator[Callable[[], object]]:
-        del f, radius
         rows = opened(deltas)
         yield of(rows, rows[0].copy())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from fedplatform.core.files import alone_in, claim
 from fedplatform.core.workers import as_they_finish, workers
@@ -42,15 +43,22 @@ def evaluate(
     """Attack the defence of the run in ``path`` and leave ``scans.parquet`` and ``evaluation.parquet`` there.
 
     A task that is done is not done again. Returns one row a cell. Raises :class:`ExperimentError` where the run has no
-    defence, was evaluated with another budget, or is being evaluated by another process.
+    defence, was evaluated with another budget or other networks, or is being evaluated by another process.
     """
     run = DefendedRun(path, shards=shards)
-    budget = {**asdict(plan.budget), "scans": plan.scans, "hard_scans": plan.hard_scans, "fresh_draws": FRESH_DRAWS}
+    budget = {
+        **asdict(plan.budget),
+        "scans": plan.scans,
+        "hard_scans": plan.hard_scans,
+        "fresh_draws": FRESH_DRAWS,
+        "networks": run.digest,
+    }
     tasks = tasks_of(plan, run.tested)
     if not tasks:
         raise ExperimentError(f"no tier of {', '.join(plan.tiers)} can be tried on {', '.join(plan.defences)}")
     # Two at once would each write its own table over the other's.
     with alone_in(path, what=f"an evaluation of {path.name}"), workers(jobs) as pool:
+        _require_same_networks(path, run.digest)
         claim(path, budget, what="evaluation")
         results = Results(path, run)
         left = [task for task in tasks if not results.has(task)]
@@ -67,3 +75,12 @@ def evaluate(
         finally:
             cells = results.summarise()
     return cells
+
+
+def _require_same_networks(path: Path, digest: str) -> None:
+    file = path / "evaluation.yaml"
+    if file.exists() and yaml.safe_load(file.read_text()).get("networks") != digest:
+        raise ExperimentError(
+            f"{path} was trained anew since its evaluation was begun; remove {file} and {path / 'scans.parquet'} "
+            "to attack what is there now"
+        )

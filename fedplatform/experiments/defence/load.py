@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,12 @@ from fedplatform.defence.sensor import Sensor
 from fedplatform.defence.settings import DefenceSettings
 from fedplatform.experiments.engine import local_training
 from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
-from fedplatform.experiments.weights import START
+from fedplatform.experiments.weights import GLOBAL, START
 from fedplatform.learning.models import ModelBuilder
 from fedplatform.learning.training import Trainer
 
 DEFENCE, SETTINGS, TUNED = "defence", "defence.yaml", "tuned"
+KIND_SCANS = 500  # of a hospital and role, spread evenly: statistics are dozens, and all hospitals are held at once
 STAGES = {  # what each stage of training leaves, in the order of training
     "autoencoder": "autoencoder.safetensors",
     "purifier": "purifier.safetensors",
@@ -57,6 +59,15 @@ class DefendedRun:
         self._purifier = self.network(path, self.manifest, self.settings.purifier, "purifier")
         self._sensor = self.network(path, self.manifest, Sensor(self.settings.sensor), "sensor")
         self._limits = cache(self._measured)
+
+    @property
+    def digest(self) -> str:
+        """Of the SHA-256 over all networks and settings, the first half: equal where an attacker meets the same."""
+        seen = sha256()
+        files = [self.path / GLOBAL, *self.path.glob("hospitals/*"), *self.path.glob(f"{DEFENCE}/**/*")]
+        for file in sorted(file for file in files if file.is_file()):
+            seen.update(str(file.relative_to(self.path)).encode() + b"\0" + file.read_bytes())
+        return seen.hexdigest()[:32]
 
     @property
     def tested(self) -> tuple[str, ...]:
@@ -105,10 +116,12 @@ class DefendedRun:
         for name, of_hospital in zip(self.experiment.inside, self.manifest.hospitals, strict=True):
             shard = Shard.open(self.shards / of_hospital.file)
             roles = [role for role in (Role.TRAIN, Role.VALIDATION) if any(of_hospital.counts[role])]
-            if roles:
-                pixels = np.concatenate([shard.images(role) for role in roles])
-                groups = np.concatenate([shard.groups(role) for role in roles])
-                scans[name] = (to_images(pixels), groups)
+            parts = [(shard.pictures(role), shard.groups(role)) for role in roles]
+            chosen = [np.linspace(0, len(groups) - 1, min(len(groups), KIND_SCANS)).astype(int) for _, groups in parts]
+            if parts:
+                pixels = [pictures[rows] for (pictures, _), rows in zip(parts, chosen, strict=True)]
+                groups = [groups[rows] for (_, groups), rows in zip(parts, chosen, strict=True)]
+                scans[name] = (to_images(np.concatenate(pixels)), np.concatenate(groups))
         return fit_gates(scans, f=self.experiment.f)
 
     def _measured(self, defence: str, settings: DefenceSettings) -> CleanScanLimits:

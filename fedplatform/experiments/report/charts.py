@@ -9,10 +9,14 @@ from typing import Literal
 
 from fedplatform.core import wording
 from fedplatform.experiments.report.finished_run import FinishedRun
+from fedplatform.experiments.report.plot import Curve, Plot
 from fedplatform.experiments.report.plot import ticks as even_ticks
 
+RIGHT = 330  # of the axis: the number of a round is narrow
+THIN = ("thin", "thin-attacker")  # a hospital's own line
 Axis = Literal["percent", "unit", "open"]  # a share of 1 in percent; all from 0 to 1; upwards without end
 MOST_ROUNDS_WITH_DOTS = 60
+MOST_LARGE_DOTS = 25
 MOST_DOTS = 1000  # of all thin lines; each weighs as much in the page as a cell of a table
 
 
@@ -27,38 +31,7 @@ class Series:
     has_dots: bool  # whether each point says its value
 
 
-@dataclass(frozen=True)
-class Line:
-    """One curve as drawn: an SVG path, and (x, y, what it says) of the points that show a dot."""
-
-    series: Series
-    path: str
-    dots: tuple[tuple[float, float, str], ...]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A line chart over rounds in SVG user units, the origin at the top left."""
-
-    title: str
-    summary: str
-    lines: tuple[Line, ...]
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
-    width: int = 340
-    height: int = 240
-    left: int = 44
-    right: int = 330
-    top: int = 12
-    bottom: int = 198
-
-    @property
-    def legend(self) -> dict[str, str]:
-        """CSS class by legend entry."""
-        return {line.series.key: line.series.style for line in self.lines}
-
-
-def draw_charts(run: FinishedRun) -> list[Chart]:
+def draw_charts(run: FinishedRun) -> list[Plot]:
     """Accuracy, the other two scores, and the loss, each over the rounds."""
     rounds = run.rounds
     numbers = [report.round_number for report in rounds]
@@ -67,7 +40,7 @@ def draw_charts(run: FinishedRun) -> list[Chart]:
         values = tuple(getattr(report, field) for report in rounds)
         return Series(label, label, style, values, has_dots=len(rounds) <= MOST_ROUNDS_WITH_DOTS)
 
-    def chart(title: str, series: Sequence[Series], *, axis: Axis) -> Chart:
+    def chart(title: str, series: Sequence[Series], *, axis: Axis) -> Plot:
         main = series[-1]
         ends = [f"{_say(main.values[end], axis)} after round {numbers[end]}" for end in (0, -1)]
         summary = f"{main.label}: {', '.join(dict.fromkeys(ends))}."
@@ -86,7 +59,7 @@ def draw_charts(run: FinishedRun) -> list[Chart]:
     ]
 
 
-def draw_trust(run: FinishedRun) -> list[Chart]:
+def draw_trust(run: FinishedRun) -> list[Plot]:
     """Trust and reputation of every hospital over the rounds; none from a rule that scores nobody."""
     numbers = [report.round_number for report in run.rounds]
     has_dots = len(numbers) <= MOST_ROUNDS_WITH_DOTS and len(numbers) * len(run.hospitals) <= MOST_DOTS
@@ -122,9 +95,8 @@ def _means(series: Sequence[Series], numbers: Sequence[int]) -> str:
     return f"Mean after round {numbers[last]}: {', '.join(says)}."
 
 
-def _chart(title: str, series: Sequence[Series], numbers: Sequence[int], *, axis: Axis, summary: str) -> Chart:
-    box = Chart
-    finite = _finite(series)
+def _chart(title: str, series: Sequence[Series], numbers: Sequence[int], *, axis: Axis, summary: str) -> Plot:
+    name, finite = title, _finite(series)
     low, high = min(finite, default=0.0), max(finite, default=1.0)
     logarithmic = axis == "open" and low > 0 and high > 30 * low
     if logarithmic:
@@ -140,12 +112,12 @@ def _chart(title: str, series: Sequence[Series], numbers: Sequence[int], *, axis
 
     def x_of(number: int) -> float:
         share = (number - numbers[0]) / (numbers[-1] - numbers[0]) if len(numbers) > 1 else 0.5
-        return round(box.left + share * (box.right - box.left), 1)
+        return round(Plot.left + share * (RIGHT - Plot.left), 1)
 
     def y_of(value: float) -> float:
-        return round(box.bottom - (scale(value) - bottom) / (top - bottom) * (box.bottom - box.top), 1)
+        return round(Plot.bottom - (scale(value) - bottom) / (top - bottom) * (Plot.bottom - Plot.top), 1)
 
-    lines = []
+    curves = []
     for one in series:
         points = [
             (x_of(number), y_of(value), f"{one.label}, round {number}: {_say(value, axis)}")
@@ -154,11 +126,16 @@ def _chart(title: str, series: Sequence[Series], numbers: Sequence[int], *, axis
             for number, value in zip(numbers, one.values, strict=True)
         ]
         has_dots = len(numbers) == 1 or one.has_dots
-        lines.append(Line(one, _path(points), tuple(point for point in points if point and has_dots)))
-    return Chart(
+        dots = tuple(point for point in points if point and has_dots)
+        radius = 2.0 if one.style in THIN or len(dots) > MOST_LARGE_DOTS else Curve.radius
+        curves.append(Curve(one.label, one.style, _path(points), dots, key=one.key, radius=radius))
+    return Plot(
         title=title,
-        summary=summary,
-        lines=tuple(line for line in lines if line.path),
+        x_label="round",
+        y_label=name,
+        caption=summary,
+        curves=tuple(curve for curve in curves if curve.path),
+        right=RIGHT,
         x_ticks=tuple((x_of(number), str(number)) for number in _round_ticks(numbers)),
         y_ticks=tuple((y_of(tick), f"{100 * tick:g}%" if axis == "percent" else f"{tick:g}") for tick in ticks),
     )

@@ -18,7 +18,12 @@ def headline(run: FinishedRun) -> str:
     )
     trained = f"trained {settings.get('model', 'a model')} on {settings.get('data', 'their scans')}"
     span = f"for {count(len(run.rounds), 'round')} under the rule {settings.get('rule', 'of the server')}"
-    score = f"accuracy {percent(final.accuracy)}, macro-F1 {percent(final.macro_f1)} and AUC {percent(final.auc)}"
+    score = (
+        f"balanced accuracy {percent(final.balanced_accuracy)}, AUC {percent(final.auc)} and accuracy "
+        f"{percent(final.accuracy)}"
+    )
+    if not final.beats_majority:
+        score += f", no more than the {percent(final.majority)} of always answering the same"
     return f"{crowd} {trained} {span} and ended with {score}; {_verdict(hospitals)}."
 
 

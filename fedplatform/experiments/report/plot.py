@@ -12,12 +12,17 @@ COLOURS, DASHES = 4, 4  # that plot.css tells apart
 
 @dataclass(frozen=True)
 class Curve:
-    """One curve as drawn: an SVG path and the (x, y, what it says) of its dots."""
+    """One curve as drawn: an SVG path and the (x, y, what it says) of its dots, of this radius.
+
+    ``key`` is its entry in the legend, which curves may share; without one it is the label.
+    """
 
     label: str
     style: str  # CSS classes
     path: str
     dots: tuple[tuple[float, float, str], ...]
+    key: str = ""
+    radius: float = 3.2
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,11 @@ class Plot:
     right: int = 320
     top: int = 12
     bottom: int = 198
+
+    @property
+    def legend(self) -> dict[str, Curve]:
+        """A curve for each entry; one without a name has none."""
+        return {curve.key or curve.label: curve for curve in self.curves if curve.key or curve.label}
 
     @property
     def summary(self) -> str:

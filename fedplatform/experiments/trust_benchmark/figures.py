@@ -16,6 +16,7 @@ from fedplatform.data.splits import Role
 from fedplatform.experiments.baselines import CENTRAL, NEAREST_NEIGHBOUR, nearest_neighbour
 from fedplatform.experiments.engine import ServerRole, in_process_cohort
 from fedplatform.experiments.experiment import Experiment
+from fedplatform.experiments.run import NoEffectError, require_effect
 from fedplatform.experiments.trust_benchmark.cells import HONEST_ONLY, Cell
 
 WARM_UP = 3  # rounds in which a rule that learns whom to trust is not yet held to its verdicts
@@ -34,6 +35,7 @@ FIGURES = [
     "train_seconds",
 ]
 DONE, INFEASIBLE, FAILED = "done", "infeasible", "failed"
+WITHOUT_EFFECT = "without effect"  # every round was: the figures would be those of the untrained network
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,13 @@ def fill_cell(cell: Cell, shards: Path, scratch: Path) -> Filled:
         except ValueError as error:
             return Filled(cell, INFEASIBLE, in_one_line(error))
         reports = _play(experiment, shards, scratch)
+        require_effect(reports)
         figures = _figures(reports, Manifest.load(shards), patience=getattr(experiment.attack, "patience", 0))
         return Filled(
             cell, DONE, figures=figures, hospitals=tuple(record for report in reports for record in report.hospitals)
         )
+    except NoEffectError as error:
+        return Filled(cell, WITHOUT_EFFECT, in_one_line(error))
     except Exception as error:  # whatever it was, the other cells go on
         return Filled(cell, FAILED, f"{type(error).__name__}: {in_one_line(error)}")
 

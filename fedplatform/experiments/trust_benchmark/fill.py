@@ -44,7 +44,7 @@ def fill(
     data_folder: Path | None = None,
     observer: Observer = lambda _: None,
 ) -> pd.DataFrame:
-    """Fill the table cell by cell in ``jobs`` processes, and return it; a second call goes on where the first stopped.
+    """Fill the table cell by cell in ``jobs`` processes, 0 for this one; a second call goes on where the first stopped.
 
     A cell that cannot be run, or fails, becomes a row that says so, and is tried again by the next call. Raises
     :class:`ExperimentError` where the folder holds another benchmark, DataError where the data set is not there.
@@ -62,7 +62,7 @@ def fill(
 
     def tell(last: Filled | None = None) -> None:
         running = next(iter(under_way), "")
-        seconds = results.median_seconds() * (len(cells) - done) / jobs
+        seconds = results.median_seconds() * (len(cells) - done) / max(jobs, 1)
         observer(Progress(done, len(cells), seconds, last, running))
 
     def keep(filled: Filled) -> None:

@@ -11,6 +11,7 @@ from typing import ClassVar, Self, final
 import numpy as np
 import torch
 
+from fedplatform.core.coordinates import row_blocks
 from fedplatform.core.messages import Aggregate, Evidence
 
 SIMILAR = 0.75  # of difflib's ratio: from here on an undeclared name counts as a mistyped one
@@ -111,7 +112,7 @@ def as_updates(deltas: object) -> np.ndarray:
         raise ValueError(f"updates have shape (n, d), got {found.shape}")
     with np.errstate(over="ignore"):  # what overflows float32 is refused below
         updates = np.ascontiguousarray(found, dtype=np.float32)
-    broken = sum(int(row.size - np.count_nonzero(np.isfinite(row))) for row in updates)
+    broken = sum(row.size - np.count_nonzero(np.isfinite(row)) for rows in row_blocks(updates) for row in updates[rows])
     if broken:
         raise ValueError(f"updates are finite in float32, got {broken} NaN or infinite entries of {updates.size}")
     return updates

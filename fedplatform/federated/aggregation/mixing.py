@@ -8,8 +8,17 @@ from typing import Protocol, Self, runtime_checkable
 import numpy as np
 import torch
 
+from fedplatform.core.mapped import scratch
 from fedplatform.core.messages import Aggregate, Evidence
-from fedplatform.core.vectors import distances_from, gram_matrix, mix, one_blas_thread, shrinkage, squared_norms
+from fedplatform.core.vectors import (
+    blocks_of,
+    distances_from,
+    gram_matrix,
+    mix,
+    one_blas_thread,
+    shrinkage,
+    squared_norms,
+)
 from fedplatform.federated.aggregation.aggregator import Aggregator
 from fedplatform.federated.aggregation.feasibility import require_hospitals, require_updates
 
@@ -99,7 +108,10 @@ class NormClipping:
         require_updates(self, len(deltas))
         norms = np.sqrt(squared_norms(deltas))
         factors = shrinkage(norms, float(np.median(norms)))
-        return deltas * factors.astype(np.float32)[:, None], np.diag(factors)
+        clipped, short = scratch(*deltas.shape), factors.astype(np.float32)[:, None]
+        for columns, _ in zip(blocks_of(deltas), blocks_of(clipped), strict=True):
+            np.multiply(deltas[:, columns], short, out=clipped[:, columns])
+        return clipped, np.diag(factors)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fedplatform.core.vectors import column_blocks
+from fedplatform.core.vectors import blocks_of, column_blocks
 
 # float32 values of a block: 8 MB, which the third-level cache holds. Less would fit the second, but a call of
 # NumPy costs half a microsecond whatever the width: 100 rows took twice as long in blocks of 1 MB.
@@ -90,7 +90,7 @@ def mean_of_ranks(deltas: np.ndarray, first: int, stop: int) -> np.ndarray:
     network = pruned_network(tuple(0 if first <= rank < stop else UNREAD for rank in range(n)))
     result = np.empty(d, dtype=np.float32)
     buffer = np.empty((n + 1, block_width(n)), dtype=np.float32)
-    for columns in column_blocks(d, width=block_width(n)):
+    for columns in blocks_of(deltas, width=block_width(n)):
         block = buffer[:, : columns.stop - columns.start]
         block[:n] = deltas[:, columns]
         wires = list(block[:n])
@@ -117,7 +117,7 @@ def mean_around_median(deltas: np.ndarray, *, chosen: np.ndarray, count: int) ->
     middle, after = median_ranks(n)
     result = np.empty(d, dtype=np.float32)
     buffer = np.empty((n + 1, block_width(n)), dtype=np.float32)
-    for columns in column_blocks(d, width=block_width(n)):
+    for columns in blocks_of(deltas, width=block_width(n)):
         block = buffer[:, : columns.stop - columns.start]
         block[:n] = deltas[chosen, columns]
         wires = list(block[:n])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedplatform.core.coordinates import random_columns
+from fedplatform.core.coordinates import random_places, row_blocks
 from fedplatform.core.messages import Aggregate, Evidence
 from fedplatform.core.vectors import combine, cosines_from, gram_matrix, shrinkage
 from fedplatform.federated.aggregation.aggregator import Aggregator
@@ -50,11 +50,17 @@ class SignGuard(Aggregator):
         median = float(np.median(norms))
         usual = (self.smallest * median <= norms) & (norms <= self.largest * median)
 
-        signs = np.sign(random_columns(deltas, max(round(self.sign_share * d), 1), generator=evidence.generator))
-        shares = [(signs == sign).mean(axis=1) for sign in (1, -1, 0)]
-        alike = largest_cluster(np.stack([*shares, np.median(cosines_from(gram), axis=1)], axis=1))
+        places = random_places(d, max(round(self.sign_share * d), 1), generator=evidence.generator)
+        shares = np.concatenate([_sign_shares(deltas[rows], places) for rows in row_blocks(deltas)])
+        alike = largest_cluster(np.column_stack([shares, np.median(cosines_from(gram), axis=1)]))
 
         passed = usual & alike
         weights = passed / max(np.count_nonzero(passed), 1)
         step = combine(weights * shrinkage(norms, median), deltas)
         return Aggregate(step, weights, ~passed)
+
+
+def _sign_shares(deltas: np.ndarray, places: np.ndarray | None) -> np.ndarray:
+    """Shares of positive, negative and zero signs on these coordinates, None for all: (n, d) to (n, 3) float64."""
+    signs = np.sign(deltas if places is None else np.take(deltas, places, axis=1))
+    return np.stack([(signs == sign).mean(axis=1) for sign in (1, -1, 0)], axis=1)

@@ -20,8 +20,9 @@ class EfficientNetLite0:
     """timm's ``tf_efficientnet_lite0`` (Tan and Le, ICML 2019) up to a stage, with a linear head of its own.
 
     ``stages`` from 1 to 7 (5: 0.7 M weights). A scan is averaged ``pool`` x ``pool`` and then enlarged to ``enlarge``
-    pixels a side (0: not at all): layers trained on large photographs see little in a scan of 64 pixels, and averaging
-    first removes noise that an attacker could use. Without pre-trained weights it starts from random ones.
+    pixels a side (0: not at all): layers trained on large photographs see little in a scan of 64 pixels. Averaging
+    first removes noise that an attacker could use, and detail that the diagnosis could use. Without pre-trained
+    weights it starts from random ones.
 
     >>> import torch
     >>> network = EfficientNetLite0(stages=2, enlarge=32)(channels=1, num_classes=2, size=16)
@@ -30,7 +31,7 @@ class EfficientNetLite0:
     """
 
     stages: int = 5
-    pool: int = 2
+    pool: int = 1
     enlarge: int = 128
 
     imagenet_name = "tf_efficientnet_lite0"

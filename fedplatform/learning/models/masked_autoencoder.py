@@ -38,9 +38,8 @@ class MaskedAutoencoder:
     decoder_depth: int = 2
     patch: int = 0
 
-    def __call__(self, *, channels: int, num_classes: int, size: int) -> MaskedAutoencoderVit:
+    def __call__(self, *, channels: int, num_classes: int, size: int) -> MaskedAutoencoderVit:  # noqa: ARG002
         """About 620,000 parameters at 64 pixels; raises ValueError where no patch makes an even number a side."""
-        del num_classes
         even = [patch for patch in range(1, size // 2 + 1) if size % (2 * patch) == 0]
         fitting = [patch for patch in even if size // patch <= LONGEST_GRID]
         patch = self.patch or min(fitting, default=0)

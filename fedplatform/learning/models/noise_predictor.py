@@ -29,9 +29,8 @@ class NoisePredictor:
     fold: int = 2
     t_max: int = 200
 
-    def __call__(self, *, channels: int, num_classes: int, size: int) -> NoiseUnet:
+    def __call__(self, *, channels: int, num_classes: int, size: int) -> NoiseUnet:  # noqa: ARG002
         """About 620,000 parameters, for any size; raises ValueError for an invalid ``width`` or ``t_max``."""
-        del num_classes, size
         if self.width % GROUPS:
             raise ValueError(f"noise_predictor needs a width that is a multiple of {GROUPS}, got {self.width}")
         if not 1 <= self.t_max <= STEPS:

@@ -55,9 +55,8 @@ class FedAvg:
 
     mu: ClassVar[float] = 0.0
 
-    def personal(self, model: nn.Module) -> frozenset[str]:
+    def personal(self, model: nn.Module) -> frozenset[str]:  # noqa: ARG002
         """Nothing."""
-        del model
         return frozenset()
 
 
@@ -67,9 +66,8 @@ class FedProx:
 
     mu: float = 0.01
 
-    def personal(self, model: nn.Module) -> frozenset[str]:
+    def personal(self, model: nn.Module) -> frozenset[str]:  # noqa: ARG002
         """Nothing."""
-        del model
         return frozenset()
 
 
@@ -151,9 +149,8 @@ class Ditto:
         if self.lam < 0:
             raise ValueError(f"the pull is lam >= 0, got {self.lam}")
 
-    def personal(self, model: nn.Module) -> frozenset[str]:
+    def personal(self, model: nn.Module) -> frozenset[str]:  # noqa: ARG002
         """No part of the shared model."""
-        del model
         return frozenset()
 
 
@@ -174,9 +171,8 @@ class APFL:
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"the share of the own model is 0 <= alpha <= 1, got {self.alpha}")
 
-    def personal(self, model: nn.Module) -> frozenset[str]:
+    def personal(self, model: nn.Module) -> frozenset[str]:  # noqa: ARG002
         """No part of the shared model."""
-        del model
         return frozenset()
 
 

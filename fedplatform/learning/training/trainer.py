@@ -15,6 +15,7 @@ from torch import nn
 
 from fedplatform.core.seeding import lent_stream, torch_generator
 from fedplatform.data.images import to_images
+from fedplatform.data.stored_pixels import Pictures
 from fedplatform.learning.models import Classifier, ModelBuilder
 from fedplatform.learning.models.freezing import has_frozen_statistics, training_mode
 from fedplatform.learning.models.memory_layout import laid_out
@@ -133,7 +134,7 @@ class Trainer:
         weights: np.ndarray,
         personal: PersonalState,
         *,
-        images: np.ndarray,
+        images: Pictures,
         labels: np.ndarray,
         groups: np.ndarray,
         round_number: int,
@@ -181,7 +182,7 @@ class Trainer:
         weights: np.ndarray,
         personal: PersonalState,
         *,
-        images: np.ndarray,
+        images: Pictures,
         labels: np.ndarray,
         groups: np.ndarray,
         round_number: int,
@@ -243,19 +244,21 @@ class Trainer:
             ALPHA: kept[ALPHA],
         }
 
-    def settle(self, weights: np.ndarray, personal: PersonalState, images: np.ndarray) -> PersonalState:
+    def settle(
+        self, weights: np.ndarray, personal: PersonalState, images: Pictures, labels: np.ndarray
+    ) -> PersonalState:
         """Measure the personal batch normalisation statistics anew: on the broadcast weights, on the hospital's scans.
 
         After local training they describe the hospital's own weights; the broadcast ones are an average with others',
-        and under the old statistics they can be no better than chance. Affine parts keep their values. The scans are
-        taken evenly from all, because many data sets come sorted by class. Nothing happens where no statistics stay in
-        the hospital.
+        and under the old statistics they can be no better than chance. Affine parts keep their values. Every class that
+        the hospital has counts alike: the statistics of scans of mostly one class would remove the very offset that
+        tells the classes apart. Nothing happens where no statistics stay in the hospital.
         """
         prefix = OWN if ALPHA in personal else ""
         measured = [name for name in batch_norm_names(self.model) if prefix + name in personal]
         if not measured:
             return personal
-        few = images[np.linspace(0, len(images) - 1, min(len(images), SETTLING_SCANS)).astype(int)]
+        few = images[_class_balanced(labels, SETTLING_SCANS)]
         self.load_served(weights, personal)
         self.model.eval()
         normal = [module for module in self.model.modules() if isinstance(module, BATCH_NORM)]
@@ -274,7 +277,7 @@ class Trainer:
         buffers = {name for name, _ in self.model.named_buffers()}
         return {**personal, **{prefix + name: state[name].clone() for name in measured if name in buffers}}
 
-    def predict(self, weights: np.ndarray, personal: PersonalState, images: np.ndarray) -> np.ndarray:
+    def predict(self, weights: np.ndarray, personal: PersonalState, images: Pictures) -> np.ndarray:
         """Class probabilities (n, num_classes) float32 of uint8 images (n, c, h, w); (n, 0) where no class is named."""
         self.load_served(weights, personal)
         self.model.eval()
@@ -284,7 +287,7 @@ class Trainer:
             ]
         return np.concatenate(answers) if answers else np.zeros((0, self.training.num_classes), np.float32)
 
-    def plain_loss(self, weights: np.ndarray, personal: PersonalState, images: np.ndarray, labels: np.ndarray) -> float:
+    def plain_loss(self, weights: np.ndarray, personal: PersonalState, images: Pictures, labels: np.ndarray) -> float:
         """Mean over scans of the loss by which the network is judged, the same draws every time; NaN without scans."""
         if not len(images):
             return float("nan")
@@ -317,7 +320,7 @@ class Trainer:
 
     def _batches(
         self,
-        images: np.ndarray,
+        images: Pictures,
         labels: np.ndarray,
         groups: np.ndarray,
         *,
@@ -376,5 +379,14 @@ def _own_draws(generator: torch.Generator) -> AbstractContextManager[None]:
     return lent_stream((generator.initial_seed() + 1) % 2**63)
 
 
-def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
+def _class_balanced(labels: np.ndarray, count: int) -> np.ndarray:
+    """Rows of at most about ``count`` scans, as many of every class, spread evenly over its own; of few some twice."""
+    if not len(labels):
+        return np.zeros(0, np.int64)
+    rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    each = min(-(-count // len(rows)), max(map(len, rows)))
+    return np.concatenate([of_class[np.arange(each) * len(of_class) // each] for of_class in rows])
+
+
+def _parts(values: Pictures | np.ndarray) -> Iterator[np.ndarray]:
     return (values[start : start + PREDICTION_BATCH] for start in range(0, len(values), PREDICTION_BATCH))
