@@ -70,7 +70,14 @@ MARKERS = {
             "test_evasion",
             "test_certificate",
         ),
-        *("test_endpoint_parts", "test_trust_scorers", "test_data_sources", "test_defended_classifier"),
+        *(
+            "test_own_data",
+            "test_run_own_data",
+            "test_endpoint_parts",
+            "test_trust_scorers",
+            "test_data_sources",
+            "test_defended_classifier",
+        ),
     ),
 }
 OF_FIXTURE = {"browser": "browser", "endpoint": "serve", "ray_here": "ray", "machines": "cluster"}

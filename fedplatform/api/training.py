@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,11 @@ from fedplatform.experiments.callbacks import Callback
 from fedplatform.experiments.comparison import Grid
 from fedplatform.experiments.comparison import compare as fill
 from fedplatform.experiments.engine import Engine, InProcessEngine
-from fedplatform.experiments.experiment import Experiment, load_settings
+from fedplatform.experiments.experiment import Experiment
+from fedplatform.experiments.own_data import resolve
 from fedplatform.experiments.run import run as run_in_folder
+
+log = logging.getLogger(__name__)
 
 ROOT_SHARE = 10  # of scans in memory every tenth goes to the root set, up to 100, unless a size is given
 
@@ -32,10 +36,10 @@ def run(
 ) -> Result:
     """Run one experiment and return its :class:`Result`.
 
-    ``experiment`` is an :class:`Experiment`, the name of a recipe (``"br35h"``) or the path of a YAML file; without,
-    the defaults hold. ``settings`` change single settings, as the options of ``fedplatform run`` do: ``data`` (a name,
-    a path, or scans in memory by :func:`from_arrays`), ``hospitals``, ``byzantine``, ``attack``, ``rule``,
-    ``rounds``...
+    ``experiment`` is an :class:`Experiment`, the name of a recipe (``"br35h"``), the path of a YAML file or of your
+    own data (``"my_scans/"``: settings that suit it are found, as by ``fedplatform run``); without, the defaults hold.
+    ``settings`` change single settings, as the options of ``fedplatform run`` do: ``data`` (a name, a path, or scans in
+    memory by :func:`from_arrays`), ``hospitals``, ``byzantine``, ``attack``, ``rule``, ``rounds``...
 
     All hospitals run in this process unless ``engine`` says otherwise (:class:`Ray`). The run lies in ``folder``, which
     must be new, or in a temporary folder that goes with the result. Raises :class:`ExperimentError` or
@@ -93,8 +97,8 @@ def compare(
     >>> list(table.columns), sorted(table.index)
     (['none', 'sign_flip', 'worst'], ['central', 'mean', 'median', 'nearest_neighbour'])
     """
-    base = experiment_of(experiment, {"rule": "mean", "attack": "none", **settings})
-    base = base.replace(rule="mean", attack="none")
+    given = {"rule": "mean", "attack": "none", **settings}
+    base = experiment_of(experiment, given, rules=rules, attacks=attacks).replace(rule="mean", attack="none")
     grid = Grid(base, tuple(rules), tuple(attacks), tuple(seeds))
     for _, cell in grid.rows():
         cell.settings()  # an infeasible cell is refused before the first one trains
@@ -112,11 +116,24 @@ def compare(
     return table
 
 
-def experiment_of(experiment: Experiment | str | None, settings: dict[str, object]) -> Experiment:
-    """An experiment from what :func:`run` takes; scans in memory bring their own size and a root set that fits."""
+def experiment_of(
+    experiment: Experiment | str | None,
+    settings: dict[str, object],
+    *,
+    rules: Sequence[str] = (),
+    attacks: Sequence[str] = (),
+) -> Experiment:
+    """An experiment from what :func:`run` takes; scans in memory bring their own size and a root set that fits.
+
+    ``rules`` and ``attacks`` are what a comparison tries.
+    """
     if isinstance(experiment, Experiment):
         return experiment.replace(**settings) if settings else experiment
-    given = {**(load_settings(experiment) if experiment is not None else {}), **settings}
+    given = dict(settings)
+    if experiment is not None:
+        given, proposal = resolve(experiment, settings, rules=rules, attacks=attacks)
+        for warning in proposal.warnings if proposal else ():
+            log.warning("%s", warning)
     data = given.get("data")
     if isinstance(data, InMemoryScans):
         given.setdefault("size", max(8, data.side))

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fedplatform.cli.options import DATA_FOLDER, experiment_options, given
+from fedplatform.cli.own_data import resolved, telling_faults
 from fedplatform.cli.progress import counting_bar
 from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors
 
@@ -57,47 +58,39 @@ def audit(name: str, *, data_folder: Path | None, seed: int) -> None:
     """
     with one_line_errors():
         from fedplatform.cli.display import audit_table
-        from fedplatform.data.error import DataError
-        from fedplatform.data.faults import faults_of
         from fedplatform.data.leakage import audit as audit_source
 
         source = opened_data(name, data_folder)
-        try:
-            with console.status(f"reading {name}"):
-                report = audit_source(source, seed=seed)
-        except DataError as error:
-            faults = faults_of(source)
-            if len(faults) < 2:
-                raise
-            for fault in faults:
-                console.print(fault, soft_wrap=True, markup=False)
-            raise DataError(f"{name}: {len(faults)} files cannot be read") from error
+        with console.status(f"reading {name}"), telling_faults(name, lambda: source, always=True):
+            report = audit_source(source, seed=seed)
         for line in audit_table(report):
             console.print(line)
 
 
 @data.command()
-@click.argument("recipe", metavar="RECIPE|FILE.yaml")
+@click.argument("recipe", metavar="DATA|RECIPE|FILE.yaml")
 @click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
 @experiment_options
 @DATA_FOLDER
 def partition(recipe: str, folder: Path, *, data_folder: Path | None, **changes: object) -> None:
     """Write each hospital's shard, and the server's root set, into FOLDER, as 'run' would.
 
-    One Parquet file a hospital, streamed: the data set is never held in memory whole. No group is ever cut.
+    Of your own DATA, settings that suit it are found and shown. One Parquet file a hospital, streamed: the data set is
+    never held in memory whole. No group is ever cut.
 
     \b
     Example:
-      fedplatform data partition lesions shards/ --data my_scans/ --partition "dirichlet(concentration=0.5)"
+      fedplatform data partition my_scans/ shards/ --hospitals 5 --partition "dirichlet(concentration=0.5)"
     """
     with one_line_errors():
         from rich.table import Table
 
-        from fedplatform.experiments.experiment import Experiment, load_settings
+        from fedplatform.experiments.experiment import Experiment
         from fedplatform.experiments.run import partition_data
 
-        experiment = Experiment.from_settings({**load_settings(recipe), **given(changes)})
-        with counting_bar("dealing scans to hospitals") as progress:
+        experiment = Experiment.from_settings(resolved(recipe, given(changes)))
+        data = str(experiment.data)
+        with telling_faults(data, experiment.open_data), counting_bar("dealing scans to hospitals") as progress:
             manifest = partition_data(experiment, folder, data_folder=data_folder, progress=progress)
         roles = list(manifest.hospitals[0].counts)
         table = Table("shard", *roles, title=f"scans by class: {' / '.join(manifest.classes)}", title_justify="left")

@@ -8,11 +8,12 @@ import click
 
 from fedplatform.cli.options import experiment_options, given, where_options, whole_numbers, words
 from fedplatform.cli.outside import gateway_of, gateway_options
+from fedplatform.cli.own_data import resolved, telling_faults
 from fedplatform.cli.terminal import console, one_line_errors, opened
 
 
 @click.command()
-@click.argument("recipe", metavar="RECIPE|FILE.yaml", required=False)
+@click.argument("recipe", metavar="DATA|RECIPE|FILE.yaml", required=False)
 @experiment_options
 @where_options
 @click.option("--name", metavar="NAME", help="name of the run [default: data-rule-attack-seed]")
@@ -27,7 +28,7 @@ from fedplatform.cli.terminal import console, one_line_errors, opened
     "--resume",
     "stopped",
     metavar="NAME",
-    help="go on with the run NAME, in place of RECIPE and settings; a finished one until --rounds N",
+    help="go on with the run NAME, in place of DATA or RECIPE and settings; a finished one until --rounds N",
 )
 def run(
     recipe: str | None,
@@ -48,10 +49,14 @@ def run(
 ) -> None:
     """Run one experiment, from partition to report.
 
+    DATA is your own: a folder with one subfolder a class, an .npz or a .parquet file. Settings that suit it are found
+    from the data and shown in a table with the reasons; what you give as an option wins (docs/data.md).
+
     RECIPE is one that comes with the package (lesions, br35h, br35h_pretrained, br35h_robust, alzheimer, lc25000,
     mnist, cifar10);
     FILE.yaml is your own, or the experiment.yaml that an earlier run left. Every setting in it can be changed by the
-    option of its name; the defaults below hold where neither says anything.
+    option of its name; the defaults below hold where neither says anything. With your own --data a recipe says how to
+    train, and size, hospitals, partition and the like are found from the data.
 
     The run leaves runs/NAME/: experiment.yaml (resolved; runs the same again), rounds.parquet, hospitals.parquet,
     global.safetensors, hospitals/*.safetensors (each hospital's own part) and report.html. The same figures go to
@@ -63,9 +68,11 @@ def run(
 
     \b
     Examples:
+      fedplatform run my_scans/
+      fedplatform run my_scans/ --attack min_max --rule trust
       fedplatform run lesions --rounds 3
       fedplatform run br35h --attack min_max --rule "multi_krum(m=5)"
-      fedplatform run lesions --data my_scans/ --partition "dirichlet(concentration=0.5)"
+      fedplatform run lesions --data my_scans/ --partition "dirichlet(concentration=0.5)" --hospitals 5
       fedplatform run lesions --rule my_rules.py:MyRule
       fedplatform run lesions --rule trust --byzantine 2 --attack sign_flip --privacy "grouped(size=3)"
       fedplatform run runs/lesions-mean-none-seed0/experiment.yaml
@@ -87,14 +94,14 @@ def run(
     Exit status: 0 done, 1 could not be done (one line says why), 2 mistyped.
     """
     if (recipe is None) == (stopped is None):
-        raise click.UsageError("give a RECIPE or --resume NAME", click.get_current_context())
+        raise click.UsageError("give DATA, a RECIPE or --resume NAME", click.get_current_context())
     if stopped is not None and (name or set(given(changes)) - {"rounds"}):
         raise click.UsageError(
             "a resumed run keeps its name and settings, all but --rounds", click.get_current_context()
         )
     with one_line_errors():
         from fedplatform.cli.display import RoundTable, hospital_table
-        from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
+        from fedplatform.experiments.experiment import Experiment, ExperimentError
         from fedplatform.experiments.run import resume
         from fedplatform.experiments.run import run as run_experiment
         from fedplatform.experiments.run_folder import RunFolder
@@ -103,7 +110,7 @@ def run(
         settings = given(changes)
         rounds = int(str(settings["rounds"])) if stopped and "rounds" in settings else None
         folder = RunFolder.reopen(runs, stopped, rounds=rounds) if stopped else None
-        settings = {**(folder.read_settings() if folder else load_settings(str(recipe))), **settings}
+        settings = {**folder.read_settings(), **settings} if folder else resolved(str(recipe), settings)
         experiment = Experiment.from_settings(settings)
         on_a_cluster = engine == "ray" and address != "local"
         has_own_shards = any(place.shard for place in experiment.places)
@@ -117,6 +124,7 @@ def run(
         if experiment.privacy is not None:
             console.print(promise(experiment.privacy, rounds=experiment.rounds), soft_wrap=True)
         with (
+            telling_faults(str(experiment.data), lambda: experiment.open_data(data_folder)),
             opened(engine, address, hosts, experiment, outside=outside) as runner,
             RoundTable(title, rounds=experiment.rounds, console=console) as table,
         ):
@@ -151,7 +159,7 @@ def run(
 
 
 @click.command()
-@click.argument("recipe", metavar="RECIPE|FILE.yaml")
+@click.argument("recipe", metavar="DATA|RECIPE|FILE.yaml")
 @click.option("--rules", required=True, metavar="RULE,RULE...", help="aggregation rules, one a row")
 @click.option("--attacks", default="none", show_default=True, metavar="ATTACK,...", help="attacks, one a column")
 @click.option(
@@ -164,7 +172,7 @@ def run(
 )
 @experiment_options
 @where_options
-@click.option("--name", metavar="NAME", help="name of the comparison [default: compare-RECIPE]")
+@click.option("--name", metavar="NAME", help="name of the comparison [default: compare-DATA or -RECIPE]")
 def compare(
     recipe: str,
     *,
@@ -181,7 +189,8 @@ def compare(
 ) -> None:
     """Compare aggregation rules against attacks, and print the table.
 
-    Every rule meets every attack for every seed, on the same split, the same attackers and the same initial weights.
+    DATA, RECIPE and FILE.yaml are of 'fedplatform run'. Every rule meets every attack for every seed, on the same
+    split, the same attackers and the same initial weights.
     Two rows are added to keep the table honest: nearest_neighbour (what memorising the training pictures is worth) and
     central (the same network and budget with all scans in one place).
 
@@ -198,17 +207,18 @@ def compare(
         from fedplatform.cli.display import RoundTable
         from fedplatform.experiments.comparison import Grid
         from fedplatform.experiments.comparison import compare as fill
-        from fedplatform.experiments.experiment import Experiment, load_settings
+        from fedplatform.experiments.experiment import Experiment
         from fedplatform.experiments.report import comparison_markdown
 
-        base = Experiment.from_settings({**load_settings(recipe), **given(changes)})
+        settings = resolved(recipe, given(changes), rules=words(rules), attacks=words(attacks))
+        base = Experiment.from_settings(settings)
         grid = Grid(base, words(rules), words(attacks), seeds)
         folder = runs / (name or f"compare-{Path(recipe).stem}")
 
         def announce(cell: str, number: int, total: int) -> RoundTable:
             return RoundTable(f"{number} of {total}: {cell}", rounds=base.rounds, console=console)
 
-        with opened(engine, address, hosts) as runner:
+        with telling_faults(str(base.data), base.open_data), opened(engine, address, hosts) as runner:
             table = fill(grid, engine=runner, folder=folder, data_folder=data_folder, announce=announce)
         console.print(Markdown(comparison_markdown(table)))
         console.print(f"table: {folder / 'comparison.html'}", soft_wrap=True)

@@ -33,10 +33,15 @@ EXPERIMENT: dict[str, Option] = {
         int,
     ),
     "split": Option(
-        "how the test set is split: group_safe keeps a patient's scans together; random does not, and overestimates "
-        "accuracy",
+        "how the test set is split: group_safe keeps a patient's scans together, and a published test set as it is; "
+        "redrawn ignores what was published; random cuts patients, and overestimates accuracy",
         "group_safe",
-        ("group_safe", "random"),
+        ("group_safe", "redrawn", "random"),
+    ),
+    "patients": Option(
+        "which scans are of one patient: given (as folders, DICOM headers or a column say), none, a pattern with one "
+        "group for file names, as '^(p[0-9]+)_', or the name of a Parquet column",
+        "given",
     ),
     "partition": Option(
         "how scans are dealt to hospitals: iid, dirichlet(concentration=0.5), label_skew(share=0.7), "
@@ -103,7 +108,8 @@ EXPERIMENT: dict[str, Option] = {
         "cross_entropy",
     ),
     "augmentation": Option(
-        "data augmentation in training: none, anatomy, scanner, orientation, or your own as FILE.py:CLASS", "none"
+        "data augmentation in training: none, mirror, orientation, anatomy, scanner, or your own as FILE.py:CLASS",
+        "none",
     ),
     "sampling": Option(
         "what one epoch shows: scans, each once; or groups, as many scans drawn so that every group of a class (a "

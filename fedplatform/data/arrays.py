@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
+from fedplatform.data.index import Integers
 from fedplatform.data.pictures import BATCH, batches
 
 # (pictures, labels, published split) of every part, by layout.
@@ -98,6 +99,11 @@ class ArraySource:
     def images(self, *, size: int, channels: int) -> Iterator[np.ndarray]:
         """Read train, validation and test in this order, as uint8 (b, channels, size, size)."""
         return batches(self._pictures(), size=size, channels=channels)
+
+    def pictures_at(self, rows: Integers) -> Iterator[Pixels]:
+        """The pictures in some rows, ascending."""
+        wanted = set(rows.tolist())
+        return (picture for row, picture in enumerate(self._pictures()) if row in wanted)
 
     def _pictures(self) -> Iterator[Pixels]:
         try:

@@ -14,9 +14,10 @@ import pyarrow as pa
 from fedplatform.data.brightness import Pixels
 from fedplatform.data.dicom import read_dicom, read_dicom_header
 from fedplatform.data.error import DataError
-from fedplatform.data.index import numbered
+from fedplatform.data.index import Integers, numbered
 from fedplatform.data.nifti import count_slices, read_slices
 from fedplatform.data.origin import UNKNOWN, Origin
+from fedplatform.data.patients import GIVEN, NOBODY, patient_in, require_pattern
 from fedplatform.data.pictures import batches, count_pages, decode_pages, has_colour
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -66,11 +67,17 @@ class FolderSource:
     Folders named ``site=NAME`` above the classes give the site, and so do DICOM files. Folders ``train``, ``val`` and
     ``test`` above them all are the published split. Symbolic links are followed. Of a volume, ``slices_per_volume``
     central axial slices are taken, of a TIFF all pages. Files are read by suffix; one without a suffix is taken for
-    DICOM.
+    DICOM. ``patients`` other than ``given`` takes the place of all that: ``none``, or a pattern with one group that is
+    searched for in file names; the same patient at two sites is then two.
     """
 
     path: Path
     slices_per_volume: int = 8
+    patients: str = GIVEN
+
+    def __post_init__(self) -> None:
+        if self.patients not in (GIVEN, NOBODY):
+            require_pattern(self.patients)
 
     @cached_property
     def _files(self) -> tuple[_File, ...]:
@@ -127,7 +134,7 @@ class FolderSource:
         numbers = {name: label for label, name in enumerate(self.classes)}
         rows = [file for file in self._files for _ in range(file.pictures)]
         columns = {"label": pa.array([numbers[file.label] for file in rows], pa.int64())}
-        groups = [file.group for file in rows]
+        groups = [self._patient(file) for file in rows]
         if self._all_or_none(groups, "patient"):
             columns["group"] = numbered(groups)
         # Some scanners leave their name and others do not, so a gap here is no mistake of the user's: no site at all.
@@ -140,6 +147,30 @@ class FolderSource:
         if rows[0].part:
             columns["split"] = pa.array([file.part for file in rows], pa.string())
         return pa.table(columns)
+
+    def _patient(self, file: _File) -> str:
+        if self.patients == GIVEN:
+            return file.group
+        if self.patients == NOBODY:
+            return ""
+        found = patient_in(file.path.name, self.patients)
+        if not found:
+            raise DataError(f"{file.path}: the pattern {self.patients} finds no patient in the file's name")
+        return f"{file.site}/{found}"
+
+    @property
+    def file_names(self) -> tuple[tuple[str, str], ...]:
+        """Class and name of every file, in the order of reading."""
+        return tuple((file.label, file.path.name) for file in self._files)
+
+    def pictures_at(self, rows: Integers) -> Iterator[Pixels]:
+        """The pictures in some rows of the index, ascending, at their own size; only their files are opened."""
+        ends = np.cumsum([file.pictures for file in self._files])
+        files = np.searchsorted(ends, rows, side="right")
+        for number in np.unique(files):
+            file = self._files[number]
+            pages = list(self._pictures_in(file.path))
+            yield from (pages[row] for row in rows[files == number] - (ends[number] - file.pictures))
 
     def faults(self) -> list[str]:
         """What is wrong with each file that cannot be read, in one line each."""
@@ -155,7 +186,10 @@ class FolderSource:
     def _all_or_none(self, names: list[str], what: str) -> bool:
         named = sum(bool(name) for name in names)
         if 0 < named < len(names):
-            raise DataError(f"{self.path}: {named} of {len(names)} scans name a {what}; either all do or none")
+            raise DataError(
+                f"{self.path}: {named} of {len(names)} scans name a {what}; either all do or none (--patients none: "
+                "none does)"
+            )
         return named > 0
 
     def images(self, *, size: int, channels: int) -> Iterator[np.ndarray]:

@@ -13,7 +13,7 @@ from fedplatform.core.seeding import numpy_generator
 from fedplatform.data.brightness import Pixels
 from fedplatform.data.index import Index, Integers
 from fedplatform.data.source import Source
-from fedplatform.data.splits import deal_into_parts
+from fedplatform.data.splits import deal_into_parts, strata_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -21,6 +21,8 @@ THUMBNAIL = 24
 PIXELS = 64
 DARK = 30
 THRESHOLD = 0.93
+STRICTER = (0.97, 0.99)  # where pictures look alike anyway, as skin does
+THE_SAME = 0.99  # between the two sides of a split: high enough for pictures that look alike anyway
 PARTS = 5
 BLOCK = 1 << 22  # similarities held at a time, 16 MiB of float32
 
@@ -154,19 +156,42 @@ def groups_of(source: Source, index: Index, *, threshold: float = THRESHOLD) -> 
     """What a split must never cut, (n,) int64: the given groups, else the near-identical pictures that are found.
 
     In a set that brings its own split every scan counts by itself: whoever published it vouches for it, and on sets
-    such as MNIST, where whole classes look alike, the search would find one group a class.
+    such as MNIST, where whole classes look alike, the search would find one group a class. Where one group would hold
+    a good part of a class, because pictures of this kind look alike, the threshold rises. A group never goes beyond its
+    site: near-identical pictures of two hospitals are not of one patient.
     """
     if index.groups is not None:
         return index.groups
     if index.splits is not None or index.folds is not None:
         return np.arange(len(index))
-    return find_groups(
-        np.concatenate(
-            [np.stack([thumbnail(picture[0]) for picture in batch]) for batch in source.images(size=PIXELS, channels=1)]
-        ),
-        index.labels,
-        threshold,
-    )
+    thumbnails = [
+        np.stack([thumbnail(picture[0]) for picture in batch]) for batch in source.images(size=PIXELS, channels=1)
+    ]
+    return search_groups(np.concatenate(thumbnails), index, threshold=threshold)
+
+
+def search_groups(thumbnails: Floats, index: Index, *, threshold: float = THRESHOLD) -> Integers:
+    """Groups of near-identical pictures within a class of a site, (n,), at a threshold that fits the pictures."""
+    strata, _ = strata_of(index)
+    found = np.arange(len(index))
+    for at_least in (threshold, *(higher for higher in STRICTER if higher > threshold)):
+        found = find_groups(thumbnails, strata, at_least)
+        if not _too_coarse(int(np.bincount(found).max()), scans=len(index), classes=len(index.classes)):
+            break
+    return found
+
+
+def share_on_both_sides(left: Floats, right: Floats, *, threshold: float = THE_SAME) -> float:
+    """The share of the thumbnails ``left`` (n, 576) that have a near-identical one among ``right`` (m, 576)."""
+    best = np.full(len(left), -1.0, np.float32)
+    width = max(1, BLOCK // max(1, len(left)))
+    for start in range(0, len(right), width):
+        np.maximum(best, _best_of_eight(left, right[start : start + width]).max(axis=1), out=best)
+    return float((best >= threshold).mean()) if len(left) else 0.0
+
+
+def _too_coarse(largest: int, *, scans: int, classes: int) -> bool:
+    return largest > max(50, scans // (4 * classes))
 
 
 def _components(thumbnails: Floats, threshold: float) -> Integers:
@@ -178,18 +203,24 @@ def _components(thumbnails: Floats, threshold: float) -> Integers:
     components = np.arange(count)
     height = max(1, BLOCK // count)
     for start in range(0, count, height):
-        block = thumbnails[start : start + height].reshape(-1, THUMBNAIL, THUMBNAIL)
-        best = np.full((len(block), count - start), -1.0, np.float32)
-        for flipped in (block, block[:, :, ::-1]):
-            for turns in range(4):
-                turned = np.rot90(flipped, turns, axes=(1, 2)).reshape(len(block), -1)
-                np.maximum(best, turned @ thumbnails[start:].T, out=best)
+        best = _best_of_eight(thumbnails[start : start + height], thumbnails[start:])
         left, right = np.nonzero(best >= threshold)
         pairs = (components[left + start], components[right + start])
         graph = coo_array((np.ones(len(left), np.bool_), pairs), shape=(count, count))
         _, merged = connected_components(graph, directed=False)
         components = merged[components]
     return np.asarray(np.unique(components, return_inverse=True)[1], np.int64)
+
+
+def _best_of_eight(left: Floats, right: Floats) -> Floats:
+    """Cosines (n, m) of thumbnails, each the best over the eight flips and rotations of the left one."""
+    block = left.reshape(-1, THUMBNAIL, THUMBNAIL)
+    best = np.full((len(block), len(right)), -1.0, np.float32)
+    for flipped in (block, block[:, :, ::-1]):
+        for turns in range(4):
+            turned = np.rot90(flipped, turns, axes=(1, 2)).reshape(len(block), -1)
+            np.maximum(best, turned @ right.T, out=best)
+    return best
 
 
 def _small_pictures(source: Source, kept: Integers, count: int) -> tuple[Pixels, list[bytes]]:
@@ -268,7 +299,7 @@ def _warnings(report: AuditReport) -> tuple[str, ...]:
             f"no groups are given, and {report.twins} of {report.searched} scans have a near-identical twin; "
             "give the patients if they are known"
         )
-    if report.largest_group > max(50, report.searched // (4 * len(report.classes))):
+    if _too_coarse(report.largest_group, scans=report.searched, classes=len(report.classes)):
         found.append(
             f"the largest group found has {report.largest_group} of {report.searched} scans: pictures of this kind "
             "look alike, so the groups found are too coarse"

@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
+from fedplatform.data.index import Integers
+from fedplatform.data.patients import COLUMNS, GIVEN, NOBODY
 from fedplatform.data.pictures import batches, decode
 
 # Read through a small buffer: a row group may be larger than all that is wanted in memory.
@@ -27,12 +29,28 @@ SPLIT_NAMES = {"train": "train", "val": "validation", "valid": "validation", "va
 class ParquetSource:
     """Scans in a Parquet file: ``image`` (encoded bytes, or a struct with ``bytes``) and ``label`` (number or word).
 
-    Optional columns: ``group`` (number or word), ``fold``, ``site``, and ``split`` or ``orig_split`` ("train", "val",
-    "test"). Class names come from the schema metadata key ``classes`` (comma-separated), from the hub's own metadata,
-    from the words in ``label``, or are the numbers that occur, in this order. Pictures are streamed, never held whole.
+    Optional columns: the patient (number or word) in ``group``, ``patient``, ``subject_id`` or another of
+    :data:`~fedplatform.data.patients.COLUMNS`, or in the column that ``patients`` names (``none``: in none);
+    ``fold``, ``site``, and ``split`` or ``orig_split`` ("train", "val", "test"). Class names come from the schema
+    metadata key ``classes`` (comma-separated), from the hub's own metadata, from the words in ``label``, or are the
+    numbers that occur, in this order. Pictures are streamed, never held whole.
     """
 
     path: Path
+    patients: str = GIVEN
+
+    @property
+    def patient_column(self) -> str | None:
+        """The column that says which patient a scan is of; None where there is none."""
+        names = self._schema.names
+        if self.patients == GIVEN:
+            known = {name.lower(): name for name in reversed(names)}
+            return next((known[name] for name in COLUMNS if name in known), None)
+        if self.patients == NOBODY:
+            return None
+        if self.patients not in names:
+            raise DataError(f"{self.path}: patients names a column, got {self.patients!r}; it has {', '.join(names)}")
+        return self.patients
 
     @cached_property
     def _schema(self) -> Any:
@@ -95,9 +113,9 @@ class ParquetSource:
         elif self._names is None:
             codes = pa.array(self._codes, columns["label"].type)
             columns["label"] = pc.index_in(columns["label"], value_set=codes).cast(pa.int64())
-        if "group" in names:
-            group = self._read("group")
-            if _holds_words(group.type):
+        if self.patient_column is not None:
+            group = self._read(self.patient_column)
+            if not pa.types.is_integer(group.type):
                 encoded = group.cast(pa.string()).dictionary_encode()
                 group = encoded.indices.cast(pa.int64())
             columns["group"] = group
@@ -117,6 +135,11 @@ class ParquetSource:
     def images(self, *, size: int, channels: int) -> Iterator[np.ndarray]:
         """Decode the pictures in the order of the file, as uint8 (b, channels, size, size)."""
         return batches(self._pictures(), size=size, channels=channels)
+
+    def pictures_at(self, rows: Integers) -> Iterator[Pixels]:
+        """The pictures in some rows, ascending, at their own size; only these are decoded."""
+        wanted = set(rows.tolist())
+        return (self._decoded(row, data) for row, data in enumerate(self._files()) if row in wanted)
 
     def faults(self) -> list[str]:
         """What is wrong with each picture that cannot be read, in one line each."""

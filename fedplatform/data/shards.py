@@ -188,6 +188,8 @@ def partition(
     if folder.exists():
         raise DataError(f"{folder}: exists already")
     index = Index.of(source)
+    if split == "redrawn":
+        index = replace(index, splits=None, folds=None)
     index = replace(
         index, groups=np.arange(len(index)) if split == "random" else groups_of(source, index, threshold=twin_threshold)
     )

@@ -13,6 +13,7 @@ from fedplatform.data.error import DataError
 from fedplatform.data.folders import FolderSource
 from fedplatform.data.merged import MergedClass
 from fedplatform.data.parquet import ParquetSource
+from fedplatform.data.patients import GIVEN, NOBODY
 from fedplatform.data.source import Source
 
 ENVIRONMENT = "FEDPLATFORM_DATA"
@@ -88,28 +89,42 @@ DATA_SETS = {
 }
 
 
-def open_source(name_or_path: str, *, folder: Path | None = None) -> Source:
+def open_source(name_or_path: str, *, folder: Path | None = None, patients: str = GIVEN) -> Source:
     """Open a data set by name, or a user's own by path: a folder of class folders, an ``.npz`` or a ``.parquet``.
 
     A name is looked for in ``folder`` and nowhere else where one is given, else in the folder that the environment
     variable FEDPLATFORM_DATA names, in ``data`` and in ``../shared/data``. Raises DataError that says where it looked.
+    ``patients`` is of :class:`FolderSource` and :class:`ParquetSource`; another set says itself which scans belong
+    together.
     """
     if name_or_path in DATA_SETS:
+        if patients != GIVEN:
+            raise DataError(f"{name_or_path} says itself which scans are of one patient, got patients={patients!r}")
         data_set = DATA_SETS[name_or_path]
         return data_set.open(Path() if data_set.file is None else _locate(data_set.file, folder))
     path = Path(name_or_path).expanduser()
     if path.is_dir():
-        return FolderSource(path)
+        return FolderSource(path, patients=patients)
     if not path.exists():
         near = difflib.get_close_matches(name_or_path, DATA_SETS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the names are {', '.join(DATA_SETS)}"
         raise DataError(f"no data set and no path is called {name_or_path!r}; {hint}")
     match path.suffix.lower():
         case ".npz":
+            if patients not in (GIVEN, NOBODY):
+                raise DataError(f"{path}: an .npz names no patients, got patients={patients!r}")
             return ArraySource(path)
         case ".parquet":
-            return ParquetSource(path)
+            return ParquetSource(path, patients=patients)
     raise DataError(f"{path}: a data set is a folder, an .npz or a .parquet file")
+
+
+def is_own(name_or_path: object) -> bool:
+    """Whether this is a user's own data: a folder, an .npz or a .parquet file that is there, and no known name."""
+    if not isinstance(name_or_path, str) or name_or_path in DATA_SETS:
+        return False
+    path = Path(name_or_path).expanduser()
+    return path.is_dir() or (path.is_file() and path.suffix.lower() in (".npz", ".parquet"))
 
 
 def _locate(file: str, folder: Path | None) -> Path:

@@ -13,7 +13,7 @@ from fedplatform.core.seeding import numpy_generator
 from fedplatform.data.error import DataError
 from fedplatform.data.index import Index, Integers, Strings
 
-Split = Literal["group_safe", "random"]
+Split = Literal["group_safe", "redrawn", "random"]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -64,10 +64,11 @@ def assign_roles(
 ) -> Strings:
     """Give every scan its :class:`Role`, (n,).
 
-    ``group_safe`` moves whole groups. A published test set (and validation set) stays what it is; else folds are dealt
-    out, drawn by the seed; else groups are drawn until every class of every site has its fraction. The root set is
-    drawn last, in whole groups out of the training scans, the classes balanced; groups of many scans may make it
-    larger than ``root_size``. ``random`` draws single scans, and is only for comparison with numbers published so.
+    ``group_safe`` moves whole groups. A published test set (and validation set) stays what it is; else folds are
+    dealt out, drawn by the seed; else groups are drawn until every class of every site has its fraction. The root
+    set is drawn last, in whole groups out of the training scans, the classes balanced; groups of many scans may
+    make it larger than ``root_size``. ``redrawn`` does the same and ignores a published split and folds. ``random``
+    draws single scans, and is only for comparison with numbers published so.
 
     Of few folds one at least is for the test and one for validation; of two, validation scans are drawn in groups.
     Raises DataError where a class has too few groups for all the roles, or a published split or a fold cuts a group.

@@ -17,6 +17,7 @@ from fedplatform.core.settings import ExperimentError as ExperimentError
 from fedplatform.core.settings import Settings, parsed_by, written_by
 from fedplatform.core.specification import SpecificationError, build, describe, nearest, slug_of
 from fedplatform.data.partition import PARTITIONS, Iid, Partition
+from fedplatform.data.patients import GIVEN
 from fedplatform.data.source import Source
 from fedplatform.data.sources import open_source
 from fedplatform.experiments.places import Place, require_distinct
@@ -127,7 +128,8 @@ class Experiment(Settings):
     data: Annotated[str | Source, PlainSerializer(_describe_data)] = Field("lesions")
     size: int = Field(64, ge=8)
     scans: int = Field(0, ge=0)
-    split: Literal["group_safe", "random"] = Field("group_safe")
+    split: Literal["group_safe", "redrawn", "random"] = Field("group_safe")
+    patients: str = Field(GIVEN, min_length=1)
     partition: Annotated[Partition, parsed_by(PARTITIONS, "partition"), written_by(PARTITIONS)] = Field(Iid())
     hospitals: int = Field(10, ge=1)
     places: tuple[Place, ...] = Field(())
@@ -309,12 +311,14 @@ class Experiment(Settings):
 
     def open_data(self, folder: Path | None = None) -> Source:
         """The data set itself; ``folder`` is where named sets are looked for first."""
+        if isinstance(self.data, str) and not (":" in self.data and not Path(self.data).exists()):
+            return open_source(self.data, folder=folder, patients=self.patients)
+        if self.patients != GIVEN:
+            raise ExperimentError(f"data of your own class names its groups itself, got patients={self.patients!r}")
         if not isinstance(self.data, str):
             return self.data
-        if ":" in self.data and not Path(self.data).exists():
-            source: Source = build(self.data, {}, what="data set", given={})
-            return source
-        return open_source(self.data, folder=folder)
+        source: Source = build(self.data, {}, what="data set", given={})
+        return source
 
     def local_training(self, *, channels: int, num_classes: int) -> LocalTraining:
         """What a hospital must know to train, and the weights that it starts from.

@@ -102,7 +102,7 @@ def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(
     assert call(monkeypatch, *again[:2], "mime", *again[3:]) == 1
     assert "did you mean 'mine'?" in capsys.readouterr().err
     assert call(monkeypatch, "run") == 2
-    assert "give a RECIPE or --resume NAME" in capsys.readouterr().err
+    assert "give DATA, a RECIPE or --resume NAME" in capsys.readouterr().err
 
 
 def stop_by_hand(table: RoundTable, reports: Sequence[RoundReport]) -> None:
@@ -200,7 +200,7 @@ def test_help_of_every_command_teaches(
         (["rn"], "no command 'rn'; did you mean 'run'?"),
         (["data", "adit"], "no command 'adit'; did you mean 'audit'?"),
         (["run", "lesions", "--ruel", "mean"], "no option --ruel; did you mean '--rule'?"),
-        (["run"], "give a RECIPE or --resume NAME"),
+        (["run"], "give DATA, a RECIPE or --resume NAME"),
         (["run", "lesions", "--rounds", "many"], "'many' is not a valid integer"),
         (["defned", "runs/x"], "no command 'defned'; did you mean 'defend'?"),
         (["evaluate"], "Missing argument"),

@@ -11,7 +11,14 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from fedplatform.data.index import Index
-from fedplatform.data.leakage import audit, find_groups, groups_of, thumbnail
+from fedplatform.data.leakage import (
+    audit,
+    find_groups,
+    groups_of,
+    search_groups,
+    share_on_both_sides,
+    thumbnail,
+)
 from fedplatform.data.pictures import batches
 from fedplatform.data.sources import open_source
 
@@ -314,3 +321,21 @@ def test_a_sample_is_of_scans_and_groups_that_are_known_stay_together_in_it() ->
 def test_a_published_split_without_a_test_set_has_no_accuracy() -> None:
     source = Known(blobs(40, seed=20), np.arange(40) % 2, columns={"split": ["train"] * 30 + ["validation"] * 10})
     assert audit(source).published_accuracy is None
+
+
+def test_pictures_that_look_alike_are_grouped_more_strictly_and_never_across_sites() -> None:
+    generator = np.random.default_rng(0)
+    common = generator.normal(size=24 * 24)
+    raw = common + 0.22 * generator.normal(size=(400, 24 * 24))  # skin: every pair has a cosine of about .95
+    raw[1] = raw[0] + 0.01 * generator.normal(size=24 * 24)
+    thumbnails = (raw - raw.mean(axis=1, keepdims=True)).astype(np.float32)
+    thumbnails /= np.linalg.norm(thumbnails, axis=1, keepdims=True)
+    labels = np.zeros(400, np.int64)
+    labels[200:] = 1
+    assert len(np.unique(find_groups(thumbnails, labels))) == 2
+    one_site = Index(("a", "b"), labels)
+    assert len(np.unique(search_groups(thumbnails, one_site))) == 399
+    two_sites = Index(("a", "b"), labels, sites=np.array(["x", "y"] * 200))
+    assert len(np.unique(search_groups(thumbnails, two_sites))) == 400
+    assert share_on_both_sides(thumbnails[:1], thumbnails[1:]) == 1
+    assert share_on_both_sides(thumbnails[:2], thumbnails[2:]) == 0

@@ -198,7 +198,7 @@ def test_infeasible_splits_are_refused_with_their_numbers() -> None:
         assign_roles(two_people, seed=0, root_size=10)
     with pytest.raises(DataError, match=r"got test=0\.9, validation=0\.2"):
         assign_roles(two_people, seed=0, test_fraction=0.9, validation_fraction=0.2)
-    with pytest.raises(DataError, match="a split is one of group_safe, random, got 'by patient'"):
+    with pytest.raises(DataError, match="a split is one of group_safe, redrawn, random, got 'by patient'"):
         assign_roles(two_people, split="by patient", seed=0)  # type: ignore[arg-type]
     cut = Index(("a", "b"), labels, groups=np.arange(60) // 2, splits=np.array(["train", "test"] * 30))
     with pytest.raises(DataError, match="the published split cuts 30 of 30 groups"):

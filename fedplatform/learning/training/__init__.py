@@ -14,7 +14,14 @@ from fedplatform.learning.training.algorithms import (
     FedRep,
     SiloBN,
 )
-from fedplatform.learning.training.augmentation import AUGMENTATIONS, Anatomy, Augmentation, Orientation, Scanner
+from fedplatform.learning.training.augmentation import (
+    AUGMENTATIONS,
+    Anatomy,
+    Augmentation,
+    Mirror,
+    Orientation,
+    Scanner,
+)
 from fedplatform.learning.training.objectives import (
     OBJECTIVES,
     AdversarialTraining,
@@ -48,6 +55,7 @@ __all__ = [
     "FedRep",
     "Generative",
     "LocalTraining",
+    "Mirror",
     "Objective",
     "Orientation",
     "PersonalState",

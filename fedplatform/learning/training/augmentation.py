@@ -107,8 +107,21 @@ class Orientation:
         return turned
 
 
+@dataclass(frozen=True)
+class Mirror:
+    """Flipped left to right or not: for pictures that have an upper side, as a camera's."""
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Images of any shape."""
+        flipped = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+        return torch.where(flipped.to(images.device), images.flip(3), images).contiguous(
+            memory_format=torch.channels_last
+        )
+
+
 AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
     "anatomy": Anatomy,
     "scanner": Scanner,
     "orientation": Orientation,
+    "mirror": Mirror,
 }
