@@ -62,7 +62,7 @@ def in_a_hospital(*, scans: int, size: int) -> None:
     """Print an epoch of a hospital with so many scans, and of the same steps over scans that lie in memory."""
     print(f"{scans:,} colour scans of {size} pixels, {scans * 3 * size**2 / 2**20:,.0f} MB, one epoch, batches of 32\n")
     print("| | CPU s | s | peak MB beyond the start |\n|---|---:|---:|---:|")
-    with TemporaryDirectory(dir=".") as folder:
+    with TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
         partition(
             Repeated(scans), name="", how=Iid(), num_hospitals=1, seed=0, size=size, channels=3, root_size=0,
