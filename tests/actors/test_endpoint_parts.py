@@ -193,7 +193,7 @@ def test_a_model_on_another_device_answers_as_on_the_cpu(published: Path) -> Non
 
     middle = -math.inf
     examination, _ = model_on(CPU).examine(scans)
-    middle = float(examination.scores.median())
+    middle = float(examination.scores.quantile(0.5))  # between two scores: one on the threshold may fall either way
     here = model_on(CPU)
     examination, spoken = here.examine(scans)
     with OtherDevice() as card:
