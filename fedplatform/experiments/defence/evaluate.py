@@ -58,7 +58,7 @@ def evaluate(
         raise ExperimentError(f"no tier of {', '.join(plan.tiers)} can be tried on {', '.join(plan.defences)}")
     # Two at once would each write its own table over the other's.
     with alone_in(path, what=f"an evaluation of {path.name}"), workers(jobs) as pool:
-        _require_same_networks(path, run.digest)
+        _require_same_networks(path, budget["networks"])
         claim(path, budget, what="evaluation")
         results = Results(path, run)
         left = [task for task in tasks if not results.has(task)]
@@ -77,7 +77,7 @@ def evaluate(
     return cells
 
 
-def _require_same_networks(path: Path, digest: str) -> None:
+def _require_same_networks(path: Path, digest: object) -> None:
     file = path / "evaluation.yaml"
     if file.exists() and yaml.safe_load(file.read_text()).get("networks") != digest:
         raise ExperimentError(

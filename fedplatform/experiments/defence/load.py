@@ -116,12 +116,14 @@ class DefendedRun:
         for name, of_hospital in zip(self.experiment.inside, self.manifest.hospitals, strict=True):
             shard = Shard.open(self.shards / of_hospital.file)
             roles = [role for role in (Role.TRAIN, Role.VALIDATION) if any(of_hospital.counts[role])]
-            parts = [(shard.pictures(role), shard.groups(role)) for role in roles]
-            chosen = [np.linspace(0, len(groups) - 1, min(len(groups), KIND_SCANS)).astype(int) for _, groups in parts]
+            parts = []
+            for role in roles:
+                groups = shard.groups(role)
+                rows = np.linspace(0, len(groups) - 1, min(len(groups), KIND_SCANS)).astype(int)
+                parts.append((shard.pictures(role)[rows], groups[rows]))
             if parts:
-                pixels = [pictures[rows] for (pictures, _), rows in zip(parts, chosen, strict=True)]
-                groups = [groups[rows] for (_, groups), rows in zip(parts, chosen, strict=True)]
-                scans[name] = (to_images(np.concatenate(pixels)), np.concatenate(groups))
+                pixels, groups = map(np.concatenate, zip(*parts, strict=True))
+                scans[name] = (to_images(pixels), groups)
         return fit_gates(scans, f=self.experiment.f)
 
     def _measured(self, defence: str, settings: DefenceSettings) -> CleanScanLimits:
