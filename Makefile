@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 # Byzantine hospitals of ten. Then who was trusted, and the same model's scans attacked, detected and purified.
 DEMO := runs/demo/trust-min_max-seed0
 demo: $(VENV)/.ready
-	$(BIN)/fedplatform compare lesions --name demo --size 32 --scans 640 --rounds 4 --local-epochs 3 --batch-size 16 \
+	$(BIN)/fedplatform compare lesions --name demo --size 32 --scans 560 --rounds 4 --local-epochs 3 --batch-size 16 \
 		--model "small_resnet(width=8)" --augmentation anatomy --rules mean,nnm+trimmed_mean,trust --attacks none,min_max
 	$(BIN)/fedplatform report $(DEMO)
 	$(BIN)/fedplatform defend $(DEMO) --engine local --autoencoder-rounds 1 --purifier-rounds 4 --tuning-rounds 1 --sensor-rounds 5
