@@ -179,9 +179,9 @@ class RayEngine:
             who = ", ".join(experiment.outside)
             raise ExperimentError(f"outside: {who}; only 'fedplatform run' lets them in, by --gateway and --roster")
         terms = Terms.of(experiment, Manifest.load(shards), run=run_id(folder.resolve()))
-        actor = open_gateway_server(
-            self._outside.roster.only(experiment.outside), terms, folder.resolve(), where=_here()
-        )
+        start = experiment.weights.kept if experiment.weights else None
+        roster = self._outside.roster.only(experiment.outside)
+        actor = open_gateway_server(roster, terms, folder.resolve(), start and start.resolve(), where=_here())
         try:
             open_gateway(actor, self._outside)
             yield RemoteGatewayServer(terms.run)

@@ -19,7 +19,7 @@ from fedplatform.outside.work import Order
 THREADS = 16  # requests that it serves at a time; each holds its lock for the time of a small write
 
 
-def open_gateway_server(roster: Roster, terms: Terms, folder: Path, *, where: Any) -> Any:
+def open_gateway_server(roster: Roster, terms: Terms, folder: Path, start: Path | None, *, where: Any) -> Any:
     """A gateway's server in an actor; one that dies is started again and finds on the disk what had come in."""
     remote: Any = ray.remote  # its type stubs do not know every scheduling strategy
     options = {
@@ -29,7 +29,7 @@ def open_gateway_server(roster: Roster, terms: Terms, folder: Path, *, where: An
         "max_concurrency": THREADS,
         "scheduling_strategy": where,
     }
-    return remote(**options)(GatewayServer).remote(roster, terms, folder)
+    return remote(**options)(GatewayServer).remote(roster, terms, folder, start)
 
 
 def _name(run: str) -> str:

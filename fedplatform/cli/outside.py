@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fedplatform.experiments.experiment import Experiment
     from fedplatform.outside.envelope import Header
     from fedplatform.outside.refusal import Refusal
+    from fedplatform.outside.terms import Start
     from fedplatform.outside.work import Task
 
 
@@ -142,9 +143,10 @@ def join(
         )
         try:
             terms = agent.terms()
+            start = agent.starting_weights(terms.start) if terms.start else None
             with counting_bar("dealing scans to hospitals") as progress:
                 shard = own_shard(data, terms, folder / "shard", progress=progress)
-            membership = Membership(hospital, terms, shard, folder)
+            membership = Membership(hospital, terms, shard, folder, start)
             for line in membership.what_leaves():
                 click.echo(line)
             if not yes:
@@ -171,6 +173,10 @@ class Teller:
     def unreachable(self, error: OSError, pause_s: float) -> None:
         """The line is broken."""
         self._say(f"no connection ({error}); trying again in {pause_s:.0f} s")
+
+    def fetching_start(self, start: Start, done: int) -> None:
+        """The weights to start from come in."""
+        self._bytes("in: the weights to start from", done, start.size)
 
     def fetching(self, task: Task, done: int) -> None:
         """Weights come in."""

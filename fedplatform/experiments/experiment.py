@@ -37,9 +37,7 @@ from fedplatform.learning.training import (
     Algorithm,
     Augmentation,
     CrossEntropy,
-    FedAvg,
     FedBNP,
-    FedProx,
     LocalTraining,
     Objective,
     SamplingName,
@@ -110,7 +108,6 @@ def _describe_freeze(parts: tuple[str, ...]) -> str:
 
 
 WHOLE = TypeAdapter(int)
-SHARES_ALL = (FedAvg, FedProx)  # no part of the network stays in a hospital
 
 
 class Experiment(Settings):
@@ -216,11 +213,6 @@ class Experiment(Settings):
             raise ValueError(f"masks hide whole numbers: privacy takes transport exact, got {self.transport}")
         if self.freeze and self.weights is None:
             raise ValueError(f"freeze {','.join(self.freeze)} needs weights: random layers that never learn are no use")
-        if self.outside and (self.freeze or (self.weights is not None and not isinstance(self.algorithm, SHARES_ALL))):
-            raise ValueError(
-                "hospitals outside start from the weights that the server sends: with weights they take algorithm "
-                "fedavg or fedprox and no freeze"
-            )
         if self.places:
             require_distinct(self.places, count=self.hospitals)
         self.rule.require(hospitals=self._seen_by_rule(), has_root=self.root_size > 0)

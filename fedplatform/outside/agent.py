@@ -18,8 +18,10 @@ from typing import Protocol, TypeVar
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedplatform.core.files import write_durably
 from fedplatform.core.messages import Predictions
 from fedplatform.core.settings import ExperimentError
+from fedplatform.experiments.weights import START
 from fedplatform.federated.hospital import Participant
 from fedplatform.federated.hospital_state import Launch
 from fedplatform.federated.transport import EXACT, Transport
@@ -27,7 +29,7 @@ from fedplatform.outside.body import decode_weights, encode_predictions, encode_
 from fedplatform.outside.envelope import Envelope, Greeting, Header, Kind
 from fedplatform.outside.outbox import Outbox
 from fedplatform.outside.refusal import Reason, Refusal
-from fedplatform.outside.terms import Terms
+from fedplatform.outside.terms import Start, Terms
 from fedplatform.outside.work import CHUNK, Hello, State, Task, Work, launch_number
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,8 @@ class Watcher(Protocol):
     """Whoever shows the hospital's person what is going on; of bytes, how many are through and how many there are."""
 
     def unreachable(self, error: Unreachable, pause_s: float) -> None: ...
+
+    def fetching_start(self, start: Start, done: int) -> None: ...
 
     def fetching(self, task: Task, done: int) -> None: ...
 
@@ -107,6 +111,15 @@ class Agent:
     def terms(self) -> Terms:
         """What the federation asks of this hospital. Raises :class:`Refusal` where it does not know the hospital."""
         return Terms.model_validate_json(self._in_session(self._gateway.terms))
+
+    def starting_weights(self, start: Start) -> Path:
+        """The file of the weights that every hospital starts from, fetched once. Raises :class:`Refusal`."""
+        assert self._run is not None
+        file = self._folder / self._run / START
+        if not file.exists() or sha256(file.read_bytes()).hexdigest() != start.sha256:
+            seen = partial(self._watcher.fetching_start, start)
+            write_durably(file, self._fetched(start.sha256, start.size, seen))
+        return file
 
     def take_part(self, admit: Callable[[Launch | None], Participant], transport: Transport = EXACT) -> None:
         """Do what the server asks until it has nothing more to ask.
@@ -169,17 +182,21 @@ class Agent:
         return encode_predictions([_without_details(one) for one in predictions])
 
     def _fetch(self, task: Task) -> np.ndarray:
+        self.weights = decode_weights(self._fetched(task.base, task.size, partial(self._watcher.fetching, task)))
+        return self.weights
+
+    def _fetched(self, digest: str, size: int, seen: Callable[[int], None]) -> bytes:
+        """Weights of this SHA-256, piece by piece; ``seen`` hears how many bytes are here."""
         body = bytearray()
-        while len(body) < task.size:
-            piece = self._in_session(partial(self._gateway.weights, base=task.base, offset=len(body)))
+        while len(body) < size:
+            piece = self._in_session(partial(self._gateway.weights, base=digest, offset=len(body)))
             if not piece:
                 raise Refusal(Reason.ALTERED, "the server sent fewer bytes of its weights than it said")
             body += piece
-            self._watcher.fetching(task, len(body))
-        if sha256(body).hexdigest() != task.base:
+            seen(len(body))
+        if sha256(body).hexdigest() != digest:
             raise Refusal(Reason.ALTERED, "the SHA-256 of the weights that came is not the one that the server named")
-        self.weights = decode_weights(bytes(body))
-        return self.weights
+        return bytes(body)
 
     def _send(self, envelope: Envelope, body: bytes) -> None:
         header = envelope.header

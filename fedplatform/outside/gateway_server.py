@@ -58,12 +58,14 @@ class GatewayServer:
     An answer is taken if the hospital's own key signed it over this run, this round and the weights that were sent out,
     if it comes in time and for the first time, and if it is an update or predictions of the right form. Whatever is not
     changes nothing but the ledger. Methods below ``hello`` are called for hospitals, by as many threads as like to.
+    ``start`` is the file of the weights that the terms let every hospital start from.
     """
 
-    def __init__(self, roster: Roster, terms: Terms, folder: Path) -> None:
+    def __init__(self, roster: Roster, terms: Terms, folder: Path, start: Path | None = None) -> None:
         self._roster = roster
         self._terms = terms
         self._transport = TRANSPORTS[terms.transport]
+        self._start = {terms.start.sha256: start.read_bytes()} if terms.start and start else {}
         self._ledger = Ledger(folder / LEDGER)
         self._uploads = Uploads(folder / UPLOADS)
         self._secret = secrets.token_bytes(32)
@@ -159,12 +161,13 @@ class GatewayServer:
             return Work(state=State.WORK, task=task).wire()
 
     def weights(self, token: str, base: str, offset: int) -> bytes:
-        """The next piece of the weights of this order."""
+        """The next piece of the weights of this order, or of those to start from."""
         with self._recording({"base": base}):
             self._who(token)
-            if base != self._base:
+            weights = self._weights if base == self._base else self._start.get(base)
+            if weights is None:
                 raise Refusal(Reason.LATE, "these weights are not those of the round under way")
-            return self._weights[max(0, offset) : max(0, offset) + CHUNK]
+            return weights[max(0, offset) : max(0, offset) + CHUNK]
 
     def announce(self, token: str, envelope: bytes) -> int:
         """Announce a message by its envelope; how many of its bytes are here already."""

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 
 from fedplatform.core.files import write_durably
+from fedplatform.core.settings import ExperimentError
 from fedplatform.data.shards import Shard
 from fedplatform.data.splits import Role
 from fedplatform.federated.hospital import Hospital
@@ -21,15 +22,22 @@ from fedplatform.outside.terms import Terms
 
 
 class Membership:
-    """A hospital that has read the terms and made its shard ready; ``folder`` is its own and private."""
+    """A hospital that has read the terms and made its shard ready; ``folder`` is its own and private.
 
-    def __init__(self, hospital_id: str, terms: Terms, shard: Shard, folder: Path) -> None:
+    ``start`` is the file of the weights to start from, where the terms have any. Raises :class:`ExperimentError` where
+    they do not fit the network.
+    """
+
+    def __init__(self, hospital_id: str, terms: Terms, shard: Shard, folder: Path, start: Path | None = None) -> None:
         torch.set_num_threads(1)  # as everywhere: the order of a parallel sum depends on the number of threads
         self._hospital_id = hospital_id
         self._terms = terms
         self._shard = shard
         self._folder = folder / terms.run
-        self._trainer = Trainer(terms.local_training())
+        try:
+            self._trainer = Trainer(terms.local_training(start))
+        except ValueError as error:
+            raise ExperimentError(f"the server's terms do not fit together: {error}") from error
         self.transport = TRANSPORTS[terms.transport]
 
     def admit(self, launch: Launch | None) -> Hospital:
@@ -48,6 +56,10 @@ class Membership:
             f"training: {terms.training['model']} by {terms.training['algorithm']}, {experiment.rounds} rounds of "
             f"{experiment.local_epochs} epochs"
         )
+        if terms.start is not None:
+            start = terms.start
+            frozen = f"; {', '.join(start.frozen)} stay as they are" if start.frozen else ""
+            yield f"starts from: the server's weights, {start.size:,} bytes, SHA-256 {start.sha256[:16]}{frozen}"
         yield (
             f"own scans: {scans[Role.TRAIN]} for training, {scans[Role.VALIDATION]} for validation, "
             f"{scans[Role.TEST]} for testing; no picture leaves this machine"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field
@@ -9,7 +12,9 @@ from pydantic import Field
 from fedplatform.core.settings import ExperimentError, Settings
 from fedplatform.data.shards import Manifest
 from fedplatform.experiments.experiment import Experiment
+from fedplatform.experiments.weights import read_start
 from fedplatform.federated.transport import TransportName
+from fedplatform.learning.models.started import StartedModel
 from fedplatform.learning.training import LocalTraining
 
 TRAINING = (
@@ -29,6 +34,23 @@ TRAINING = (
 )
 
 
+class Start(Settings):
+    """The weights that every hospital starts from, as a file that ``experiments.weights.write_start`` wrote."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file")
+    size: int = Field(ge=1, le=2**40, description="its bytes")
+    frozen: tuple[str, ...] = Field((), description="the parts of the network that are not trained")
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Self | None:
+        """Of the run's own copy of its first weights; None where it starts from the seed's."""
+        if experiment.weights is None:
+            return None
+        assert experiment.weights.kept is not None, "a run keeps what it starts from"
+        body = experiment.weights.kept.read_bytes()
+        return cls(sha256=sha256(body).hexdigest(), size=len(body), frozen=experiment.freeze)
+
+
 class Terms(Settings):
     """How every hospital of a run trains, and for which classes.
 
@@ -43,6 +65,7 @@ class Terms(Settings):
     channels: int = Field(ge=1, le=16, description="channels of a scan")
     transport: TransportName = Field("exact", description="how an update travels")
     training: dict[str, str | int | float] = Field(description="of the experiment")
+    start: Start | None = Field(None, description="the weights to start from, where they are not the seed's")
 
     @classmethod
     def of(cls, experiment: Experiment, manifest: Manifest, *, run: str) -> Self:
@@ -57,6 +80,7 @@ class Terms(Settings):
                 "channels": manifest.settings.channels,
                 "transport": experiment.transport,
                 "training": {name: settings[name] for name in TRAINING},
+                "start": Start.of(experiment),
             }
         )
         terms.experiment()
@@ -73,6 +97,13 @@ class Terms(Settings):
                 )
         return Experiment.from_settings(self.training)
 
-    def local_training(self) -> LocalTraining:
-        """How a hospital trains."""
-        return self.experiment().local_training(channels=self.channels, num_classes=len(self.classes))
+    def local_training(self, start: Path | None) -> LocalTraining:
+        """How a hospital trains, beginning with the weights in the file ``start`` where the terms have any.
+
+        Raises :class:`ExperimentError` where these are damaged.
+        """
+        training = self.experiment().local_training(channels=self.channels, num_classes=len(self.classes))
+        if self.start is None:
+            return training
+        assert start is not None
+        return replace(training, model=StartedModel(training.model, read_start(start), self.start.frozen))

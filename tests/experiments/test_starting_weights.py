@@ -19,7 +19,7 @@ from fedplatform.experiments.engine import InProcessEngine, cohort_plan, local_t
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.run import resume, run
 from fedplatform.experiments.run_folder import RunFolder
-from fedplatform.experiments.weights import Weights, digest_of, read_start, start_card
+from fedplatform.experiments.weights import digest_of, read_start, start_card
 from fedplatform.learning.models import TimmModel
 from fedplatform.learning.training import Trainer
 
@@ -143,10 +143,6 @@ def test_weights_that_nobody_has_are_refused(small: Experiment, tmp_path: Path) 
         small.replace(weights="imagenet").local_training(channels=1, num_classes=2)
     with pytest.raises(ExperimentError, match="freeze body needs weights"):
         small.replace(freeze="body")
-    outside = {"outside": "hospital-04", "byzantine": 0, "attack": "none", "weights": str(tmp_path)}
-    with pytest.raises(ExperimentError, match="with weights they take algorithm fedavg or fedprox"):
-        small.replace(**outside, algorithm="fedbn")
-    assert small.replace(**outside, algorithm="fedavg").weights == Weights(str(tmp_path))
 
 
 def test_imagenet_weights_bring_their_pixels_along() -> None:

@@ -18,6 +18,7 @@ from fedplatform.outside.body import update_bytes
 from fedplatform.outside.envelope import Envelope, Greeting, Kind
 from fedplatform.outside.identity import Roster, public_half
 from fedplatform.outside.refusal import Reason, Refusal
+from fedplatform.outside.terms import Start
 from fedplatform.outside.work import CHUNK, Hello, Task
 
 
@@ -28,9 +29,13 @@ class Silent:
     refusals: list[Refusal] = field(default_factory=list)
     breaks: int = 0
     resumed_at: list[int] = field(default_factory=list)
+    start_bytes: list[int] = field(default_factory=list)
 
     def unreachable(self, error: Unreachable, pause_s: float) -> None:
         self.breaks += 1
+
+    def fetching_start(self, start: Start, done: int) -> None:
+        self.start_bytes.append(done)
 
     def fetching(self, task: Task, done: int) -> None:
         pass

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +29,7 @@ from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
 from fedplatform.experiments.engine import InProcessEngine, ServerRole, cohort_plan
 from fedplatform.experiments.experiment import Experiment, ExperimentError
+from fedplatform.experiments.weights import START, Weights, write_start
 from fedplatform.federated.cohort import InProcessCohort
 from fedplatform.federated.hospital_state import Launch
 from fedplatform.federated.transport import TRANSPORTS, TransportName
@@ -354,8 +356,9 @@ def agent_of(transport: GatewayTransport, name: str, key: Any, folder: Path, wat
 
 def membership(agent: Agent, name: str, dealt: Path, folder: Path) -> Membership:
     terms = agent.terms()
+    start = agent.starting_weights(terms.start) if terms.start else None
     shard = own_shard(dealt / f"{name}.parquet", terms, folder, progress=lambda *_: None)
-    return Membership(name, terms, shard, folder)
+    return Membership(name, terms, shard, folder, start)
 
 
 def test_hospitals_that_knock_in_the_same_moment_get_challenges_of_their_own(
@@ -372,23 +375,51 @@ def test_hospitals_outside_train_the_same_model_as_if_they_were_inside(
     whole: Experiment, joined: Experiment, dealt: Path, servers_part: Path, tmp_path: Path, transport: str
 ) -> None:
     whole, joined = whole.replace(transport=transport), joined.replace(transport=transport)
-    with InProcessEngine().launch(whole, dealt, state_folder=tmp_path / "whole") as federation:
+    train_inside_and_outside(whole, joined, dealt, servers_part, tmp_path)
+
+
+@pytest.mark.parametrize("algorithm", ["fedbn_p", "fedavg"])
+def test_hospitals_outside_start_from_the_servers_weights_and_leave_its_frozen_part_alone(
+    whole: Experiment, joined: Experiment, dealt: Path, servers_part: Path, tmp_path: Path, algorithm: str
+) -> None:
+    torch.manual_seed(5)
+    network = whole.model(channels=1, num_classes=2, size=whole.size)
+    torch.save(network.state_dict(), tmp_path / "earlier.pth")
+    start = {"weights": str(tmp_path / "earlier.pth"), "freeze": "0", "algorithm": algorithm}
+    fitted, origin = Weights(start["weights"]).fitted(whole.model, channels=1, num_classes=2, size=whole.size)
+    write_start(tmp_path / START, fitted, source="earlier.pth", origin=origin)
+    whole, joined = (one.replace(**start).from_start(tmp_path / START) for one in (whole, joined))
+    watchers = train_inside_and_outside(whole, joined, dealt, servers_part, tmp_path)
+    size = (tmp_path / START).stat().st_size
+    assert all(watcher.start_bytes[-1] == size for watcher in watchers.values()), "each fetched them"
+    assert (tmp_path / OUTSIDE[0] / run_id(tmp_path / "gateway") / START).read_bytes() == (
+        tmp_path / START
+    ).read_bytes()
+
+
+def train_inside_and_outside(
+    whole: Experiment, joined: Experiment, dealt: Path, servers_part: Path, folder: Path
+) -> dict[str, Silent]:
+    """Run ``whole`` in one process and ``joined`` through a gateway; they must end in the same bits."""
+    with InProcessEngine().launch(whole, dealt, state_folder=folder / "whole") as federation:
         before, outcome = list(federation.reports()), federation.outcome()
     keys = keys_of(*OUTSIDE)
-    gateway = GatewayServer(roster_of(keys), terms_of(joined, servers_part, tmp_path / "gateway"), tmp_path / "gateway")
+    terms = terms_of(joined, servers_part, folder / "gateway")
+    start = joined.weights.kept if joined.weights else None
+    gateway = GatewayServer(roster_of(keys), terms, folder / "gateway", start)
     watchers = {name: Silent() for name in OUTSIDE}
     models = {}
 
     def take_part(name: str) -> None:
-        agent = agent_of(gateway, name, keys[name], tmp_path / name, watchers[name])
-        mine = membership(agent, name, dealt, tmp_path / name)
+        agent = agent_of(gateway, name, keys[name], folder / name, watchers[name])
+        mine = membership(agent, name, dealt, folder / name)
         agent.take_part(mine.admit, mine.transport)
         models[name] = agent.weights
 
     threads = [threading.Thread(target=take_part, args=(name,)) for name in OUTSIDE]
     for thread in threads:
         thread.start()
-    inside = InProcessCohort(cohort_plan(joined, servers_part, state_folder=tmp_path / "inside"))
+    inside = InProcessCohort(cohort_plan(joined, servers_part, state_folder=folder / "inside"))
     outside = OutsideCohort(gateway, OUTSIDE, deadline_s=joined.deadline_s, launch=None)
     cohort = JoinedCohort(inside, outside, hospital_ids=joined.hospital_ids())
     role = ServerRole(joined, servers_part, cohort)
@@ -402,7 +433,8 @@ def test_hospitals_outside_train_the_same_model_as_if_they_were_inside(
         assert (got.accuracy, got.num_examples, got.weight) == (wanted.accuracy, wanted.num_examples, wanted.weight)
     assert all(models[name].tobytes() == outcome.weights.tobytes() for name in OUTSIDE)
     assert not any(watcher.refusals or watcher.breaks for watcher in watchers.values())
-    assert (tmp_path / "gateway/refusals.jsonl").read_bytes() == b""
+    assert (folder / "gateway/refusals.jsonl").read_bytes() == b""
+    return watchers
 
 
 class Cable:
@@ -434,7 +466,7 @@ def test_an_agent_survives_a_cut_a_lost_answer_and_a_new_server_in_mid_upload(
     monkeypatch.setattr("fedplatform.outside.agent.CHUNK", 4000)
     keys = keys_of("hospital-03")
     terms = terms_of(joined, servers_part, tmp_path / "gateway")
-    weights = Trainer(terms.local_training()).initial_weights
+    weights = Trainer(terms.local_training(None)).initial_weights
     launches = iter([Launch(1, 0), Launch(2, 0)])
 
     def make() -> GatewayServer:
@@ -471,7 +503,7 @@ def test_an_agent_stops_sending_what_is_no_update(
     keys = keys_of("hospital-03")
     terms = terms_of(joined, servers_part, tmp_path / "gateway")
     gateway = GatewayServer(roster_of(keys), terms, tmp_path / "gateway")
-    weights = Trainer(terms.local_training()).initial_weights
+    weights = Trainer(terms.local_training(None)).initial_weights
     weights[:] = np.nan  # so is whatever is trained from them
     gateway.ask(Order(Kind.UPDATE, 1, weights, deadline_s=600))
     watcher = Silent()
@@ -529,7 +561,7 @@ def test_what_leaves_the_house_is_said_field_by_field(
     mine = Membership("hospital-03", terms, shard, tmp_path)
     said = "\n".join(mine.what_leaves())
     hospital = mine.admit(None)
-    weights = Trainer(terms.local_training()).initial_weights
+    weights = Trainer(terms.local_training(None)).initial_weights
     update = hospital.train(weights, 1)
     for word in ("delta", "num_examples", "train_loss", "seconds", "probabilities", "labels", "loss", terms.run):
         assert word in said
