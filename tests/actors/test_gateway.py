@@ -65,7 +65,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     roster = roster_of({name: KEYS[name] for name in ("a", "b")})
     terms = Terms(run=RUN, data="none", hospitals=2, classes=("well", "ill"), channels=1, training={})
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = open_gateway_server(roster, terms, folder / "gateway", where=here)
+    actor = open_gateway_server(roster, terms, folder / "gateway", None, where=here)
     port = free_port()
     try:
         open_gateway(actor, GatewayOptions("127.0.0.1", port, roster, (str(certificate), str(key))))

@@ -390,11 +390,9 @@ def test_hospitals_outside_start_from_the_servers_weights_and_leave_its_frozen_p
     write_start(tmp_path / START, fitted, source="earlier.pth", origin=origin)
     whole, joined = (one.replace(**start).from_start(tmp_path / START) for one in (whole, joined))
     watchers = train_inside_and_outside(whole, joined, dealt, servers_part, tmp_path)
-    size = (tmp_path / START).stat().st_size
-    assert all(watcher.start_bytes[-1] == size for watcher in watchers.values()), "each fetched them"
-    assert (tmp_path / OUTSIDE[0] / run_id(tmp_path / "gateway") / START).read_bytes() == (
-        tmp_path / START
-    ).read_bytes()
+    sent = (tmp_path / START).read_bytes()
+    assert all(watcher.start_bytes[-1] == len(sent) for watcher in watchers.values()), "each fetched them"
+    assert (tmp_path / OUTSIDE[0] / run_id(tmp_path / "gateway") / START).read_bytes() == sent
 
 
 def train_inside_and_outside(
