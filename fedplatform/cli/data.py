@@ -47,8 +47,9 @@ def list_data(data_folder: Path | None) -> None:
 @data.command()
 @click.argument("name", metavar="DATA")
 @DATA_FOLDER
+@click.option("--patients", metavar="SPEC", help="which scans are of one patient, as for 'run' [default: as found]")
 @click.option("--seed", type=int, default=0, show_default=True, help="seed of the splits that are tried")
-def audit(name: str, *, data_folder: Path | None, seed: int) -> None:
+def audit(name: str, *, data_folder: Path | None, patients: str | None, seed: int) -> None:
     """Find what would make a test on this data set lie.
 
     DATA is a name or a path. Reports class balance, exact copies, near-identical pictures and the groups they form,
@@ -59,9 +60,13 @@ def audit(name: str, *, data_folder: Path | None, seed: int) -> None:
     with one_line_errors():
         from fedplatform.cli.display import audit_table
         from fedplatform.data.leakage import audit as audit_source
+        from fedplatform.data.patients import GIVEN
 
-        source = opened_data(name, data_folder)
-        with console.status(f"reading {name}"), telling_faults(name, lambda: source, always=True):
+        with (
+            telling_faults(name, lambda: opened_data(name, data_folder, patients or GIVEN), always=True),
+            console.status(f"reading {name}"),
+        ):
+            source = opened_data(name, data_folder, patients)
             report = audit_source(source, seed=seed)
         for line in audit_table(report):
             console.print(line)
@@ -99,8 +104,15 @@ def partition(recipe: str, folder: Path, *, data_folder: Path | None, **changes:
         console.print(table)
 
 
-def opened_data(name: str, folder: Path | None) -> Any:
-    """A data set by name, path or import."""
+def opened_data(name: str, folder: Path | None, patients: str | None) -> Any:
+    """A data set by name, path or import; says which patients it found in the names of files."""
+    from fedplatform.data.sources import is_own, open_with_patients
     from fedplatform.experiments.experiment import Experiment
 
-    return Experiment.from_settings({"data": name}).open_data(folder)
+    if patients is None and is_own(name):
+        source, _, found = open_with_patients(name)
+        if found is not None:
+            console.print(f"patients: {found.pattern}, {found.words}", soft_wrap=True, markup=False)
+        return source
+    settings = {"data": name} if patients is None else {"data": name, "patients": patients}
+    return Experiment.from_settings(settings).open_data(folder)

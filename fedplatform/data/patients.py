@@ -31,6 +31,11 @@ class FoundPattern:
     patients: int
     files: int
 
+    @property
+    def words(self) -> str:
+        """How it was found, and how to say that it is wrong."""
+        return f"found in file names: {self.patients:,} patients of {self.files:,} files; --patients none: not so"
+
 
 def patient_in(name: str, pattern: str) -> str:
     """What the pattern's group finds in a file name; "" where it finds nothing."""

@@ -11,9 +11,10 @@ from pathlib import Path
 from fedplatform.data.arrays import ArraySource
 from fedplatform.data.error import DataError
 from fedplatform.data.folders import FolderSource
+from fedplatform.data.index import Index
 from fedplatform.data.merged import MergedClass
 from fedplatform.data.parquet import ParquetSource
-from fedplatform.data.patients import GIVEN, NOBODY
+from fedplatform.data.patients import GIVEN, NOBODY, FoundPattern, find_pattern
 from fedplatform.data.source import Source
 
 ENVIRONMENT = "FEDPLATFORM_DATA"
@@ -117,6 +118,17 @@ def open_source(name_or_path: str, *, folder: Path | None = None, patients: str 
         case ".parquet":
             return ParquetSource(path, patients=patients)
     raise DataError(f"{path}: a data set is a folder, an .npz or a .parquet file")
+
+
+def open_with_patients(path: str) -> tuple[Source, Index, FoundPattern | None]:
+    """A user's own data, with the patients of its file names where nothing else names any, and the pattern of these."""
+    source = open_source(path)
+    index = Index.of(source)
+    found = find_pattern(source.file_names) if isinstance(source, FolderSource) and index.groups is None else None
+    if found is not None:
+        source = open_source(path, patients=found.pattern)
+        index = Index.of(source)
+    return source, index, found
 
 
 def is_own(name_or_path: object) -> bool:

@@ -10,13 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedplatform.data.error import DataError
+from fedplatform.data.composition import (
+    patients_at_several_sites,
+    patients_on_both_sides,
+    rarest_class_by_site,
+    require_enough,
+    sites_differ_in_mix,
+)
 from fedplatform.data.folders import FolderSource
 from fedplatform.data.index import Index
 from fedplatform.data.parquet import ParquetSource
-from fedplatform.data.patients import GIVEN, NOBODY, find_pattern
+from fedplatform.data.patients import GIVEN, NOBODY
 from fedplatform.data.source import Source
-from fedplatform.data.sources import is_own, open_source
+from fedplatform.data.sources import is_own, open_source, open_with_patients
 from fedplatform.data.splits import Role, Split, assign_roles
 from fedplatform.data.survey import Survey, survey
 from fedplatform.experiments.experiment import ExperimentError, load_settings, recipe_names
@@ -156,24 +162,22 @@ class _Proposing:
         return self.given.get("rule", self.kept.get("rule"))
 
     def _patients(self) -> tuple[Source, Index]:
-        source = open_source(self.path, patients=str(self.given.get("patients", GIVEN)))
-        index = Index.of(source)
         if "patients" in self.given:
+            source = open_source(self.path, patients=str(self.given["patients"]))
+            index = Index.of(source)
             count = "" if index.groups is None else f", {len(np.unique(index.groups)):,} patients"
             self.settings["patients"] = self.given["patients"]
             self.choices.append(Choice("patients", str(self.given["patients"]), f"given{count}"))
+            return source, index
+        source, index, found = open_with_patients(self.path)
+        if found is not None:
+            self._choose("patients", found.pattern, found.words)
             return source, index
         if index.groups is not None:
             of = f"column {source.patient_column}" if isinstance(source, ParquetSource) else "folders or file headers"
             number = len(np.unique(index.groups))
             self._choose("patients", GIVEN, f"{of}: {number:,} patients of {len(index):,} scans")
             return source, index
-        found = find_pattern(source.file_names) if isinstance(source, FolderSource) else None
-        if found is not None:
-            source = open_source(self.path, patients=found.pattern)
-            why = f"found in file names: {found.patients:,} patients of {found.files:,} files; --patients none: not so"
-            self._choose("patients", found.pattern, why)
-            return source, Index.of(source)
         instead = "the published split stands" if index.splits is not None else "near-identical pictures stay together"
         self._choose("patients", NOBODY, f"nothing names them; {instead} (--patients PATTERN or COLUMN)")
         return source, index
@@ -185,7 +189,7 @@ class _Proposing:
         split: Split = "group_safe"
         if index.splits is not None:
             why = f"the data bring a test set of {int((index.splits == 'test').sum()):,} scans"
-            cut = _cut(index)
+            cut = patients_on_both_sides(index)
             if cut and "split" not in self.given:
                 split, why = "redrawn", f"the published split has {cut:,} patients on both sides"
                 self.warnings.append(f"{why}; a new one is drawn (figures are not those of the published split)")
@@ -195,7 +199,7 @@ class _Proposing:
         if split == "redrawn":
             index = replace(index, splits=None, folds=None)
         if index.splits is None and split != "random":
-            _require_enough(index)
+            require_enough(index)
         if index.groups is None and index.splits is None and index.folds is None:
             return None
         return assign_roles(index, split=split, seed=_whole(self.given.get("seed", 0)), root_size=0)
@@ -239,7 +243,7 @@ class _Proposing:
         sites = np.array([], np.str_) if index.sites is None else index.sites
         names, counts = np.unique(sites, return_counts=True)
         several = len(names) > 1
-        cut = several and index.groups is not None and _at_several_sites(index)
+        cut = several and patients_at_several_sites(index) > 0
         by_site = several and counts.min() >= SCANS_A_SITE and not cut
         if by_site:
             listed = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
@@ -343,7 +347,7 @@ class _Proposing:
             self._choose("scans", int(plan.share * len(index)), why)
         self._choose("local_epochs", epochs, "few scans in a hospital" if epochs > 1 else "enough scans in a hospital")
         self._choose("batch_size", batch, f"about {each:,.0f} training scans in a hospital")
-        unlike = _differ_in_mix(index)
+        unlike = sites_differ_in_mix(index)
         rate = (0.0005 if unlike else 0.001) if gentle else 0.05
         self._choose(
             "learning_rate", rate, "small, for sites differ" if unlike and gentle else f"usual for {optimiser}"
@@ -388,23 +392,11 @@ def _size_words(seen: Survey, most: int) -> str:
     return f"pictures are {seen.side} pixels a side{unlike}{reduced}"
 
 
-def _shares_by_site(index: Index) -> tuple[str, list[float]]:
-    """The rarest class, and its share at each site; none where there are no sites."""
-    label = int(index.class_counts.argmin())
-    sites = [] if index.sites is None else [index.sites == site for site in np.unique(index.sites)]
-    return index.classes[label], [float((index.labels[here] == label).mean()) for here in sites]
-
-
-def _differ_in_mix(index: Index) -> bool:
-    _, shares = _shares_by_site(index)
-    return max(shares, default=0) - min(shares, default=0) > 0.1
-
-
 def _mix_words(index: Index) -> str:
-    name, shares = _shares_by_site(index)
+    name, shares = rarest_class_by_site(index)
     if len(shares) < 2:
         return "all of the network is shared"
-    if not _differ_in_mix(index):
+    if not sites_differ_in_mix(index):
         return "all of the network is shared; sites with scanners of their own: try fedbn_p"
     return f"sites differ in their mix: {name!r} is {min(shares):.0%} to {max(shares):.0%}"
 
@@ -420,37 +412,6 @@ def _what(index: Index, units: int) -> str:
     if index.groups is not None:
         return "patients"
     return "scans" if units == len(index) else "groups of near-identical pictures"
-
-
-def _cut(index: Index) -> int:
-    """How many patients lie on several sides of the published split."""
-    if index.groups is None or index.splits is None:
-        return 0
-    return _spread_over(index.groups, index.splits)
-
-
-def _at_several_sites(index: Index) -> bool:
-    assert index.groups is not None
-    assert index.sites is not None
-    return _spread_over(index.groups, index.sites) > 0
-
-
-def _spread_over(groups: npt.NDArray[np.int64], places: npt.NDArray[np.str_]) -> int:
-    pairs = np.unique(np.stack([groups, np.unique(places, return_inverse=True)[1]]), axis=1)
-    return int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
-
-
-def _require_enough(index: Index) -> None:
-    """Refuse a class of fewer than three patients, or scans, in words that say what to do."""
-    for label, name in enumerate(index.classes):
-        here = index.labels == label
-        scans = int(here.sum())
-        count = scans if index.groups is None else len(np.unique(index.groups[here]))
-        if 0 < count < 3:
-            what = f"{scans} scans" if index.groups is None else f"scans of {count} patients"
-            raise DataError(
-                f"class {name!r} has {what}; training, validation and test need one each, and a network needs dozens"
-            )
 
 
 def _whole(value: object) -> int:

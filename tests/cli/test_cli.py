@@ -147,6 +147,25 @@ def test_the_audit_says_whether_a_random_split_overestimates_accuracy(
     assert "a random split overestimates accuracy" in shown
 
 
+def test_the_audit_takes_patients_from_file_names_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    for label in ("lesion", "none"):
+        (tmp_path / label).mkdir()
+        for patient in range(8):
+            for piece in range(3):
+                pixels = draw.integers(0, 255, (16, 16), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / label / f"patient{label[0]}{patient}_{piece}.png")
+    for words, groups in (((), "16 given"), (("--patients", r"^patient[ln](\d)"), "8 given")):
+        assert call(monkeypatch, "data", "audit", tmp_path, *words) == 0
+        shown = capsys.readouterr().out
+        assert groups in shown
+        assert ("found in file names: 16 patients of 48 files" in shown) == (not words)
+    assert call(monkeypatch, "data", "audit", tmp_path, "--patients", "none") == 0
+    assert "none given" in capsys.readouterr().out
+
+
 def test_a_comparison_goes_on_where_it_stopped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, scans: Path
 ) -> None:
