@@ -157,11 +157,11 @@ def test_the_audit_takes_patients_from_file_names_and_says_so(
             for piece in range(3):
                 pixels = draw.integers(0, 255, (16, 16), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / label / f"patient{label[0]}{patient}_{piece}.png")
-    for words, groups in (((), "16 given"), (("--patients", r"^patient[ln](\d)"), "8 given")):
-        assert call(monkeypatch, "data", "audit", tmp_path, *words) == 0
+    for given, groups in (((), "16 given"), (("--patients", r"^patient[ln](\d)"), "8 given")):
+        assert call(monkeypatch, "data", "audit", tmp_path, *given) == 0
         shown = capsys.readouterr().out
         assert groups in shown
-        assert ("found in file names: 16 patients of 48 files" in shown) == (not words)
+        assert ("found in file names: 16 patients of 48 files" in shown) == (not given)
     assert call(monkeypatch, "data", "audit", tmp_path, "--patients", "none") == 0
     assert "none given" in capsys.readouterr().out
 
