@@ -136,6 +136,12 @@ def thumbnail(picture: Pixels) -> Floats:
     return row
 
 
+def thumbnails_of(source: Source) -> Floats:
+    """The thumbnails of all scans of a source, (n, 576)."""
+    batches = source.images(size=PIXELS, channels=1)
+    return np.concatenate([np.stack([thumbnail(picture[0]) for picture in batch]) for batch in batches])
+
+
 def find_groups(thumbnails: Floats, labels: Integers, threshold: float = THRESHOLD) -> Integers:
     """Number the groups of near-identical pictures, (n,) int64 from 0.
 
@@ -164,10 +170,7 @@ def groups_of(source: Source, index: Index, *, threshold: float = THRESHOLD) -> 
         return index.groups
     if index.splits is not None or index.folds is not None:
         return np.arange(len(index))
-    thumbnails = [
-        np.stack([thumbnail(picture[0]) for picture in batch]) for batch in source.images(size=PIXELS, channels=1)
-    ]
-    return search_groups(np.concatenate(thumbnails), index, threshold=threshold)
+    return search_groups(thumbnails_of(source), index, threshold=threshold)
 
 
 def search_groups(thumbnails: Floats, index: Index, *, threshold: float = THRESHOLD) -> Integers:
