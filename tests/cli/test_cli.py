@@ -143,7 +143,7 @@ def test_the_audit_says_whether_a_random_split_overestimates_accuracy(
 ) -> None:
     assert call(monkeypatch, "data", "audit", "br35h", "--data-folder", real_data) == 0
     shown = capsys.readouterr().out
-    assert "438 given" in shown
+    assert "339 given" in shown
     assert "a random split overestimates accuracy" in shown
 
 

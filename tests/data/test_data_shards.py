@@ -229,7 +229,7 @@ def test_br35h_is_cut_into_ten_hospitals_without_cutting_a_group(tmp_path: Path)
         for role in Role:
             for group in shard.groups(role):
                 places.setdefault(int(group), set()).add(f"{name} {role}")
-    assert len(places) == 438
+    assert len(places) == 339
     assert all(len(place) == 1 for place in places.values())
     tests = [sum(summary.counts[Role.TEST]) for summary in manifest.hospitals]
     assert tests[:3] == [0, 0, 0]
