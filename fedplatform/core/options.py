@@ -104,7 +104,8 @@ EXPERIMENT: dict[str, Option] = {
     ),
     "objective": Option(
         "loss that local training minimises: cross_entropy(label_smoothing=0.0), adversarial(epsilon=0.015, steps=1), "
-        "trades(epsilon=0.015, beta=6.0), or generative (the network's own loss)",
+        "trades(epsilon=0.015, beta=6.0), or generative (the network's own loss). Against classes of unequal size: "
+        "cross_entropy(class_weights=balanced), cross_entropy(logit_adjustment=1.0), cross_entropy(focal=2.0)",
         "cross_entropy",
     ),
     "augmentation": Option(
@@ -113,9 +114,10 @@ EXPERIMENT: dict[str, Option] = {
     ),
     "sampling": Option(
         "what one epoch shows: scans, each once; or groups, as many scans drawn so that every group of a class (a "
-        "patient, near-identical pictures) counts alike, however many scans it has",
+        "patient, near-identical pictures) counts alike, however many scans it has; or classes, the same with every "
+        "class as often as any other",
         "scans",
-        ("scans", "groups"),
+        ("scans", "groups", "classes"),
     ),
     "optimiser": Option("local optimiser: sgd, or adamw with gradients clipped to norm 1", "sgd", ("sgd", "adamw")),
     "rounds": Option("rounds of broadcast, training and aggregation", 10, int),

@@ -128,9 +128,14 @@ def _split(text: str, *, what: str) -> tuple[str, dict[str, Any]]:
         tree = ast.parse(f"_({rest}", mode="eval").body
         if not isinstance(tree, ast.Call) or tree.args or any(word.arg is None for word in tree.keywords):
             raise ValueError("settings are written name=value")
-        return head, {str(word.arg): ast.literal_eval(word.value) for word in tree.keywords}
+        return head, {str(word.arg): _value(word.value) for word in tree.keywords}
     except (SyntaxError, ValueError) as error:
         raise SpecificationError(f"cannot read {what} {text!r}: write it like 'trimmed_mean(f=2)' ({error})") from error
+
+
+def _value(written: ast.expr) -> Any:
+    """A Python literal; a bare word is text, for inner quotation marks are a nuisance in a shell."""
+    return written.id if isinstance(written, ast.Name) else ast.literal_eval(written)
 
 
 def _imported(head: str, *, what: str) -> Callable[..., Any]:

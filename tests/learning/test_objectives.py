@@ -76,6 +76,59 @@ def test_label_smoothing_is_torchs() -> None:
     torch.testing.assert_close(loss_of(CrossEntropy(label_smoothing=0.2), network), expected)
 
 
+REMEDIES = [
+    CrossEntropy(class_weights="balanced"),
+    CrossEntropy(logit_adjustment=1.5),
+    CrossEntropy(focal=2.0),
+    CrossEntropy(class_weights="balanced", logit_adjustment=0.5, focal=1.0),
+]
+
+
+def by_definition(objective: CrossEntropy, logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> float:
+    """The papers' formulas, one scan after another, in float64."""
+    n, losses = counts.sum(), []
+    for row, label in zip(logits.astype(np.float64), labels, strict=True):
+        shifted = [z + objective.logit_adjustment * math.log(max(c, 0.5) / n) for z, c in zip(row, counts, strict=True)]
+        p = math.exp(shifted[label]) / sum(map(math.exp, shifted))
+        weight = n / ((counts > 0).sum() * counts[label]) if objective.class_weights == "balanced" else 1.0
+        losses.append(-weight * (1 - p) ** objective.focal * math.log(p))
+    return float(np.mean(losses))
+
+
+@pytest.mark.parametrize("objective", REMEDIES, ids=str)
+@pytest.mark.parametrize("counts", [(50, 30, 4), (20, 20, 20), (7, 1, 0)])
+def test_remedies_against_imbalance_are_their_papers(objective: CrossEntropy, counts: tuple[int, ...]) -> None:
+    network, (images, labels) = recorder(), batch()
+    labels = labels.clamp(max=sum(count > 0 for count in counts) - 1)  # of a class that is not there nobody has a scan
+    held = Batch(images, labels, torch_generator(0), counts=torch.tensor(counts, dtype=torch.float32))
+    wanted = by_definition(objective, network(images).detach().numpy(), labels.numpy(), np.array(counts))
+    assert objective.loss(network, held).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_balanced_weights_let_every_class_count_alike() -> None:
+    network = recorder()
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)
+    labels = torch.tensor([0] * 9 + [1] * 3)
+    held = Batch(torch.rand(12, 1, SIZE, SIZE), labels, torch_generator(0), counts=torch.tensor([9.0, 3.0, 0.0]))
+    CrossEntropy(class_weights="balanced").loss(network, held).backward()
+    slopes = network.linear.bias.grad
+    assert slopes is not None
+    assert slopes[0].item() == pytest.approx(slopes[1].item()), "neither of the two is preferred"
+
+
+@pytest.mark.parametrize("words", ["class_weights=even", "logit_adjustment=-1", "focal=-0.5", "label_smoothing=1.0"])
+def test_remedies_that_make_no_sense_are_refused(words: str) -> None:
+    with pytest.raises(ExperimentError, match=words.partition("=")[0]):
+        Experiment.from_settings({"objective": f"cross_entropy({words})"})
+
+
+def test_a_bare_word_in_an_objective_is_text() -> None:
+    written = Experiment.from_settings({"objective": "cross_entropy(class_weights=balanced)"})
+    assert written.objective == CrossEntropy(class_weights="balanced")
+    assert Experiment.from_settings(written.settings()) == written
+
+
 @settings(max_examples=25, deadline=None)
 @given(epsilon=st.floats(0, 0.5), steps=st.integers(1, 4), progress=st.floats(0, 1))
 def test_an_attack_in_training_stays_within_epsilon_and_within_the_picture(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedplatform.experiments.engine import InProcessEngine
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.experiments.run import partition_data
-from fedplatform.learning.training.sampling import epoch_order, group_odds
+from fedplatform.learning.training.sampling import epoch_order, group_odds, odds_of
 
 scans_of_patients = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=40)
 
@@ -28,6 +28,20 @@ def test_a_class_keeps_its_share_and_its_groups_share_it_alike(scans: list[tuple
         assert odds[inside].sum() == pytest.approx(inside.mean())
         of_groups = [odds[inside & (groups == group)].sum() for group in np.unique(groups[inside])]
         assert of_groups == pytest.approx([inside.mean() / len(of_groups)] * len(of_groups))
+
+
+@given(scans_of_patients)
+def test_sampling_by_classes_shows_every_class_as_often_and_its_groups_alike(scans: list[tuple[int, int]]) -> None:
+    labels, groups = np.array(scans).T
+    drawn = odds_of("classes", labels, groups)
+    assert drawn is not None
+    odds, classes = drawn.numpy(), np.unique(labels)
+    for label in classes:
+        inside = labels == label
+        assert odds[inside].sum() == pytest.approx(1 / len(classes))
+        of_groups = [odds[inside & (groups == group)].sum() for group in np.unique(groups[inside])]
+        assert of_groups == pytest.approx([of_groups[0]] * len(of_groups))
+    assert odds_of("scans", labels, groups) is None
 
 
 @given(scans_of_patients, st.randoms(use_true_random=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -18,13 +18,15 @@ class Batch:
     """What a step learns from.
 
     ``images`` are (n, c, h, w) in [0, 1], ``labels`` (n,) int64; whatever an objective draws comes from ``generator``.
-    ``progress`` in [0, 1] is the share of all training that is done.
+    ``progress`` in [0, 1] is the share of all training that is done. ``counts`` (k,) float32 are the hospital's scans
+    for training by class; None where nobody counted.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     generator: torch.Generator
     progress: float = 1.0
+    counts: torch.Tensor | None = None
 
 
 @runtime_checkable
@@ -66,13 +68,51 @@ class Classification:
 
 @dataclass(frozen=True)
 class CrossEntropy(Classification):
-    """Cross-entropy with the labels, their certainty lowered by ``label_smoothing`` (Szegedy et al., CVPR 2016)."""
+    """Cross-entropy with the labels, their certainty lowered by ``label_smoothing`` (Szegedy et al., CVPR 2016).
+
+    Three remedies against classes of unequal size, each by the hospital's own counts, which never leave it:
+    ``class_weights="balanced"`` weighs a scan by n / (k n_c), so that every class that is there counts alike;
+    ``logit_adjustment`` adds that many times log(n_c / n) to the logits in training (Menon et al., ICLR 2021; by local
+    counts as FedLC, Zhang et al., ICML 2022); ``focal`` is the exponent of (1 - p) in front of the loss (Lin et al.,
+    ICCV 2017). Raises ValueError for values that make no sense.
+
+    >>> import fedplatform as fp
+    >>> fp.Experiment.from_settings({"objective": "cross_entropy(class_weights='balanced')"}).objective
+    CrossEntropy(label_smoothing=0.0, class_weights='balanced', logit_adjustment=0.0, focal=0.0)
+    """
 
     label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    logit_adjustment: float = 0.0
+    focal: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.class_weights not in ("none", "balanced"):
+            raise ValueError(f"class_weights is none or balanced, got {self.class_weights!r}")
+        if not 0 <= self.label_smoothing < 1 or self.logit_adjustment < 0 or self.focal < 0:
+            raise ValueError(
+                f"needs 0 <= label_smoothing < 1, logit_adjustment >= 0 and focal >= 0, got "
+                f"label_smoothing={self.label_smoothing}, logit_adjustment={self.logit_adjustment}, focal={self.focal}"
+            )
 
     def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """Mean over the batch."""
-        return penalised_cross_entropy(network, batch.images, batch.labels, label_smoothing=self.label_smoothing)
+        smoothing = self.label_smoothing
+        if self.class_weights == "none" and not self.logit_adjustment and not self.focal:
+            return penalised_cross_entropy(network, batch.images, batch.labels, label_smoothing=smoothing)
+        assert batch.counts is not None, "remedies against imbalance need the counts of the classes"
+        logits, penalty = _penalised(network, batch.images)
+        if self.logit_adjustment:
+            # Half a scan of a class that is not there: the logarithm of none has no end.
+            logits = logits + self.logit_adjustment * (batch.counts.clamp(min=0.5) / batch.counts.sum()).log()
+        losses = functional.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=smoothing)
+        if self.focal:
+            right = functional.softmax(logits, dim=1).gather(1, batch.labels[:, None]).squeeze(1)
+            losses = losses * (1 - right) ** self.focal
+        if self.class_weights == "balanced":
+            present = (batch.counts > 0).sum()
+            losses = losses * (batch.counts.sum() / (present * batch.counts.clamp(min=1)))[batch.labels]
+        return _with(losses.mean(), penalty)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which scans an epoch of training shows: every one once, or every patient as often as any other."""
+"""Which scans an epoch of training shows: every one once, or every patient, or class, as often as any other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from typing import Literal
 import numpy as np
 import torch
 
-SamplingName = Literal["scans", "groups"]
+SamplingName = Literal["scans", "groups", "classes"]
+
+
+def odds_of(sampling: SamplingName, labels: np.ndarray, groups: np.ndarray) -> torch.Tensor | None:
+    """How likely each scan is drawn, (n,); None where an epoch shows every scan once."""
+    if sampling == "scans" or not len(labels):
+        return None
+    odds = group_odds(labels, groups)
+    if sampling == "classes":
+        _, of_class = np.unique(labels, return_inverse=True)
+        shares = torch.bincount(torch.from_numpy(of_class), weights=odds)
+        odds = odds / (shares * len(shares))[of_class]
+    return odds
 
 
 def group_odds(labels: np.ndarray, groups: np.ndarray) -> torch.Tensor:

@@ -33,7 +33,7 @@ from fedplatform.learning.training.augmentation import Augmentation
 from fedplatform.learning.training.network_check import require_answers, require_plain_weights
 from fedplatform.learning.training.objectives import Batch, CrossEntropy, Objective
 from fedplatform.learning.training.own_model import ALPHA, OWN, first_copy, mix_in
-from fedplatform.learning.training.sampling import SamplingName, epoch_order, group_odds
+from fedplatform.learning.training.sampling import SamplingName, epoch_order, odds_of
 from fedplatform.learning.training.sgd import Sgd
 
 PREDICTION_BATCH = 128
@@ -331,7 +331,8 @@ class Trainer:
     ) -> Iterator[Batch]:
         """Shuffled batches, augmented."""
         setting = self.training
-        odds = group_odds(labels, groups) if setting.sampling == "groups" and len(labels) else None
+        odds = odds_of(setting.sampling, labels, groups)
+        counts = torch.from_numpy(np.bincount(labels, minlength=setting.num_classes).astype(np.float32))
         for epoch in range(epochs):
             for first, rows in zip(
                 range(0, len(labels), setting.batch_size),
@@ -347,7 +348,7 @@ class Trainer:
                     scans = setting.augmentation(scans, generator)
                 within = (epoch + first / len(labels)) / epochs
                 progress = min((round_number - 1 + within) / setting.rounds, 1.0)
-                yield Batch(scans, torch.from_numpy(labels[rows.numpy()]), generator, progress)
+                yield Batch(scans, torch.from_numpy(labels[rows.numpy()]), generator, progress, counts)
 
     def _optimiser(self, parameters: Iterable[torch.Tensor], round_number: int) -> Sgd | torch.optim.AdamW:
         setting, rate = self.training, self.training.learning_rate_in(round_number)
