@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -80,8 +80,12 @@ class RayCohort:
         """Note which round is under way: what is evaluated next came out of it."""
         self._round = round_number
 
-    def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
-        """One round of training; a hospital that misses the deadline or dies is a reply too."""
+    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
+        """One round of training; a hospital that misses the deadline or dies is a reply too.
+
+        Once a reply is handed out, nothing here refers to its update in the object store, which drops it; but where
+        attackers collude, those of the others stay until these have seen them.
+        """
         self.begin(round_number)
         deadline = time.monotonic() + self._deadline_s
         broadcast = ray.put(weights)
@@ -91,11 +95,21 @@ class RayCohort:
             for name in self.hospital_ids
             if name not in colluding
         }
-        replies = self._collect(asked, deadline, round_number, size=weights.size)
+        sent: dict[str, ray.ObjectRef[Packed]] = {}
+        for name, ref in self._arriving(asked, deadline):
+            if ref is None:
+                yield self._stop(name, round_number)
+                continue
+            reply = self._reply(name, ref, size=weights.size)
+            if colluding and reply.update is not None:
+                sent[name] = ref
+            del ref
+            yield reply
+            del reply
         if colluding:
-            sent = [ref for ref, name in asked.items() if replies[name].update is not None]
-            replies |= self._collude(colluding, sent, broadcast, round_number, deadline, size=weights.size)
-        return [replies[name] for name in self.hospital_ids]
+            seen = [sent[name] for name in self.hospital_ids if name in sent]
+            replies = self._collude(colluding, seen, broadcast, round_number, deadline, size=weights.size)
+            yield from replies.values()
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
         """Predictions of every honest hospital; of one whose actor is not alive, the reason for their absence."""
@@ -123,20 +137,20 @@ class RayCohort:
         for host in self._hosts:
             ray.kill(host)
 
-    def _collect(
-        self, asked: dict[ray.ObjectRef[Packed], str], deadline: float, round_number: int, *, size: int
-    ) -> dict[str, Reply]:
-        replies: dict[str, Reply] = {}
-        waiting = list(asked)
-        while waiting:
-            done, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+    def _arriving(
+        self, asked: dict[ray.ObjectRef[Packed], str], deadline: float
+    ) -> Iterator[tuple[str, ray.ObjectRef[Packed] | None]]:
+        """Hospitals with their answers as these arrive; with None who has not answered by the deadline.
+
+        Takes from ``asked`` what it hands out.
+        """
+        while asked:
+            done, _ = ray.wait(list(asked), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not done:
                 break
-            for ref in done:
-                replies[asked[ref]] = self._reply(asked[ref], ref, size=size)
-        for ref in waiting:
-            replies[asked[ref]] = self._stop(asked[ref], round_number)
-        return replies
+            name = asked.pop(done[0])
+            yield name, done.pop()
+        yield from ((name, None) for name in asked.values())
 
     def _reply(self, hospital_id: str, ref: ray.ObjectRef[Packed], *, size: int) -> Reply:
         """Fetch a hospital's answer and say what became of the hospital."""

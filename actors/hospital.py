@@ -9,6 +9,7 @@ import numpy as np
 import ray
 import torch
 
+from fedplatform.core.mapped import scratch
 from fedplatform.core.messages import Predictions
 from fedplatform.data.splits import Role
 from fedplatform.federated.byzantine import ByzantineHospital
@@ -58,7 +59,9 @@ class HospitalHost:
         torch.set_num_threads(1)
         attacker = self._participants[hospital_id]
         assert isinstance(attacker, ByzantineHospital)
-        seen = [packed.open(self._transport, size=weights.size).delta for packed in ray.get(list(honest))]
+        seen = scratch(len(honest), weights.size)
+        for row, ref in enumerate(honest):
+            seen[row] = ray.get(ref).open(self._transport, size=weights.size).delta
         return [Packed.of(update, self._transport) for update in attacker.forge(seen, weights, round_number)]
 
     @ray.method(concurrency_group="work")

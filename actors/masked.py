@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 
 from actors.cohort import RayCohort, cause, crash
 from actors.hospital import HospitalHost
+from fedplatform.core.mapped import scratch
 from fedplatform.core.messages import HospitalState, Predictions, Reply, Update
 from fedplatform.data.splits import Role
 from fedplatform.federated.byzantine import ByzantineHospital
@@ -79,9 +80,10 @@ class MaskedHospitalHost(HospitalHost):
         elsewhere = {
             name: host.show_to_attackers.remote(name) for name, host in honest.items() if name not in self._masked
         }
-        seen: list[np.ndarray] = [
-            ray.get(elsewhere[name]) if name in elsewhere else self._masked[name].own_update.delta for name in honest
-        ]
+        seen = scratch(len(honest), weights.size)
+        for row, name in enumerate(honest):
+            mine = name in self._masked
+            seen[row] = self._masked[name].own_update.delta if mine else ray.get(elsewhere.pop(name))
         return attacker.forge(seen, weights, round_number)
 
     @ray.method(concurrency_group="work")
@@ -107,7 +109,7 @@ class RayMaskedHospitals:
         """Predictions of every honest hospital whose actor is alive."""
         return self._cohort.evaluate(weights, roles)
 
-    def ask(self, request: Request, content: Mapping[str, tuple[object, ...]]) -> dict[str, Any]:
+    def ask(self, request: Request, content: Mapping[str, tuple[object, ...]]) -> Iterator[tuple[str, Any]]:
         """Put a request to hospitals at once; each has the deadline to answer."""
         return self._answers(
             {self._cohort.host_of[name].answer.remote(name, request, *parts): name for name, parts in content.items()}
@@ -120,8 +122,8 @@ class RayMaskedHospitals:
         colluding = [name for name in self._plan.adversary.colluding if name in hospital_ids]
         honest = [name for name in hospital_ids if name not in colluding]
         hosts = self._cohort.host_of
-        answers = self._answers(
-            {hosts[name].train_masked.remote(name, broadcast, round_number): name for name in honest}
+        answers = dict(
+            self._answers({hosts[name].train_masked.remote(name, broadcast, round_number): name for name in honest})
         )
         for name, answer in answers.items():
             if isinstance(answer, Reply) and answer.state is HospitalState.LATE:
@@ -146,28 +148,28 @@ class RayMaskedHospitals:
         failed: dict[str, Any] = {}
         for name in colluding:
             forging = hosts[name].collude.remote(name, honest, broadcast, round_number)
-            forged = self._answers({forging: name})[name]
+            forged = dict(self._answers({forging: name}))[name]
             if not isinstance(forged, Reply):
                 each = {update.hospital_id: update for update in forged if update.hospital_id in colluding}
                 taken = {hosts[attacker].adopt.remote(attacker, update): attacker for attacker, update in each.items()}
-                return {**self._answers(taken), **failed}
+                return {**dict(self._answers(taken)), **failed}
             failed[name] = forged
         return failed
 
-    def _answers(self, asked: Mapping[ray.ObjectRef[Any], str]) -> dict[str, Any]:
-        """The answers by hospital, or the reply that says why there is none."""
+    def _answers(self, asked: dict[ray.ObjectRef[Any], str]) -> Iterator[tuple[str, Any]]:
+        """The answers by hospital, or the reply that says why there is none; empties ``asked`` on the way."""
         deadline = time.monotonic() + self._deadline_s
-        answers: dict[str, Any] = {}
-        for ref, name in asked.items():
-            if not ray.wait([ref], timeout=max(0.0, deadline - time.monotonic()))[0]:
-                answers[name] = Reply(name, HospitalState.LATE, reason=f"nothing came within {self._deadline_s:g} s")
-                continue
-            try:
-                answers[name] = ray.get(ref)
-            except RayError as error:
-                answers[name] = (
-                    Reply(name, HospitalState.MALFORMED, reason=cause(error))
-                    if isinstance(error, RangeError | NothingLearnedError)
-                    else crash(name, error)
-                )
-        return answers
+        while asked:
+            ref = next(iter(asked))
+            name = asked.pop(ref)
+            yield name, self._answer(name, ref, deadline)
+
+    def _answer(self, name: str, ref: ray.ObjectRef[Any], deadline: float) -> object:
+        if not ray.wait([ref], timeout=max(0.0, deadline - time.monotonic()))[0]:
+            return Reply(name, HospitalState.LATE, reason=f"nothing came within {self._deadline_s:g} s")
+        try:
+            return ray.get(ref)
+        except RayError as error:
+            if isinstance(error, RangeError | NothingLearnedError):
+                return Reply(name, HospitalState.MALFORMED, reason=cause(error))
+            return crash(name, error)

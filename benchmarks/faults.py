@@ -299,11 +299,8 @@ class Replaying(InProcessCohort):
         super().__init__(plan)
         self._arrived = arrived
 
-    def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
+    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
         """As its base, without those who were not there; no attack here waits for the others."""
-        return list(self._replies(weights, round_number))
-
-    def _replies(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
         for name, participant in self._participants.items():
             if (round_number, name) in self._arrived:
                 yield Reply(name, HospitalState.REPORTED, participant.train(weights, round_number))

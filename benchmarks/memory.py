@@ -1,6 +1,7 @@
-"""What takes memory where updates or scans are larger than it: every rule over updates in a file, and a large hospital.
+"""What takes memory where updates or scans are larger than it: every rule over many updates, a round, a large hospital.
 
     python -m benchmarks.memory rules --hospitals 1000 --weights 2000000
+    python -m benchmarks.memory server --hospitals 10 --weights 25600000
     python -m benchmarks.memory hospital --scans 100000 --size 224
 
 Each row runs in a process of its own, with one thread: seconds of CPU and of the clock, and the peak of its memory
@@ -10,9 +11,8 @@ beyond what it had before.
 from __future__ import annotations
 
 import argparse
-import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -25,6 +25,7 @@ import torch
 
 from fedplatform.core import mapped
 from fedplatform.core.mapped import scratch
+from fedplatform.core.messages import HospitalState, Predictions, Reply, Update
 from fedplatform.core.vectors import blocks_of
 from fedplatform.data.partition import Iid
 from fedplatform.data.shards import Shard, partition
@@ -32,7 +33,9 @@ from fedplatform.data.splits import Role
 from fedplatform.experiments.rule_text import parse_rule
 from fedplatform.federated.aggregation import RULES, default_evidence
 from fedplatform.federated.hospital import Hospital
+from fedplatform.federated.server import Federation
 from fedplatform.learning.models import SmallCnn
+from fedplatform.learning.parameters import ParameterLayout
 from fedplatform.learning.training import FedAvg, LocalTraining, Trainer
 
 DRAWN = 4096  # columns of random numbers, repeated: drawing all of them would take longer than most rules
@@ -56,6 +59,46 @@ def _rule(name: str, hospitals: int, weights: int, held: int) -> Callable[[], ob
     rule = parse_rule(name, f=max(hospitals // 5, 1))
     told = replace(default_evidence(updates), root_delta=np.full(weights, 0.1, np.float32))
     return lambda: rule(updates, told)
+
+
+def in_a_server(names: list[str], *, hospitals: int, weights: int, held: int) -> None:
+    """Print what a round takes for every rule: each update arrives, is written down and let go of; then the step."""
+    size = hospitals * weights * 4 / 2**20
+    print(f"A round of {hospitals:,} updates of {weights:,} weights, {size:,.0f} MB together\n")
+    print("| rule | CPU s | s | peak MB beyond the start |\n|---|---:|---:|---:|")
+    for name in names:
+        print(_row(name, _round, name, hospitals, weights, held), flush=True)
+
+
+def _round(name: str, hospitals: int, weights: int, held: int) -> Callable[[], object]:
+    mapped.HELD_BYTES = held
+    layout = ParameterLayout.of(torch.nn.Linear(1000, weights // 1000, bias=False), personal=frozenset())
+    rule = parse_rule(name, f=max(hospitals // 5, 1))
+    cohort = Sending(tuple(map(str, range(hospitals))))
+    server = Federation(cohort, rule, layout, num_classes=2, seed=0, quorum=1)
+    old = np.ones(layout.size, np.float32)
+    state = replace(server.start(old), previous_delta=old * 0)  # of a later round, when all of it is there
+    return lambda: server.run_round(state)
+
+
+@dataclass(frozen=True)
+class Sending:
+    """Hospitals that send random numbers, and hold no scans."""
+
+    hospital_ids: tuple[str, ...]
+
+    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
+        """One update after another."""
+        for number, name in enumerate(self.hospital_ids):
+            yield self._sent(name, np.random.default_rng(number), weights.size, round_number)
+
+    def _sent(self, name: str, draw: np.random.Generator, size: int, round_number: int) -> Reply:
+        delta = np.resize(draw.standard_normal(DRAWN, np.float32) + np.float32(0.1), size)
+        return Reply(name, HospitalState.REPORTED, Update(name, round_number, delta, 10, 0.5, 1.0))
+
+    def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:  # noqa: ARG002
+        """Nothing."""
+        return []
 
 
 def in_a_hospital(*, scans: int, size: int) -> None:
@@ -136,11 +179,17 @@ def _row(name: str, work: Callable[..., Callable[[], object]], *given: object) -
 def _measured(work: Callable[..., Callable[[], object]], given: tuple[object, ...]) -> tuple[float, float, float]:
     torch.set_num_threads(1)
     ready = work(*given)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is in memory now
+    before = _megabytes("VmRSS")
     cpu, wall = time.process_time(), time.perf_counter()
     ready()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return time.process_time() - cpu, time.perf_counter() - wall, (peak - before) / 1024
+    return time.process_time() - cpu, time.perf_counter() - wall, _megabytes("VmHWM") - before
+
+
+def _megabytes(name: str) -> float:
+    """A line of Linux's status of this process; ``getrusage`` knows no peak but that of the process and its parent."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) / 1024
 
 
 def main() -> None:
@@ -151,14 +200,20 @@ def main() -> None:
     rules.add_argument("--weights", type=int, default=2_000_000)
     rules.add_argument("--rules", default=",".join([*RULES, "nnm+median"]))
     rules.add_argument("--held", type=int, default=mapped.HELD_BYTES, help="bytes that an array may take in memory")
+    server = kinds.add_parser("server")
+    server.add_argument("--hospitals", type=int, default=10)
+    server.add_argument("--weights", type=int, default=25_600_000)
+    server.add_argument("--rules", default="mean,trimmed_mean,median,geometric_median,krum")
+    server.add_argument("--held", type=int, default=mapped.HELD_BYTES, help="bytes that an array may take in memory")
     hospital = kinds.add_parser("hospital")
     hospital.add_argument("--scans", type=int, default=100_000)
     hospital.add_argument("--size", type=int, default=224)
     given = parser.parse_args()
-    if given.kind == "rules":
-        over_rules(given.rules.split(","), hospitals=given.hospitals, weights=given.weights, held=given.held)
-    else:
+    if given.kind == "hospital":
         in_a_hospital(scans=given.scans, size=given.size)
+    else:
+        measure = over_rules if given.kind == "rules" else in_a_server
+        measure(given.rules.split(","), hospitals=given.hospitals, weights=given.weights, held=given.held)
 
 
 if __name__ == "__main__":

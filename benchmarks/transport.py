@@ -9,7 +9,7 @@ go into docs/results/transport.csv as they come; what is there is not done again
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -42,8 +42,8 @@ class Weighed:
         self.hospital_ids = cohort.hospital_ids
         self.bytes: dict[TransportName, list[float]] = {name: [] for name in TRANSPORTS}
 
-    def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
-        replies = self._cohort.train(weights, round_number)
+    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
+        replies = list(self._cohort.train(weights, round_number))
         deltas = [reply.update.delta for reply in replies if reply.update is not None]
         for name, transport in TRANSPORTS.items():
             packed = [transport.pack(delta) for delta in deltas]
@@ -51,7 +51,7 @@ class Weighed:
             for delta, parts in zip(deltas, packed, strict=True):
                 if name != "half":
                     assert transport.unpack(parts, size=delta.size).tobytes() == delta.tobytes()
-        return replies
+        yield from replies
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
         return self._cohort.evaluate(weights, roles)

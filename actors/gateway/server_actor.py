@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from fedplatform.outside.gateway_server import Collected, GatewayServer
+from fedplatform.outside.gateway_server import Answer, Collected, GatewayServer
 from fedplatform.outside.identity import Roster
 from fedplatform.outside.terms import Terms
 from fedplatform.outside.work import Order
@@ -76,5 +76,13 @@ class RemoteGatewayServer:
                 return collected
             except RayActorError:
                 if not left or self._order is None:
-                    return Collected({}, {})
+                    return Collected(frozenset(), {})
                 self.ask(self._order)
+
+    def answer(self, hospital_id: str) -> Answer | None:
+        """See :meth:`GatewayServer.answer`; one that has died meanwhile has lost it."""
+        try:
+            answer: Answer | None = ray.get(self._actor.answer.remote(hospital_id))
+        except RayActorError:
+            return None
+        return answer

@@ -38,12 +38,17 @@ def releasing(array: np.ndarray, slices: Iterator[slice], *, bytes_of_one: int) 
     ``bytes_of_one`` is what one row or column takes. The system keeps the pages as long as it has room, and what was
     written to them reaches the file.
     """
-    file, looked_at = file_of(array), 0
+    looked_at = 0
     for part in slices:
         yield part
         looked_at += (part.stop - part.start) * bytes_of_one
-        if file is not None and looked_at >= RELEASE_BYTES:
-            file.madvise(mmap.MADV_DONTNEED)
+        if looked_at >= RELEASE_BYTES:
+            release(array)
             looked_at = 0
-    if file is not None:
+    release(array)
+
+
+def release(array: np.ndarray) -> None:
+    """Let go of the pages of an array in a file; what was written to them stays in the file."""
+    if (file := file_of(array)) is not None:
         file.madvise(mmap.MADV_DONTNEED)

@@ -108,12 +108,12 @@ def cosines_to(deltas: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, n
 
     The cosine is 0 where either vector is all zeros.
     """
-    products, squares, target = np.zeros(len(deltas)), np.zeros(len(deltas)), direction.astype(np.float64)
+    products, squares = np.zeros(len(deltas)), np.zeros(len(deltas))
     for columns, block in double_blocks(deltas):
-        products += np.einsum("ij,j->i", block, target[columns])
+        products += np.einsum("ij,j->i", block, direction[columns].astype(np.float64))
         squares += np.einsum("ij,ij->i", block, block)
     norms = np.sqrt(squares)
-    scale = norms * np.sqrt(np.einsum("j,j->", target, target))
+    scale = norms * np.sqrt(np.einsum("j,j->", direction, direction, dtype=np.float64))
     return np.divide(products, scale, out=np.zeros_like(products), where=scale > 0), norms
 
 

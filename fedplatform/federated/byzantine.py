@@ -65,15 +65,15 @@ class ByzantineHospital:
         sent = torch.cat([self._attack.corrupt(*pair) for pair in zip(own, situations, strict=True)])
         return replace(update, delta=sent.numpy().astype(np.float32, copy=False))
 
-    def forge(self, honest: Sequence[np.ndarray], weights: np.ndarray, round_number: int) -> list[Update]:
-        """The update of every colluding attacker, in order, made from the honest ones; no training needed.
+    def forge(self, honest: np.ndarray, weights: np.ndarray, round_number: int) -> list[Update]:
+        """The update of every colluding attacker, in order, made from the honest ones (h, d); no training needed.
 
         Raises ValueError where the attack has neither one update for all nor one for each.
         """
         assert isinstance(self._attack, Collusion)
         byzantine = self._adversary.hospital_ids
         situations = self._situations(weights, round_number, stream=COLLUSION)
-        seen = self._parts(torch.from_numpy(np.stack(honest)))
+        seen = self._parts(torch.from_numpy(honest))
         sent = torch.cat([self._attack.collude(*pair) for pair in zip(seen, situations, strict=True)], dim=-1)
         if sent.ndim == 2 and len(sent) != len(byzantine):
             raise ValueError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from fedplatform.core.mapped import release, scratch
 from fedplatform.core.messages import HospitalState, Predictions, Reply, Update
 from fedplatform.data.error import DataError
 from fedplatform.data.shards import Shard
@@ -26,14 +27,16 @@ ATTACKS = "attacks"  # the folder of what attackers remember
 class Cohort(Protocol):
     """All hospitals of a federation behind one interface, wherever they run.
 
-    Replies come back in the order of ``hospital_ids`` and never in the order of arrival, so that sums have one order.
+    Replies come one at a time, as they arrive, and no cohort holds on to one that it has handed out: the server writes
+    each into its row (:class:`fedplatform.federated.arrivals.Arrivals`), and rows are in the order of ``hospital_ids``,
+    so that sums have one order.
     """
 
     @property
     def hospital_ids(self) -> tuple[str, ...]: ...
 
-    def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
-        """Broadcast ``weights`` (d,) and collect an update, or the reason for its absence, from every hospital."""
+    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
+        """Broadcast ``weights`` (d,); an update, or the reason for its absence, from every hospital, in any order."""
         ...
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
@@ -98,11 +101,6 @@ class CohortPlan:
         return ByzantineHospital(hospital, self.adversary, state=state)
 
 
-def replies_with(updates: Sequence[Update]) -> dict[str, Reply]:
-    """Updates that need no further look as replies of the hospitals that sent them."""
-    return {update.hospital_id: Reply(update.hospital_id, HospitalState.REPORTED, update) for update in updates}
-
-
 class InProcessCohort:
     """All hospitals in this process, one after another: the reference that every other cohort must equal bit for bit.
 
@@ -119,20 +117,19 @@ class InProcessCohort:
         """All hospitals in order."""
         return tuple(self._participants)
 
-    def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
+    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
         """Train the hospitals in turn, then let colluding attackers look at the honest updates."""
         colluding = self._plan.adversary.colluding
-        replies = {
-            name: Reply(name, HospitalState.REPORTED, self._received(participant.train(weights, round_number)))
-            for name, participant in self._participants.items()
-            if name not in colluding
-        }
+        honest = [name for name in self.hospital_ids if name not in colluding]
+        # Attackers have a table of their own, as the server has; where there are none nothing is kept.
+        seen = scratch(len(honest) if colluding else 0, weights.size)
+        for row, name in enumerate(honest):
+            yield self._trained(name, weights, round_number, seen[row : row + 1])
         if colluding:
             ringleader = self._participants[colluding[0]]
             assert isinstance(ringleader, ByzantineHospital)
-            honest = [reply.update.delta for reply in replies.values() if reply.update is not None]
-            replies |= replies_with([*map(self._received, ringleader.forge(honest, weights, round_number))])
-        return [replies[name] for name in self.hospital_ids]
+            for update in ringleader.forge(seen, weights, round_number):
+                yield Reply(update.hospital_id, HospitalState.REPORTED, self._received(update))
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
         """Every honest hospital's predictions on its own scans in each role."""
@@ -141,6 +138,13 @@ class InProcessCohort:
             for name in self._plan.honest
             for predictions in self._participants[name].evaluate(weights, roles)
         ]
+
+    def _trained(self, name: str, weights: np.ndarray, round_number: int, seen: np.ndarray) -> Reply:
+        """The reply of a hospital, and a copy of its update in ``seen``, which has one row, or none."""
+        update = self._received(self._participants[name].train(weights, round_number))
+        seen[:] = update.delta
+        release(seen)
+        return Reply(name, HospitalState.REPORTED, update)
 
     def _received(self, update: Update) -> Update:
         """An update as it would have come out of its transport."""
@@ -165,15 +169,15 @@ class InProcessMaskedHospitals:
         """All hospitals in order."""
         return tuple(self._hospitals)
 
-    def ask(self, request: Request, content: Mapping[str, tuple[object, ...]]) -> dict[str, object]:
+    def ask(self, request: Request, content: Mapping[str, tuple[object, ...]]) -> Iterator[tuple[str, object]]:
         """Put a request to hospitals in turn."""
-        answers: dict[str, object] = {}
         for name, parts in content.items():
+            answer: object
             try:
-                answers[name] = self._hospitals[name].answer(request, *parts)
+                answer = self._hospitals[name].answer(request, *parts)
             except (RangeError, NothingLearnedError) as error:
-                answers[name] = Reply(name, HospitalState.MALFORMED, reason=str(error))
-        return answers
+                answer = Reply(name, HospitalState.MALFORMED, reason=str(error))
+            yield name, answer
 
     def train(self, weights: np.ndarray, round_number: int, hospital_ids: Sequence[str]) -> dict[str, Reply]:
         """Train the hospitals in turn, then let colluding attackers look at the honest updates, which only they may."""
@@ -184,7 +188,9 @@ class InProcessMaskedHospitals:
         if colluding:
             ringleader = self._hospitals[colluding[0]].participant
             assert isinstance(ringleader, ByzantineHospital)
-            seen = [self._hospitals[name].own_update.delta for name in honest]
+            seen = scratch(len(honest), weights.size)
+            for row, name in enumerate(honest):
+                seen[row] = self._hospitals[name].own_update.delta
             for forged in ringleader.forge(seen, weights, round_number):
                 self._hospitals[forged.hospital_id].adopt(forged)
         return {name: Reply(name, HospitalState.REPORTED) for name in hospital_ids}

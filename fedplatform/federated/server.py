@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from fedplatform.core.coordinates import row_blocks
-from fedplatform.core.mapped import scratch
 from fedplatform.core.messages import (
     NAN,
     WITHOUT_EFFECT,
@@ -20,12 +18,12 @@ from fedplatform.core.messages import (
     Predictions,
     Reply,
     RoundReport,
-    Update,
 )
 from fedplatform.core.seeding import torch_generator
 from fedplatform.core.vectors import cosines_to
 from fedplatform.data.splits import Role
 from fedplatform.federated.aggregation import Aggregator, combine_statistics
+from fedplatform.federated.arrivals import Arrivals
 from fedplatform.federated.cohort import Cohort
 from fedplatform.federated.root_set import RootSet
 from fedplatform.federated.secure import GroupedCohort, GroupMemory
@@ -80,13 +78,14 @@ class Federation:
         if self.root is not None:
             self.root.hospital.personal = dict(state.root_personal)
         started = time.monotonic()
-        cohort = self._cohort_for_round(state.memory)
-        replies = [self._inspect(reply, number) for reply in cohort.train(state.weights, number)]
+        arrivals = self._collect(state, number)
         trained = time.monotonic()
-        delta, records, memory = self._aggregate(replies, state, number)
-        state = FederationState(
-            number, state.weights + delta, delta[: self.layout.num_shared], memory, self._root_personal()
-        )
+        step, statistics, records, memory = self._aggregate(arrivals, state, number)
+        del arrivals  # and with it the updates: there is room for new weights
+        weights = state.weights.copy()
+        weights[: self.layout.num_shared] += step
+        weights[self.layout.num_shared :] += statistics
+        state = FederationState(number, weights, step, memory, self._root_personal())
         aggregated = time.monotonic()
         answers = self.cohort.evaluate(state.weights, (Role.VALIDATION, Role.TEST))
         tests = [predictions for predictions in answers if predictions.role == Role.TEST]
@@ -116,28 +115,27 @@ class Federation:
             return self.cohort.keeping_apart(memory.shut_out)
         return self.cohort
 
-    def _inspect(self, reply: Reply, round_number: int) -> Reply:
-        """Turn what is not an update of this round and model into a refusal, before any rule can see it."""
-        if reply.update is None:
-            return reply
-        complaint = malformation(reply.update, size=self.layout.size, round_number=round_number)
-        return Reply(reply.hospital_id, HospitalState.MALFORMED, None, complaint) if complaint else reply
+    def _collect(self, state: FederationState, number: int) -> Arrivals:
+        """Let the hospitals train, and write down what they reply as it arrives."""
+        cohort, layout = self._cohort_for_round(state.memory), self.layout
+        arrivals = Arrivals(cohort.hospital_ids, num_shared=layout.num_shared, size=layout.size, round_number=number)
+        for _ in map(arrivals.add, cohort.train(state.weights, number)):
+            pass  # no name holds an update while the next is under way
+        return arrivals
 
     def _aggregate(
-        self, replies: list[Reply], state: FederationState, number: int
-    ) -> tuple[np.ndarray, list[HospitalRecord], object]:
-        """The server's step (d,), a record for every hospital, accuracy still open, and the rule's memory.
-
-        Takes the updates out of ``replies``, so that they are never in memory twice.
+        self, arrivals: Arrivals, state: FederationState, number: int
+    ) -> tuple[np.ndarray, np.ndarray, list[HospitalRecord], object]:
+        """The server's step (num_shared,), that of batch normalisation (rest,), a record for every hospital, accuracy
+        still open, and the rule's memory.
         """
-        usable = sum(reply.update is not None for reply in replies)
-        still = np.zeros(self.layout.size, np.float32)
-        if usable < self.quorum:
-            why = f"{usable} usable updates, the quorum is {self.quorum}"
-            return still, self._without_effect(replies, number, why), state.memory
-        deltas, statistics = self._moved(replies)
+        replies, updates = arrivals.replies, arrivals.updates
         shared = self.layout.num_shared
-        updates = [reply.update for reply in replies if reply.update is not None]
+        still = np.zeros(shared, np.float32), np.zeros(self.layout.size - shared, np.float32)
+        if len(updates) < self.quorum:
+            why = f"{len(updates)} usable updates, the quorum is {self.quorum}"
+            return *still, self._without_effect(replies, number, why), state.memory
+        deltas, statistics = arrivals.table()
         root = None if self.root is None else self.root.at(state.weights, number)
         evidence = Evidence(
             hospital_ids=tuple(update.hospital_id for update in updates),
@@ -153,12 +151,13 @@ class Federation:
         try:
             aggregate = self.rule(deltas, evidence)
         except ValueError as error:  # too few hospitals left this round for the rule's f
-            return still, self._without_effect(replies, number, str(error)), state.memory
-        step = aggregate.delta
-        if shared < self.layout.size:
-            step = np.concatenate([step, combine_statistics(self.rule, statistics, aggregate=aggregate)])
-        if not np.isfinite(step).all():
-            return still, self._without_effect(replies, number, "the aggregate is not finite"), state.memory
+            return *still, self._without_effect(replies, number, str(error)), state.memory
+        # A step that is a view of somebody's row would keep all rows.
+        step, moved = aggregate.delta.astype(np.float32, copy=aggregate.delta.base is not None), still[1]
+        if statistics.shape[1]:
+            moved = combine_statistics(self.rule, statistics, aggregate=aggregate)
+        if not (np.isfinite(step).all() and np.isfinite(moved).all()):
+            return *still, self._without_effect(replies, number, "the aggregate is not finite"), state.memory
         rows = {update.hospital_id: row for row, update in enumerate(updates)}
         directions = cosines_to(deltas, aggregate.delta)
         records = [
@@ -167,24 +166,7 @@ class Federation:
             )
             for reply in replies
         ]
-        return step.astype(np.float32, copy=False), records, aggregate.memory
-
-    def _moved(self, replies: list[Reply]) -> tuple[np.ndarray, np.ndarray]:
-        """The usable updates of ``replies`` as one array (n, num_shared), and what is left of them, (n, rest).
-
-        Each is let go of as soon as it is copied. Where together they are too large for memory, the array is in a file.
-        """
-        usable = [place for place, reply in enumerate(replies) if reply.update is not None]
-        shared = self.layout.num_shared
-        deltas = scratch(len(usable), shared)
-        statistics = np.empty((len(usable), self.layout.size - shared), np.float32)
-        for rows in row_blocks(deltas):
-            for row in range(rows.start, rows.stop):
-                reply = replies[usable[row]]
-                assert reply.update is not None
-                deltas[row], statistics[row] = reply.update.delta[:shared], reply.update.delta[shared:]
-                replies[usable[row]] = replace(reply, update=replace(reply.update, delta=deltas[row]))
-        return deltas, statistics
+        return step, moved, records, aggregate.memory
 
     @staticmethod
     def _with_verdict(
@@ -262,21 +244,3 @@ def _unjudged(record: HospitalRecord, failure: str) -> HospitalRecord:
     state = HospitalState.UNJUDGED if record.state is HospitalState.REPORTED else record.state
     reason = f"its evaluation failed: {failure}"
     return replace(record, state=state, reason=f"{record.reason}; {reason}" if record.reason else reason)
-
-
-def malformation(update: Update, *, size: int, round_number: int) -> str:
-    """What is wrong with the form of an update, in words; empty where nothing is."""
-    delta = update.delta
-    if not isinstance(delta, np.ndarray) or delta.dtype != np.float32:
-        return f"an update is a float32 array, got {getattr(delta, 'dtype', type(delta).__name__)}"
-    if delta.shape != (size,):
-        return f"an update has shape ({size},), got {delta.shape}"
-    if update.round_number != round_number:
-        return f"an update for round {round_number} was due, got one for round {update.round_number}"
-    if not isinstance(update.num_examples, int) or update.num_examples < 1:
-        claimed = f"num_examples={update.num_examples!r}"
-        return f"an update comes from at least one scan, in a batch of two or more, got {claimed}"
-    finite = np.isfinite(delta)
-    if not finite.all():
-        return f"an update is finite, got {int((~finite).sum())} NaN or infinite entries of {size}"
-    return ""

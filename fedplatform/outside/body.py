@@ -11,7 +11,7 @@ from safetensors.numpy import load, save
 
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.data.splits import Role
-from fedplatform.federated.server import malformation
+from fedplatform.federated.arrivals import malformation
 from fedplatform.federated.transport import EXACT, Transport, TransportError
 from fedplatform.outside.refusal import Reason, Refusal
 

@@ -8,11 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+
 from fedplatform.core.files import write_durably
+from fedplatform.core.mapped import release, scratch
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.federated.transport import TRANSPORTS
 from fedplatform.outside.body import (
@@ -46,9 +49,9 @@ def run_id(folder: Path) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Collected:
-    """What came of an order: the answers that were taken, and what was wrong with the last that was not."""
+    """What came of an order: who has answered, and what was wrong with the last answer of who has not."""
 
-    answers: dict[str, Answer]
+    answered: frozenset[str]
     complaints: dict[str, str]
 
 
@@ -78,6 +81,7 @@ class GatewayServer:
         self._is_open = False
         self._is_finished = False
         self._answers: dict[str, Answer] = {}
+        self._table = scratch(0, 0)  # of the updates among them
         self._complaints: dict[str, str] = {}
         self._farewells: set[str] = set()
         self._changed = threading.Condition(threading.RLock())
@@ -97,13 +101,20 @@ class GatewayServer:
             self._due_at = time.monotonic() + order.deadline_s
             self._is_open = True
             self._answers, self._complaints = {}, {}
+            updates = len(self._roster.keys) if order.kind is Kind.UPDATE else 0
+            self._table = scratch(updates, order.weights.size)
 
     def collect(self, timeout_s: float) -> Collected:
         """Wait until all hospitals have answered or the time is up; after that the order takes no answer."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._answers) == len(self._roster.keys), timeout=timeout_s)
             self._is_open = False
-            return Collected(dict(self._answers), dict(self._complaints))
+            return Collected(frozenset(self._answers), dict(self._complaints))
+
+    def answer(self, hospital_id: str) -> Answer | None:
+        """What a hospital has answered to the order; None where nothing was taken."""
+        with self._changed:
+            return self._answers.get(hospital_id)
 
     def finish(self, timeout_s: float) -> None:
         """There will be no more orders; wait until those who are here have heard so, or the time is up."""
@@ -204,13 +215,22 @@ class GatewayServer:
                 raise Refusal(Reason.OVERSIZE, f"a piece has at most {CHUNK} bytes, and no more than were announced")
             received = self._uploads.append(hospital_id, piece)
             if received == header.size:
-                self._answers[hospital_id] = self._read(self._uploads.take(hospital_id), header)
+                self._answers[hospital_id] = self._kept(self._read(self._uploads.take(hospital_id), header))
                 self._changed.notify_all()
             return received
 
     def refuse(self, reason: Reason, sentence: str) -> None:
         """Write down what was turned away before it came here: too large to be read."""
         self._ledger.write_down(Refusal(reason, sentence))
+
+    def _kept(self, answer: Answer) -> Answer:
+        """An answer that takes no memory until the server asks for it, where updates together are too many."""
+        if not isinstance(answer, Update):
+            return answer
+        row = self._table[sum(isinstance(other, Update) for other in self._answers.values())]
+        row[:] = answer.delta
+        release(self._table)
+        return replace(answer, delta=row.view(np.ndarray))
 
     def _read(self, body: bytes, header: Header) -> Answer:
         if sha256(body).hexdigest() != header.digest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ from fedplatform.data.splits import Role
 from fedplatform.federated.cohort import Cohort
 from fedplatform.federated.hospital_state import Launch
 from fedplatform.outside.envelope import Kind
-from fedplatform.outside.gateway_server import Collected
+from fedplatform.outside.gateway_server import Answer, Collected
 from fedplatform.outside.work import Order
 
 
@@ -23,6 +23,8 @@ class ServerLink(Protocol):
     def ask(self, order: Order) -> None: ...
 
     def collect(self, timeout_s: float) -> Collected: ...
+
+    def answer(self, hospital_id: str) -> Answer | None: ...
 
 
 class OutsideCohort:
@@ -42,27 +44,26 @@ class OutsideCohort:
         self._due_at = time.monotonic() + self._deadline_s
         self._gateway.ask(Order(kind, round_number, weights, self._deadline_s, tuple(roles), self._launch))
 
-    def updates(self) -> dict[str, Reply]:
+    def updates(self) -> Iterator[Reply]:
         """An update, or the reason for its absence, from every hospital."""
         collected = self._collected()
-        replies = {}
         for name in self.hospital_ids:
-            answer = collected.answers.get(name)
-            if isinstance(answer, Update):
-                replies[name] = Reply(name, HospitalState.REPORTED, answer)
-            elif name in collected.complaints:
-                replies[name] = Reply(name, HospitalState.MALFORMED, reason=collected.complaints[name])
-            else:
-                reason = f"nothing came from outside within {self._deadline_s:g} s"
-                replies[name] = Reply(name, HospitalState.LATE, reason=reason)
-        return replies
+            yield self._reply(name, collected)
+
+    def _reply(self, name: str, collected: Collected) -> Reply:
+        answer = self._gateway.answer(name) if name in collected.answered else None
+        if isinstance(answer, Update):
+            return Reply(name, HospitalState.REPORTED, answer)
+        if name in collected.complaints:
+            return Reply(name, HospitalState.MALFORMED, reason=collected.complaints[name])
+        return Reply(name, HospitalState.LATE, reason=f"nothing came from outside within {self._deadline_s:g} s")
 
     def predictions(self, roles: Sequence[Role]) -> list[Predictions]:
         """The predictions of whoever has answered, and of everybody else the reason for their absence."""
         collected = self._collected()
         predictions: list[Predictions] = []
         for name in self.hospital_ids:
-            answer = collected.answers.get(name)
+            answer = self._gateway.answer(name) if name in collected.answered else None
             if isinstance(answer, tuple):
                 predictions += answer
             else:
@@ -91,13 +92,12 @@ class JoinedCohort:
         """All hospitals in order."""
         return self._hospital_ids
 
-    def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
+    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
         """One round of training, inside and outside at the same time."""
         self._round = round_number
         self._outside.ask(Kind.UPDATE, weights, round_number)
-        replies = {reply.hospital_id: reply for reply in self._inside.train(weights, round_number)}
-        replies |= self._outside.updates()
-        return [replies[name] for name in self._hospital_ids]
+        yield from self._inside.train(weights, round_number)
+        yield from self._outside.updates()
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
         """Predictions of every honest hospital inside and of every one outside that answers."""

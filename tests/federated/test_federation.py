@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from fedplatform.data.splits import Role
 from fedplatform.experiments.engine import InProcessEngine, cohort_plan, local_training
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.federated.aggregation import Aggregator, Mean, TrimmedMean
+from fedplatform.federated.arrivals import malformation
 from fedplatform.federated.cohort import InProcessCohort
-from fedplatform.federated.server import Federation, malformation
+from fedplatform.federated.server import Federation
 from fedplatform.learning.metrics import judge
 from fedplatform.learning.models import SmallCnn
 from fedplatform.learning.parameters import ParameterLayout
@@ -52,8 +53,8 @@ class Scripted:
     def hospital_ids(self) -> tuple[str, ...]:
         return tuple(reply.hospital_id for reply in self.replies)
 
-    def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
-        return list(self.replies)
+    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
+        return iter(self.replies)
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
         return []
@@ -96,9 +97,10 @@ def test_a_proper_update_is_not_refused() -> None:
 
 
 # In a process of its own, because the peak of a process never falls again; a first round of small updates imports
-# everything. What of a new array is not written to yet takes no memory.
+# everything. What of a new array is not written to yet takes no memory. Linux's VmHWM, for `ru_maxrss` knows the peak
+# of the process that started this one, too.
 MEASURE = """
-import resource, sys
+import sys
 import numpy as np, torch
 from fedplatform.core.messages import HospitalState, Reply, Update
 from fedplatform.experiments.rule_text import parse_rule
@@ -108,9 +110,10 @@ from fedplatform.learning.parameters import ParameterLayout
 class Sending:
     hospital_ids = tuple("abcdefghij")
     def train(self, weights, round_number):
-        made = [Update(name, round_number, np.full(weights.size, n, np.float32), 10, 0.5, 1.0)
-                for n, name in enumerate(self.hospital_ids)]
-        return [Reply(update.hospital_id, HospitalState.REPORTED, update) for update in made]
+        for n, name in enumerate(self.hospital_ids):
+            delta = np.full(weights.size, n, np.float32)
+            yield Reply(name, HospitalState.REPORTED, Update(name, round_number, delta, 10, 0.5, 1.0))
+            del delta
     def evaluate(self, weights, roles):
         return []
 
@@ -120,20 +123,21 @@ def peak(width):
     server = Federation(cohort=Sending(), rule=rule, layout=layout, num_classes=2, seed=0, quorum=1)
     state, _ = server.run_round(server.start(np.zeros(layout.size, np.float32)))
     assert 4 <= state.weights.min() == state.weights.max() <= 5, state.weights
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / (10 * layout.size * 4), layout.size
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(status["VmHWM"].split()[0]) * 1024, layout.size
 
 before, few = peak(10)
 after, many = peak(8000)
-print(after - before * few / many)
+print((after - before) / (10 * (many - few) * 4))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["mean", "trimmed_mean", "geometric_median"])
-def test_ten_updates_are_aggregated_in_a_third_more_memory_than_their_own(rule: str) -> None:
-    """The step, the new weights and the old ones are three more of eleven and a part."""
+def test_ten_updates_are_aggregated_in_a_fifth_more_memory_than_their_own(rule: str) -> None:
+    """Beside the ten there are the old weights and the update that is on its way, or the step."""
     output = subprocess.run([sys.executable, "-c", MEASURE, rule], capture_output=True, text=True, check=True)
-    assert float(output.stdout) < 1.45
+    assert 1.1 < float(output.stdout) < 1.25
 
 
 def test_updates_too_large_for_memory_are_aggregated_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +333,7 @@ def test_an_attack_that_hides_within_a_distance_hides_where_the_rule_looks(
     experiment = small.replace(attack="min_max", algorithm="fedavg", rule="mean")
     cohort = InProcessCohort(cohort_plan(experiment, shards, state_folder=tmp_path))
     trainer = Trainer(local_training(experiment, Manifest.load(shards)))
-    replies = cohort.train(trainer.initial_weights, 1)
+    replies = list(cohort.train(trainer.initial_weights, 1))
     (attacker,) = experiment.adversary().hospital_ids
     shared = {r.hospital_id: torch.from_numpy(r.update.delta[: trainer.layout.num_shared]) for r in replies}
     forged = shared.pop(attacker)

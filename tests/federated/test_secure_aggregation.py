@@ -52,7 +52,10 @@ class Ward:
         return [self.maskers[name].reveal(arrived) for name in answering]
 
     def unmask(self, masked: list[MaskedVector], revealed: list[RevealedShares]) -> np.ndarray:
-        return unmask(self.group, list(self.letters), masked, revealed)
+        total = np.sum([vector.values for vector in masked], axis=0, dtype=np.uint64)
+        arrived = [vector.hospital_id for vector in masked]
+        unmask(total, self.group, sharing=list(self.letters), arrived=arrived, revealed=revealed)
+        return total
 
 
 @given(st.data())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,8 @@ def test_every_member_has_the_mean_of_its_group_to_the_fixed_point_step(
     weights = start_weights(grouped, shards, tmp_path / "start")
     plan = cohort_plan(grouped.replace(privacy="none"), shards, state_folder=tmp_path / "plain")
     plain = {reply.hospital_id: reply.update for reply in InProcessCohort(plan).train(weights, 1)}
-    replies = cohort_of(grouped, shards, tmp_path / "grouped").train(weights, 1)
-    assert tuple(reply.hospital_id for reply in replies) == grouped.hospital_ids()
+    replies = list(cohort_of(grouped, shards, tmp_path / "grouped").train(weights, 1))
+    assert sorted(reply.hospital_id for reply in replies) == list(grouped.hospital_ids())
     groups = {reply.update.group for reply in replies if reply.update}
     assert sorted(len(group) for group in groups) == [2, 3]
     for reply in replies:
@@ -84,11 +84,13 @@ class Overheard:
     def hospital_ids(self) -> tuple[str, ...]:
         return self.hospitals.hospital_ids
 
-    def ask(self, request: Request, content: Mapping[str, tuple[object, ...]]) -> dict[str, Any]:
+    def ask(self, request: Request, content: Mapping[str, tuple[object, ...]]) -> Iterator[tuple[str, Any]]:
         lost = self.silent.get(request, frozenset())
-        answers = self.hospitals.ask(request, {name: parts for name, parts in content.items() if name not in lost})
-        self.answers += answers.values()
-        return answers | {name: Reply(name, HospitalState.LATE, reason="lost") for name in content if name in lost}
+        for name, answer in self.hospitals.ask(request, {who: content[who] for who in content if who not in lost}):
+            self.answers.append(answer)
+            yield name, answer
+        for name in lost & content.keys():
+            yield name, Reply(name, HospitalState.LATE, reason="lost")
 
     def train(self, weights: np.ndarray, round_number: int, hospital_ids: Sequence[str]) -> dict[str, Reply]:
         replies = self.hospitals.train(weights, round_number, hospital_ids)
@@ -112,7 +114,7 @@ def test_nothing_that_leaves_a_hospital_holds_its_update(
     experiment = grouped.replace(attack=attack)
     weights = start_weights(experiment, shards, tmp_path / "start")
     ear, cohort = overheard(experiment, shards, tmp_path)
-    cohort.train(weights, 1)
+    list(cohort.train(weights, 1))
     own = {name: hospital.own_update.delta for name, hospital in ear.hospitals._hospitals.items()}
     assert not [answer for answer in ear.answers if isinstance(answer, Update)]
     assert not [answer for answer in ear.answers if isinstance(answer, Reply) and answer.update is not None]
@@ -258,7 +260,7 @@ def test_a_hospital_killed_in_mid_round_drops_out_and_no_host_gives_a_single_upd
     assert opened
     assert opened | closed | {"hospital-03"} == set(first)
     wait_for(actors, "hospital-03")
-    second = cohort.train(weights, 2)
+    second = list(cohort.train(weights, 2))
     assert {reply.state for reply in second} == {HospitalState.REPORTED}
     with pytest.raises(ray.exceptions.RayTaskError, match="gives no single update"):
         ray.get(actors.host_of["hospital-00"].train.remote("hospital-00", weights, 3))

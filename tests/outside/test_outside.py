@@ -99,9 +99,9 @@ def test_a_thousand_wrong_messages_change_nothing_and_each_is_written_down_with_
     assert set(Reason) == {Reason(name) for name in Counter(expected)}, "every reason was met"
     mine = encode_update(update(SIZE, fill=-2.0))
     answer(gateway, token, signed("a", mine), mine)
-    taken = gateway.collect(0).answers
+    gateway.collect(0)
     for name, sent in (("a", update(SIZE, fill=-2.0)), ("b", update(SIZE, hospital_id="b"))):
-        got = taken[name]
+        got = gateway.answer(name)
         assert isinstance(got, Update)
         assert np.array_equal(got.delta, sent.delta)
         assert (got.num_examples, got.train_loss, got.round_number) == (5, 0.25, 2)
@@ -136,7 +136,7 @@ def test_the_server_hears_of_a_malformed_update_and_of_a_silent_hospital(tmp_pat
     with pytest.raises(Refusal):
         answer(gateway, session(gateway, "a", KEYS["a"]), signed("a", broken), broken)
     outside = OutsideCohort(gateway, ("a", "b"), deadline_s=0, launch=None)
-    replies = outside.updates()
+    replies = {reply.hospital_id: reply for reply in outside.updates()}
     assert replies["a"].state is HospitalState.MALFORMED
     assert "50 NaN" in replies["a"].reason
     assert replies["b"].state is HospitalState.LATE
@@ -157,7 +157,7 @@ def test_an_upload_goes_on_where_it_stopped_when_the_desk_is_started_again(tmp_p
     assert again.announce(token, envelope.wire()) == 100
     assert again.append(token, envelope.header.digest, 0, body[:100]) == 100, "a piece that is there is left alone"
     assert again.append(token, envelope.header.digest, 100, body[100:]) == len(body)
-    assert set(again.collect(0).answers) == {"a"}
+    assert again.collect(0).answered == {"a"}
 
 
 def test_a_newer_order_takes_no_answer_to_the_one_before(tmp_path: Path) -> None:
@@ -217,7 +217,8 @@ def test_an_update_that_travels_otherwise_than_the_terms_say_is_refused(
     assert caught.value.reason is reason
     good = encode_update(update(SIZE), TRANSPORTS[due])
     answer(gateway, token, signed("a", good), good)
-    taken = gateway.collect(0).answers["a"]
+    gateway.collect(0)
+    taken = gateway.answer("a")
     assert isinstance(taken, Update)
     assert taken.delta.tobytes() == update(SIZE).delta.tobytes(), "a half and zeros are exact in every way to travel"
 
@@ -480,10 +481,10 @@ def test_an_agent_survives_a_cut_a_lost_answer_and_a_new_server_in_mid_upload(
     thread.start()
     while cable.gateway is first:
         threading.Event().wait(0.1)
-    collected = cable.gateway.collect(120)
+    cable.gateway.collect(120)
     cable.gateway.finish(30)
     thread.join(30)
-    update = collected.answers["hospital-03"]
+    update = cable.gateway.answer("hospital-03")
     assert isinstance(update, Update)
     inside = InProcessCohort(cohort_plan(joined.replace(outside=()), dealt, state_folder=tmp_path / "inside"))
     there = next(reply for reply in inside.train(weights, 1) if reply.hospital_id == "hospital-03")

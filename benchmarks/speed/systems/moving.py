@@ -59,9 +59,8 @@ def as_messages(
         cohort = RayCohort(plan, num_hosts=num_hosts, deadline_s=600, host=Echo)
 
         def exchange() -> dict[str, float]:
-            replies = cohort.train(weights, 1)
             received = torch.empty(hospitals, weights.size)
-            for row, reply in zip(received, replies, strict=True):
+            for row, reply in zip(received, cohort.train(weights, 1), strict=True):
                 assert reply.update is not None
                 row.copy_(torch.from_numpy(np.array(reply.update.delta)))
             return {"figure": reply_bytes / MEGABYTE}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -28,8 +27,11 @@ class MaskedHospitals(Protocol):
     @property
     def hospital_ids(self) -> tuple[str, ...]: ...
 
-    def ask(self, request: Request, content: Mapping[str, tuple[object, ...]]) -> dict[str, Any]:
-        """Put a request to each hospital named, with the content meant for it: its answer, or a :class:`Reply`."""
+    def ask(self, request: Request, content: Mapping[str, tuple[object, ...]]) -> Iterator[tuple[str, Any]]:
+        """Put a request to each hospital named, with the content meant for it: its answer, or a :class:`Reply`.
+
+        Answers come one at a time, each with the hospital's name, and are not kept.
+        """
         ...
 
     def train(self, weights: np.ndarray, round_number: int, hospital_ids: Sequence[str]) -> dict[str, Reply]:
@@ -68,51 +70,66 @@ class GroupedCohort:
         """Predictions of every honest hospital that answers."""
         return self._hospitals.evaluate(weights, roles)
 
-    def train(self, weights: np.ndarray, round_number: int) -> list[Reply]:
+    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
         """One round of secure aggregation; whoever fails at a step drops out of it, and is a reply that says why."""
         dropped: dict[str, Reply] = {}
 
-        def ask(request: Request, content: Mapping[str, tuple[object, ...]], kind: type[Answer]) -> dict[str, Answer]:
-            answers = self._hospitals.ask(request, content)
-            for name in content:
-                if not isinstance(answers[name], kind):
-                    dropped[name] = _refusal(name, answers[name])
-            return {name: answers[name] for name in content if name not in dropped}
+        def ask(
+            request: Request, content: Mapping[str, tuple[object, ...]], kind: type[Answer]
+        ) -> Iterator[tuple[str, Answer]]:
+            for name, answer in self._hospitals.ask(request, content):
+                if isinstance(answer, kind):
+                    yield name, answer
+                else:
+                    dropped[name] = _refusal(name, answer)
 
-        keys = ask("advertise", dict.fromkeys(self.hospital_ids, (round_number,)), PublicKeys)
+        keys = dict(ask("advertise", dict.fromkeys(self.hospital_ids, (round_number,)), PublicKeys))
         group_of = self._draw(keys, round_number)
-        letters = ask("share", {name: (group,) for name, group in group_of.items()}, tuple)
+        letters = dict(ask("share", {name: (group,) for name, group in group_of.items()}, tuple))
         for name, reply in self._hospitals.train(weights, round_number, list(letters)).items():
             if reply.state is not HospitalState.REPORTED:
                 dropped[name] = reply
-        trained = [name for name in letters if name not in dropped]
-        masked = ask("mask", {name: (_letters_to(name, group_of[name], letters),) for name in trained}, MaskedVector)
-        for name in list(masked):
-            if complaint := _malformation(masked[name], name, size=len(weights), round_number=round_number):
-                del masked[name]
+        trained = {name: (_letters_to(name, group_of[name], letters),) for name in letters if name not in dropped}
+        totals: dict[Group, np.ndarray] = {}  # of what has arrived of each group: a masked vector itself is not kept
+        masked: list[str] = []
+        for name, vector in ask("mask", trained, MaskedVector):
+            if complaint := _malformation(vector, name, size=len(weights), round_number=round_number):
                 dropped[name] = Reply(name, HospitalState.MALFORMED, reason=complaint)
+                continue
+            masked.append(name)
+            group = group_of[name]
+            if group in totals:
+                totals[group] += vector.values
+            else:
+                totals[group] = vector.values.copy()
         arrived = {group: tuple(name for name in group.hospital_ids if name in masked) for group in group_of.values()}
         opening = {name: (arrived[group_of[name]],) for name in masked if _opens(group_of[name], arrived)}
-        revealed = ask("reveal", opening, RevealedShares)
-        means: dict[Group, Update] = {}
+        revealed = dict(ask("reveal", opening, RevealedShares))
         closed: dict[Group, str] = {}
         for group, members in arrived.items():
             if not _opens(group, arrived):
                 closed[group] = f"its group's sum stays closed: {len(members)} of {len(group.members)} members arrived"
                 continue
+            total = totals.pop(group)
             try:
-                total = unmask(
+                unmask(
+                    total,
                     group,
                     sharing=[name for name in group.hospital_ids if name in letters],
-                    masked=[masked[name] for name in members],
+                    arrived=members,
                     revealed=[revealed[name] for name in members if name in revealed],
                 )
             except SharesError as error:
                 closed[group] = str(error)
                 continue
             mean = (FIXED_POINT.decode(total) / len(members)).astype(np.float32)
-            means[group] = Update("", round_number, mean, num_examples=1, train_loss=NAN, seconds=NAN, group=members)
-        return [self._reply(name, group_of.get(name), masked, means, closed, dropped) for name in self.hospital_ids]
+            for name in members:
+                update = Update(name, round_number, mean, num_examples=1, train_loss=NAN, seconds=NAN, group=members)
+                yield Reply(name, HospitalState.REPORTED, update)
+        for name in self.hospital_ids:
+            found = group_of.get(name)
+            if name not in masked or found in closed:
+                yield self._without_update(name, found, closed, dropped)
 
     def _draw(self, keys: Mapping[str, PublicKeys], round_number: int) -> dict[str, Group]:
         """The group of every hospital that is in one, dealt among those that have sent keys."""
@@ -128,18 +145,10 @@ class GroupedCohort:
             for name in names
         }
 
-    def _reply(
-        self,
-        name: str,
-        group: Group | None,
-        masked: Mapping[str, MaskedVector],
-        means: Mapping[Group, Update],
-        closed: Mapping[Group, str],
-        dropped: Mapping[str, Reply],
+    def _without_update(
+        self, name: str, group: Group | None, closed: Mapping[Group, str], dropped: Mapping[str, Reply]
     ) -> Reply:
-        """What became of one hospital."""
-        if group and group in means and name in masked:
-            return Reply(name, HospitalState.REPORTED, replace(means[group], hospital_id=name))
+        """Why a hospital has no update."""
         if name in dropped:
             return dropped[name]
         if group and group in closed:
