@@ -80,7 +80,7 @@ class RayCohort:
         """Note which round is under way: what is evaluated next came out of it."""
         self._round = round_number
 
-    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
+    def train(self, weights: np.ndarray, round_number: int, asked: Sequence[str] | None = None) -> Iterator[Reply]:
         """One round of training; a hospital that misses the deadline or dies is a reply too.
 
         Once a reply is handed out, nothing here refers to its update in the object store, which drops it; but where
@@ -89,14 +89,15 @@ class RayCohort:
         self.begin(round_number)
         deadline = time.monotonic() + self._deadline_s
         broadcast = ray.put(weights)
-        colluding = self._plan.adversary.colluding
-        asked = {
+        names = self.hospital_ids if asked is None else asked
+        colluding = self._plan.adversary.colluding_among(names)
+        training = {
             self._host_of[name].train.remote(name, broadcast, round_number): name
-            for name in self.hospital_ids
+            for name in names
             if name not in colluding
         }
         sent: dict[str, ray.ObjectRef[Packed]] = {}
-        for name, ref in self._arriving(asked, deadline):
+        for name, ref in self._arriving(training, deadline):
             if ref is None:
                 yield self._stop(name, round_number)
                 continue
@@ -107,7 +108,7 @@ class RayCohort:
             yield reply
             del reply
         if colluding:
-            seen = [sent[name] for name in self.hospital_ids if name in sent]
+            seen = [sent[name] for name in names if name in sent]
             replies = self._collude(colluding, seen, broadcast, round_number, deadline, size=weights.size)
             yield from replies.values()
 
@@ -185,7 +186,7 @@ class RayCohort:
         """Let one attacker after another try to forge the updates of all, until one that is alive has."""
         failed: dict[str, Reply] = {}
         for ringleader in colluding:
-            forged = self._host_of[ringleader].forge.remote(ringleader, sent, broadcast, round_number)
+            forged = self._host_of[ringleader].forge.remote(ringleader, sent, broadcast, round_number, colluding)
             try:
                 forgeries: list[Packed] = ray.get(forged, timeout=max(0.0, deadline - time.monotonic()))
             except GetTimeoutError:

@@ -53,16 +53,22 @@ class HospitalHost:
 
     @ray.method(concurrency_group="work")
     def forge(
-        self, hospital_id: str, honest: Sequence[ray.ObjectRef[Packed]], weights: np.ndarray, round_number: int
+        self,
+        hospital_id: str,
+        honest: Sequence[ray.ObjectRef[Packed]],
+        weights: np.ndarray,
+        round_number: int,
+        colluding: Sequence[str],
     ) -> list[Packed]:
-        """The updates of all colluding attackers, in order, forged from the honest ones by the attacker named."""
+        """The updates of all ``colluding`` attackers, in order, forged from the honest ones by the attacker named."""
         torch.set_num_threads(1)
         attacker = self._participants[hospital_id]
         assert isinstance(attacker, ByzantineHospital)
         seen = scratch(len(honest), weights.size)
         for row, ref in enumerate(honest):
             seen[row] = ray.get(ref).open(self._transport, size=weights.size).delta
-        return [Packed.of(update, self._transport) for update in attacker.forge(seen, weights, round_number)]
+        forged = attacker.forge(seen, weights, round_number, colluding)
+        return [Packed.of(update, self._transport) for update in forged]
 
     @ray.method(concurrency_group="work")
     def evaluate(

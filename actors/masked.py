@@ -47,6 +47,7 @@ class MaskedHospitalHost(HospitalHost):
         honest: Sequence[ray.ObjectRef[Packed]],  # noqa: ARG002
         weights: np.ndarray,  # noqa: ARG002
         round_number: int,  # noqa: ARG002
+        colluding: Sequence[str],  # noqa: ARG002
     ) -> list[Packed]:
         """Refuse: what it would look at are single updates."""
         raise ProtocolError(f"{hospital_id} gives no single update")
@@ -71,7 +72,12 @@ class MaskedHospitalHost(HospitalHost):
 
     @ray.method(concurrency_group="work")
     def collude(
-        self, hospital_id: str, honest: Mapping[str, Any], weights: np.ndarray, round_number: int
+        self,
+        hospital_id: str,
+        honest: Mapping[str, Any],
+        weights: np.ndarray,
+        round_number: int,
+        colluding: Sequence[str],
     ) -> list[Update]:
         """What the colluding attackers send, in order, forged by the one named after a look at the honest updates."""
         torch.set_num_threads(1)
@@ -84,7 +90,7 @@ class MaskedHospitalHost(HospitalHost):
         for row, name in enumerate(honest):
             mine = name in self._masked
             seen[row] = self._masked[name].own_update.delta if mine else ray.get(elsewhere.pop(name))
-        return attacker.forge(seen, weights, round_number)
+        return attacker.forge(seen, weights, round_number, colluding)
 
     @ray.method(concurrency_group="work")
     def adopt(self, hospital_id: str, forged: Update) -> None:
@@ -119,7 +125,7 @@ class RayMaskedHospitals:
         """One round of training; a hospital that misses the deadline is called off."""
         self._cohort.begin(round_number)
         broadcast = ray.put(weights)
-        colluding = [name for name in self._plan.adversary.colluding if name in hospital_ids]
+        colluding = self._plan.adversary.colluding_among(hospital_ids)
         honest = [name for name in hospital_ids if name not in colluding]
         hosts = self._cohort.host_of
         answers = dict(
@@ -138,7 +144,7 @@ class RayMaskedHospitals:
 
     def _collude(
         self,
-        colluding: list[str],
+        colluding: Sequence[str],
         honest: Mapping[str, Any],
         broadcast: ray.ObjectRef[np.ndarray],
         round_number: int,
@@ -147,7 +153,7 @@ class RayMaskedHospitals:
         hosts = self._cohort.host_of
         failed: dict[str, Any] = {}
         for name in colluding:
-            forging = hosts[name].collude.remote(name, honest, broadcast, round_number)
+            forging = hosts[name].collude.remote(name, honest, broadcast, round_number, colluding)
             forged = dict(self._answers({forging: name}))[name]
             if not isinstance(forged, Reply):
                 each = {update.hospital_id: update for update in forged if update.hospital_id in colluding}

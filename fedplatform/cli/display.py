@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedplatform.core.messages import HospitalState, RoundReport
+from fedplatform.core.messages import RoundReport
 from fedplatform.core.wording import percent
 from fedplatform.data.leakage import AuditReport
 from fedplatform.experiments.callbacks import Callback
@@ -170,9 +170,7 @@ def _figure(value: float) -> str:
 def excluded(report: RoundReport) -> str:
     """Who did not count in a round and in which state, e.g. ``hospital-03 hostile, hospital-07 late``."""
     return ", ".join(
-        f"{record.hospital_id} {record.state}"
-        for record in report.hospitals
-        if record.state is not HospitalState.REPORTED
+        f"{record.hospital_id} {record.state}" for record in report.hospitals if not record.state.is_as_expected
     )
 
 

@@ -81,7 +81,16 @@ EXPERIMENT: dict[str, Option] = {
         ("exact", "lossless", "half"),
     ),
     "f": Option(
-        "how many Byzantine hospitals the rule is built to withstand", 3, int, shown="as many as there are Byzantine"
+        "how many Byzantine hospitals in a round the rule is built to withstand",
+        3,
+        int,
+        shown="as many as there are Byzantine, times the participation",
+    ),
+    "participation": Option("share of the hospitals that is drawn by the seed for each round", 1.0, float),
+    "server_optimiser": Option(
+        "what the server does with the aggregate: average (adds it), fedavgm(learning_rate=1.0, momentum=0.9), "
+        "fedadam(learning_rate=0.01), fedyogi(learning_rate=0.01), fedadagrad(learning_rate=0.1)",
+        "average",
     ),
     "model": Option(
         "classifier: small_cnn, small_resnet, efficientnet_lite0, experts, any timm model by its name (resnet18), or "

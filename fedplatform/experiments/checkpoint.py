@@ -28,7 +28,7 @@ from fedplatform.federated.server import FederationState
 
 STATE, TENSORS, SUMS = "state.json", "state.safetensors", "SHA256SUMS"
 LAUNCH = "launch"  # the file that counts launches
-ROOT, MEMORY = "root", "memory"
+ROOT, MEMORY, OPTIMISER = "root", "memory", "optimiser"
 DAMAGED = "damaged"
 
 
@@ -152,6 +152,7 @@ class Checkpoints:
         tree, arrays = to_plain(state.memory, kinds=self._kinds, name=MEMORY)
         arrays |= {"weights": state.weights, "previous_delta": state.previous_delta}
         arrays |= {f"{ROOT}/{name}": value.numpy() for name, value in state.root_personal.items()}
+        arrays |= {f"{OPTIMISER}/{name}": value for name, value in state.moments.items()}
         written = {"round": state.round_number, "experiment": dict(self._place.experiment), "memory": tree}
         files = {STATE: json.dumps(written, indent=1).encode(), TENSORS: save(_in_rows(arrays))}
         for name, table in tables_of(checkpoint.reports).items():
@@ -171,13 +172,17 @@ class Checkpoints:
         written, arrays = json.loads(files[STATE]), load(files[TENSORS])
         self._place.require_same(dict(written["experiment"]), checkpoint=path)
         tables = (pq.read_table(io.BytesIO(files[name])) for name in ("rounds.parquet", "hospitals.parquet"))
-        personal = {name: value for name, value in arrays.items() if name.startswith(f"{ROOT}/")}
+        personal, moments = (
+            {name.removeprefix(part): value.copy() for name, value in arrays.items() if name.startswith(part)}
+            for part in (f"{ROOT}/", f"{OPTIMISER}/")
+        )
         state = FederationState(
             round_number=written["round"],
             weights=arrays["weights"].copy(),
             previous_delta=arrays["previous_delta"].copy(),
             memory=from_plain(written["memory"], arrays, kinds=self._kinds),
-            root_personal={name.removeprefix(f"{ROOT}/"): torch.from_numpy(v).clone() for name, v in personal.items()},
+            root_personal={name: torch.from_numpy(value) for name, value in personal.items()},
+            moments=moments,
         )
         return Checkpoint(state, reports_of(*tables))
 

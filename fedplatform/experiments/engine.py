@@ -142,6 +142,8 @@ class ServerRole:
             seed=experiment.seed,
             quorum=experiment.quorum,
             root=RootSet(self._root) if self._root and experiment.rule.needs_root else None,
+            participants=experiment.participants,
+            optimiser=experiment.server_optimiser,
             byzantine=frozenset(experiment.adversary().hospital_ids if experiment.attack is not None else ()),
         )
         self._checkpoints = checkpoints

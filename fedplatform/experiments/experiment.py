@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -26,6 +27,7 @@ from fedplatform.experiments.weights import IMAGENET, Weights, describe_weights,
 from fedplatform.federated.aggregation import Aggregator, as_rule
 from fedplatform.federated.byzantine import Adversary
 from fedplatform.federated.secure import PRIVACY, Grouped, GroupTested
+from fedplatform.federated.server_optimiser import SERVER_OPTIMISERS, Average, ServerOptimiser
 from fedplatform.federated.transport import TransportName
 from fedplatform.federated.trust import OptiGradTrust
 from fedplatform.learning.models import MODELS, ModelBuilder, SmallCnn, TimmModel
@@ -107,7 +109,12 @@ def _describe_freeze(parts: tuple[str, ...]) -> str:
     return ",".join(parts) or "none"
 
 
-WHOLE = TypeAdapter(int)
+WHOLE, FRACTION = TypeAdapter(int), TypeAdapter(float)
+
+
+def _share_of(hospitals: int, participation: float) -> int:
+    """How many hospitals a share of them is, rounded up."""
+    return math.ceil(round(participation * hospitals, 9))
 
 
 class Experiment(Settings):
@@ -141,6 +148,10 @@ class Experiment(Settings):
     )
     transport: TransportName = Field("exact")
     f: int = Field(3, ge=0)
+    participation: float = Field(1.0, gt=0, le=1)
+    server_optimiser: Annotated[
+        ServerOptimiser, parsed_by(SERVER_OPTIMISERS, "server optimiser"), written_by(SERVER_OPTIMISERS)
+    ] = Field(Average())
     model: Annotated[ModelBuilder, BeforeValidator(_parse_model), PlainSerializer(_describe_model)] = Field(SmallCnn())
     weights: Annotated[Weights | None, BeforeValidator(parse_weights), PlainSerializer(describe_weights)] = Field(None)
     freeze: Annotated[tuple[str, ...], BeforeValidator(_parse_freeze), PlainSerializer(_describe_freeze)] = Field(())
@@ -174,11 +185,13 @@ class Experiment(Settings):
             filled["places"] = tuple(map(Place.of, filled["hospitals"]))
             filled["hospitals"] = len(filled["places"])
         try:
-            filled["f"] = WHOLE.validate_python(filled.get("f", filled.get("byzantine", fields["byzantine"].default)))
+            share = FRACTION.validate_python(filled.get("participation", fields["participation"].default))
+            byzantine = WHOLE.validate_python(filled.get("byzantine", fields["byzantine"].default))
+            filled["f"] = WHOLE.validate_python(filled.get("f", _share_of(byzantine, share)))
             hospitals = WHOLE.validate_python(filled.get("hospitals", fields["hospitals"].default))
         except ValidationError:
             return values  # the field's own check says it better
-        filled["quorum"] = filled.get("quorum") or hospitals // 2 + 1
+        filled["quorum"] = filled.get("quorum") or _share_of(hospitals, share) // 2 + 1
         if isinstance(rule := filled.get("rule"), str):
             filled["rule"] = parse_rule(rule, f=filled["f"])
         if filled.get("weights") in (IMAGENET, Weights(IMAGENET)) and "model" in filled:
@@ -205,8 +218,11 @@ class Experiment(Settings):
             raise ValueError(
                 f"attack {_describe_attack(self.attack)} needs at least one Byzantine hospital, got byzantine=0"
             )
-        if self.quorum > self.hospitals:
-            raise ValueError(f"the quorum is at most the number of hospitals, got {self.quorum} of {self.hospitals}")
+        if self.quorum > _share_of(self.hospitals, self.participation):
+            raise ValueError(
+                f"the quorum is at most the number of hospitals in a round, got {self.quorum} of "
+                f"{_share_of(self.hospitals, self.participation)}"
+            )
         if self.outside and self.privacy is not None:
             raise ValueError("hospitals outside send single updates; privacy needs all of them inside")
         if self.privacy is not None and self.transport != "exact":
@@ -226,13 +242,14 @@ class Experiment(Settings):
 
     def _seen_by_rule(self) -> int:
         """How many updates a rule gets in a round: one a hospital, or one a group."""
+        taking_part = _share_of(self.hospitals, self.participation)
         if self.privacy is None:
-            return self.hospitals
-        groups = self.privacy.groups_of(self.hospitals)
+            return taking_part
+        groups = self.privacy.groups_of(taking_part)
         if groups < 2:
             raise ValueError(
                 f"groups are compared with each other: privacy {_describe_privacy(self.privacy)} needs at least "
-                f"{2 * self.privacy.size} hospitals, got {self.hospitals}"
+                f"{2 * self.privacy.size} hospitals in a round, got {taking_part}"
             )
         # Trust compares groups with those of earlier rounds, too, and so makes do with two of them.
         return max(groups, 3) if isinstance(self.rule, OptiGradTrust) else groups
@@ -291,6 +308,11 @@ class Experiment(Settings):
         return tuple(f"hospital-{number:02d}" for number in range(self.hospitals))
 
     @property
+    def participants(self) -> int | None:
+        """How many hospitals are drawn for a round; None where all take part."""
+        return None if self.participation == 1 else _share_of(self.hospitals, self.participation)
+
+    @property
     def inside(self) -> tuple[str, ...]:
         """The hospitals whose scans are dealt out of the data set, in order."""
         return tuple(name for name in self.hospital_ids() if name not in self.outside)
@@ -299,7 +321,8 @@ class Experiment(Settings):
         """The Byzantine hospitals that the seed picks, whatever the attack, so that runs can be paired."""
         ids = self.inside
         drawn = numpy_generator(self.seed, BYZANTINE).choice(len(ids), size=self.byzantine, replace=False)
-        return Adversary(tuple(ids[number] for number in sorted(drawn)), self.attack, self.hospitals)
+        taking_part = _share_of(self.hospitals, self.participation)
+        return Adversary(tuple(ids[number] for number in sorted(drawn)), self.attack, taking_part)
 
     def open_data(self, folder: Path | None = None) -> Source:
         """The data set itself; ``folder`` is where named sets are looked for first."""

@@ -20,7 +20,10 @@ LAST_WEIGHTS = "last_weights"
 
 @dataclass(frozen=True)
 class Adversary:
-    """Which hospitals are Byzantine and what they do: the part of an experiment that only a simulation knows."""
+    """Which hospitals are Byzantine and what they do: the part of an experiment that only a simulation knows.
+
+    ``num_hospitals`` take part in a round.
+    """
 
     hospital_ids: tuple[str, ...]
     attack: PoisoningAttack | None
@@ -30,6 +33,11 @@ class Adversary:
     def colluding(self) -> tuple[str, ...]:
         """The attackers that wait for the honest updates before they send their own."""
         return self.hospital_ids if isinstance(self.attack, Collusion) else ()
+
+    def colluding_among(self, asked: Sequence[str]) -> tuple[str, ...]:
+        """Those of them that take part in a round."""
+        taking_part = set(asked)
+        return tuple(name for name in self.colluding if name in taking_part)
 
 
 class ByzantineHospital:
@@ -57,7 +65,8 @@ class ByzantineHospital:
 
     def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never_stop) -> Update:
         """Train honestly on what it has, then bend the update where the attack does so."""
-        situations = self._situations(weights, round_number, stream=self.hospital_id)
+        attackers = len(self._adversary.hospital_ids)
+        situations = self._situations(weights, round_number, stream=self.hospital_id, attackers=attackers)
         update = self._hospital.train(weights, round_number, should_stop=should_stop)
         if not isinstance(self._attack, UpdatePoisoning):
             return update
@@ -65,19 +74,20 @@ class ByzantineHospital:
         sent = torch.cat([self._attack.corrupt(*pair) for pair in zip(own, situations, strict=True)])
         return replace(update, delta=sent.numpy().astype(np.float32, copy=False))
 
-    def forge(self, honest: np.ndarray, weights: np.ndarray, round_number: int) -> list[Update]:
-        """The update of every colluding attacker, in order, made from the honest ones (h, d); no training needed.
+    def forge(
+        self, honest: np.ndarray, weights: np.ndarray, round_number: int, colluding: Sequence[str]
+    ) -> list[Update]:
+        """The update of every ``colluding`` attacker, in order, from the honest ones (h, d); no training needed.
 
         Raises ValueError where the attack has neither one update for all nor one for each.
         """
         assert isinstance(self._attack, Collusion)
-        byzantine = self._adversary.hospital_ids
-        situations = self._situations(weights, round_number, stream=COLLUSION)
+        situations = self._situations(weights, round_number, stream=COLLUSION, attackers=len(colluding))
         seen = self._parts(torch.from_numpy(honest))
         sent = torch.cat([self._attack.collude(*pair) for pair in zip(seen, situations, strict=True)], dim=-1)
-        if sent.ndim == 2 and len(sent) != len(byzantine):
+        if sent.ndim == 2 and len(sent) != len(colluding):
             raise ValueError(
-                f"a collusion sends one update for all or each of {len(byzantine)} attackers, got {len(sent)}"
+                f"a collusion sends one update for all or each of {len(colluding)} attackers, got {len(sent)}"
             )
         delta = sent.numpy().astype(np.float32, copy=False)
         common = Update(
@@ -89,8 +99,8 @@ class ByzantineHospital:
             seconds=0.0,
         )
         # Where all send the same, it is the same array and not a copy of it, in this process and on the way to another.
-        each = delta if delta.ndim == 2 else [delta] * len(byzantine)
-        return [replace(common, hospital_id=attacker, delta=row) for attacker, row in zip(byzantine, each, strict=True)]
+        each = delta if delta.ndim == 2 else [delta] * len(colluding)
+        return [replace(common, hospital_id=attacker, delta=row) for attacker, row in zip(colluding, each, strict=True)]
 
     def evaluate(
         self, weights: np.ndarray, roles: Sequence[Role], *, round_number: int | None = None
@@ -107,7 +117,7 @@ class ByzantineHospital:
         cuts = [layout.num_shared, layout.size - layout.num_shared]
         return list(vectors.split([cut for cut in cuts if cut], dim=-1))
 
-    def _situations(self, weights: np.ndarray, round_number: int, *, stream: str) -> list[Situation]:
+    def _situations(self, weights: np.ndarray, round_number: int, *, stream: str, attackers: int) -> list[Situation]:
         """What the attacker knows of each part."""
         previous = np.zeros_like(weights) if self._last_weights is None else weights - self._last_weights
         self._last_weights = weights
@@ -117,7 +127,7 @@ class ByzantineHospital:
         return [
             Situation(
                 num_hospitals=self._adversary.num_hospitals,
-                num_byzantine=len(self._adversary.hospital_ids),
+                num_byzantine=attackers,
                 round_number=round_number,
                 previous_delta=part,
                 generator=generator,

@@ -35,8 +35,11 @@ class Cohort(Protocol):
     @property
     def hospital_ids(self) -> tuple[str, ...]: ...
 
-    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
-        """Broadcast ``weights`` (d,); an update, or the reason for its absence, from every hospital, in any order."""
+    def train(self, weights: np.ndarray, round_number: int, asked: Sequence[str] | None = None) -> Iterator[Reply]:
+        """Broadcast ``weights`` (d,); an update, or the reason for its absence, from each hospital, in any order.
+
+        Only those take part that are ``asked``, None for all.
+        """
         ...
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
@@ -117,10 +120,11 @@ class InProcessCohort:
         """All hospitals in order."""
         return tuple(self._participants)
 
-    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
+    def train(self, weights: np.ndarray, round_number: int, asked: Sequence[str] | None = None) -> Iterator[Reply]:
         """Train the hospitals in turn, then let colluding attackers look at the honest updates."""
-        colluding = self._plan.adversary.colluding
-        honest = [name for name in self.hospital_ids if name not in colluding]
+        asked = self.hospital_ids if asked is None else asked
+        colluding = self._plan.adversary.colluding_among(asked)
+        honest = [name for name in asked if name not in colluding]
         # Attackers have a table of their own, as the server has; where there are none nothing is kept.
         seen = scratch(len(honest) if colluding else 0, weights.size)
         for row, name in enumerate(honest):
@@ -128,7 +132,7 @@ class InProcessCohort:
         if colluding:
             ringleader = self._participants[colluding[0]]
             assert isinstance(ringleader, ByzantineHospital)
-            for update in ringleader.forge(seen, weights, round_number):
+            for update in ringleader.forge(seen, weights, round_number, colluding):
                 yield Reply(update.hospital_id, HospitalState.REPORTED, self._received(update))
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
@@ -181,7 +185,7 @@ class InProcessMaskedHospitals:
 
     def train(self, weights: np.ndarray, round_number: int, hospital_ids: Sequence[str]) -> dict[str, Reply]:
         """Train the hospitals in turn, then let colluding attackers look at the honest updates, which only they may."""
-        colluding = [name for name in self._plan.adversary.colluding if name in hospital_ids]
+        colluding = self._plan.adversary.colluding_among(hospital_ids)
         honest = [name for name in hospital_ids if name not in colluding]
         for name in honest:
             self._hospitals[name].train(weights, round_number)
@@ -191,7 +195,7 @@ class InProcessMaskedHospitals:
             seen = scratch(len(honest), weights.size)
             for row, name in enumerate(honest):
                 seen[row] = self._hospitals[name].own_update.delta
-            for forged in ringleader.forge(seen, weights, round_number):
+            for forged in ringleader.forge(seen, weights, round_number, colluding):
                 self._hospitals[forged.hospital_id].adopt(forged)
         return {name: Reply(name, HospitalState.REPORTED) for name in hospital_ids}
 

@@ -19,7 +19,7 @@ from fedplatform.core.messages import (
     Reply,
     RoundReport,
 )
-from fedplatform.core.seeding import torch_generator
+from fedplatform.core.seeding import numpy_generator, torch_generator
 from fedplatform.core.vectors import cosines_to
 from fedplatform.data.splits import Role
 from fedplatform.federated.aggregation import Aggregator, combine_statistics
@@ -27,6 +27,7 @@ from fedplatform.federated.arrivals import Arrivals
 from fedplatform.federated.cohort import Cohort
 from fedplatform.federated.root_set import RootSet
 from fedplatform.federated.secure import GroupedCohort, GroupMemory
+from fedplatform.federated.server_optimiser import Average, Moments, ServerOptimiser
 from fedplatform.learning.metrics import judge
 from fedplatform.learning.parameters import ParameterLayout, PersonalState
 
@@ -40,6 +41,7 @@ class FederationState:
     previous_delta: np.ndarray  # (num_shared,) float32, the last step
     memory: object = None  # what the aggregation rule hands itself over the rounds: reputations, what it has learned
     root_personal: PersonalState = field(default_factory=dict)  # the personal part of the server's own hospital
+    moments: Moments = field(default_factory=dict)  # what the server's optimiser carries on
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,8 @@ class Federation:
 
     ``quorum`` is the least number of usable updates a round needs; below it, or where the rule cannot work with so few,
     the weights stay and the report says why. ``root`` is the server's own small clean data set as a hospital, needed
-    by rules that compare with it. ``attackers`` only marks the truth in the records and is never shown to the rule.
+    by rules that compare with it. ``byzantine`` only marks the truth in the records and is never shown to the rule. In
+    every round the seed draws ``participants`` of the hospitals, None for all; all are asked to judge the new model.
     """
 
     cohort: Cohort
@@ -59,6 +62,8 @@ class Federation:
     quorum: int
     root: RootSet | None = None
     byzantine: frozenset[str] = field(default=frozenset())
+    participants: int | None = None
+    optimiser: ServerOptimiser = field(default_factory=Average)
 
     def start(self, weights: np.ndarray) -> FederationState:
         """The state before the first round."""
@@ -80,12 +85,15 @@ class Federation:
         started = time.monotonic()
         arrivals = self._collect(state, number)
         trained = time.monotonic()
-        step, statistics, records, memory = self._aggregate(arrivals, state, number)
+        aggregate, statistics, records, memory = self._aggregate(arrivals, state, number)
         del arrivals  # and with it the updates: there is room for new weights
+        step, moments = aggregate, state.moments
+        if any(record.weight for record in records):
+            step, moments = self.optimiser.step(aggregate, moments)
         weights = state.weights.copy()
         weights[: self.layout.num_shared] += step
         weights[self.layout.num_shared :] += statistics
-        state = FederationState(number, weights, step, memory, self._root_personal())
+        state = FederationState(number, weights, aggregate, memory, self._root_personal(), moments)
         aggregated = time.monotonic()
         answers = self.cohort.evaluate(state.weights, (Role.VALIDATION, Role.TEST))
         tests = [predictions for predictions in answers if predictions.role == Role.TEST]
@@ -101,7 +109,7 @@ class Federation:
             train_seconds=trained - started,
             aggregate_seconds=aggregated - trained,
             evaluate_seconds=time.monotonic() - aggregated,
-            hospitals=tuple(self._with_accuracy(records, tests)),
+            hospitals=tuple(self._with_accuracy(self._with_resting(records, number), tests)),
             confusion=tuple(tuple(int(count) for count in row) for row in pooled.confusion),
         )
         return state, report
@@ -118,10 +126,27 @@ class Federation:
     def _collect(self, state: FederationState, number: int) -> Arrivals:
         """Let the hospitals train, and write down what they reply as it arrives."""
         cohort, layout = self._cohort_for_round(state.memory), self.layout
-        arrivals = Arrivals(cohort.hospital_ids, num_shared=layout.num_shared, size=layout.size, round_number=number)
-        for _ in map(arrivals.add, cohort.train(state.weights, number)):
+        asked = self._drawn(number)
+        arrivals = Arrivals(asked, num_shared=layout.num_shared, size=layout.size, round_number=number)
+        for _ in map(arrivals.add, cohort.train(state.weights, number, asked)):
             pass  # no name holds an update while the next is under way
         return arrivals
+
+    def _drawn(self, number: int) -> tuple[str, ...]:
+        """The hospitals that take part in a round, in their order."""
+        ids = self.cohort.hospital_ids
+        if self.participants is None:
+            return ids
+        drawn = numpy_generator(self.seed, "server", number, "participants").permutation(len(ids))
+        return tuple(ids[place] for place in sorted(drawn[: self.participants]))
+
+    def _with_resting(self, records: list[HospitalRecord], number: int) -> list[HospitalRecord]:
+        """The records of all hospitals, in their order."""
+        asked = {record.hospital_id: record for record in records}
+        return [
+            asked.get(name) or self._record(Reply(name, HospitalState.RESTING), number, "")
+            for name in self.cohort.hospital_ids
+        ]
 
     def _aggregate(
         self, arrivals: Arrivals, state: FederationState, number: int

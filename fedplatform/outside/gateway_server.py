@@ -75,6 +75,7 @@ class GatewayServer:
         self._greeted: dict[str, float] = {}  # challenges that were answered, until they are too old anyway
         self._sessions: dict[str, str] = {}  # hospital by token
         self._order: Order | None = None
+        self._asked: frozenset[str] = frozenset()
         self._weights, self._base = b"", ""
         self._size = 0
         self._due_at = 0.0
@@ -98,6 +99,7 @@ class GatewayServer:
             ):
                 return
             self._order, self._weights, self._base, self._size = order, weights, base, order.weights.size
+            self._asked = frozenset(self._roster.keys if order.asked is None else order.asked)
             self._due_at = time.monotonic() + order.deadline_s
             self._is_open = True
             self._answers, self._complaints = {}, {}
@@ -107,7 +109,7 @@ class GatewayServer:
     def collect(self, timeout_s: float) -> Collected:
         """Wait until all hospitals have answered or the time is up; after that the order takes no answer."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._answers) == len(self._roster.keys), timeout=timeout_s)
+            self._changed.wait_for(lambda: len(self._answers) == len(self._asked), timeout=timeout_s)
             self._is_open = False
             return Collected(frozenset(self._answers), dict(self._complaints))
 
@@ -157,7 +159,8 @@ class GatewayServer:
                 self._farewells.add(hospital_id)
                 self._changed.notify_all()
                 return Work(state=State.FINISHED).wire()
-            if self._order is None or not self._is_open or hospital_id in self._answers:
+            to_do = hospital_id in self._asked and hospital_id not in self._answers
+            if self._order is None or not self._is_open or not to_do:
                 return Work(state=State.WAIT).wire()
             launch = self._order.launch
             task = Task(
@@ -258,7 +261,7 @@ class GatewayServer:
         got = (header.round, header.kind is Kind.PREDICTIONS)
         if got < due:
             raise Refusal(Reason.LATE, f"round {header.round} has its {header.kind} already")
-        if order is None or got > due:
+        if order is None or got > due or hospital_id not in self._asked:
             raise Refusal(Reason.NOT_ASKED, f"{header.kind} of round {header.round} is not due")
         if header.launch != launch_number(order.launch):
             raise Refusal(Reason.STALE, "this was made before the server went back; it may be made again")

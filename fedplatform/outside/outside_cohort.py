@@ -38,16 +38,26 @@ class OutsideCohort:
         self._deadline_s = deadline_s
         self._launch = launch
         self._due_at = 0.0
+        self._asked = hospital_ids
 
-    def ask(self, kind: Kind, weights: np.ndarray, round_number: int, roles: Sequence[Role] = ()) -> None:
-        """Put the weights out and say what is wanted."""
+    def ask(
+        self,
+        kind: Kind,
+        weights: np.ndarray,
+        round_number: int,
+        roles: Sequence[Role] = (),
+        asked: Sequence[str] | None = None,
+    ) -> None:
+        """Put the weights out and say what is wanted of those that are ``asked``, None for all."""
         self._due_at = time.monotonic() + self._deadline_s
-        self._gateway.ask(Order(kind, round_number, weights, self._deadline_s, tuple(roles), self._launch))
+        self._asked = self.hospital_ids if asked is None else tuple(name for name in self.hospital_ids if name in asked)
+        order = Order(kind, round_number, weights, self._deadline_s, tuple(roles), self._launch, self._asked)
+        self._gateway.ask(order)
 
     def updates(self) -> Iterator[Reply]:
-        """An update, or the reason for its absence, from every hospital."""
+        """An update, or the reason for its absence, from every hospital that was asked."""
         collected = self._collected()
-        for name in self.hospital_ids:
+        for name in self._asked:
             yield self._reply(name, collected)
 
     def _reply(self, name: str, collected: Collected) -> Reply:
@@ -92,11 +102,12 @@ class JoinedCohort:
         """All hospitals in order."""
         return self._hospital_ids
 
-    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
+    def train(self, weights: np.ndarray, round_number: int, asked: Sequence[str] | None = None) -> Iterator[Reply]:
         """One round of training, inside and outside at the same time."""
         self._round = round_number
-        self._outside.ask(Kind.UPDATE, weights, round_number)
-        yield from self._inside.train(weights, round_number)
+        self._outside.ask(Kind.UPDATE, weights, round_number, asked=asked)
+        inside = asked and [name for name in self._inside.hospital_ids if name in asked]
+        yield from self._inside.train(weights, round_number, inside)
         yield from self._outside.updates()
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:

@@ -26,7 +26,10 @@ def launch_number(launch: Launch | None) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """What the server asks of all hospitals outside: an update from ``weights`` (d,), or predictions in ``roles``."""
+    """What the server asks of hospitals outside: an update from ``weights`` (d,), or predictions in ``roles``.
+
+    Only those are meant that are ``asked``, None for all.
+    """
 
     kind: Kind
     round_number: int
@@ -34,6 +37,7 @@ class Order:
     deadline_s: float
     roles: tuple[Role, ...] = ()
     launch: Launch | None = None
+    asked: tuple[str, ...] | None = None
 
 
 class Task(Strict):

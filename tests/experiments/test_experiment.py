@@ -159,7 +159,7 @@ def test_every_algorithm_is_known_by_name(name: str) -> None:
         ({"rounds": "many"}, "rounds"),
         ({"split": "by_picture"}, "split"),
         ({"rule": "fltrust", "root_size": 0}, "root"),
-        ({"quorum": 11}, "the quorum is at most the number of hospitals, got 11 of 10"),
+        ({"quorum": 11}, "the quorum is at most the number of hospitals in a round, got 11 of 10"),
         ({"rule": "nowhere.py:Rule"}, "no file"),
         ({"rule": "no_such_package:Rule"}, "cannot import"),
     ],

@@ -30,6 +30,7 @@ DEED = {
     HospitalState.MALFORMED: "sent something that is not an update",
     HospitalState.HOSTILE: "was shut out by the rule",
     HospitalState.UNJUDGED: "sent its update but could not judge the new model",
+    HospitalState.RESTING: "was not drawn for this round",
 }
 
 
@@ -100,7 +101,7 @@ def _events(hospitals: Sequence[HospitalHistory]) -> list[_Event]:
         for (state, _), group in groupby(history.records, key=lambda record: (record.state, _words(record.reason))):
             records = list(group)
             first, last, reason = records[0].round_number, records[-1].round_number, records[0].reason
-            if state != HospitalState.REPORTED or reason:
+            if not state.is_as_expected or reason:
                 differ = any(record.reason != reason for record in records)
                 events.append(_Event(first, last, history.hospital_id, history.is_byzantine, state, reason, differ))
     return sorted(events, key=lambda event: event.first)

@@ -70,9 +70,10 @@ class GroupedCohort:
         """Predictions of every honest hospital that answers."""
         return self._hospitals.evaluate(weights, roles)
 
-    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
+    def train(self, weights: np.ndarray, round_number: int, asked: Sequence[str] | None = None) -> Iterator[Reply]:
         """One round of secure aggregation; whoever fails at a step drops out of it, and is a reply that says why."""
         dropped: dict[str, Reply] = {}
+        names = self.hospital_ids if asked is None else asked
 
         def ask(
             request: Request, content: Mapping[str, tuple[object, ...]], kind: type[Answer]
@@ -83,7 +84,7 @@ class GroupedCohort:
                 else:
                     dropped[name] = _refusal(name, answer)
 
-        keys = dict(ask("advertise", dict.fromkeys(self.hospital_ids, (round_number,)), PublicKeys))
+        keys = dict(ask("advertise", dict.fromkeys(names, (round_number,)), PublicKeys))
         group_of = self._draw(keys, round_number)
         letters = dict(ask("share", {name: (group,) for name, group in group_of.items()}, tuple))
         for name, reply in self._hospitals.train(weights, round_number, list(letters)).items():
@@ -126,7 +127,7 @@ class GroupedCohort:
             for name in members:
                 update = Update(name, round_number, mean, num_examples=1, train_loss=NAN, seconds=NAN, group=members)
                 yield Reply(name, HospitalState.REPORTED, update)
-        for name in self.hospital_ids:
+        for name in names:
             found = group_of.get(name)
             if name not in masked or found in closed:
                 yield self._without_update(name, found, closed, dropped)
