@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from math import isnan
+from math import isnan, nan
 from statistics import fmean
 from types import TracebackType
 from typing import Self
@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedplatform.core.messages import RoundReport
+from fedplatform.core.messages import HospitalState, RoundReport
 from fedplatform.core.wording import percent
 from fedplatform.data.leakage import AuditReport
 from fedplatform.experiments.callbacks import Callback
@@ -147,20 +147,26 @@ def hospital_table(reports: Sequence[RoundReport]) -> Table:
     reasons: dict[str, list[str]] = {}
     for last in reports[-1].hospitals:
         own = [record for report in reports for record in report.hospitals if record.hospital_id == last.hospital_id]
+        taking_part = [record for record in own if record.state is not HospitalState.RESTING]
         name = f"{last.hospital_id}{' *' if last.is_byzantine else ''}"
         table.add_row(
             name,
             percent(fmean(record.weight for record in own)),
-            f"{sum(record.weight == 0 for record in own)} of {len(own)}",
+            f"{sum(record.weight == 0 for record in taking_part)} of {len(taking_part)}",
             str(last.judged),
-            _figure(last.trust),
-            _figure(last.reputation),
+            _figure(_newest([record.trust for record in own])),
+            _figure(_newest([record.reputation for record in own])),
         )
         if reason := next((record.reason for record in reversed(own) if record.reason), ""):
             reasons.setdefault(reason, []).append(name)
     if reasons:
         table.caption = "\n".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
     return table
+
+
+def _newest(values: Sequence[float]) -> float:
+    """The last of them that is a number; a hospital that rests has none in that round."""
+    return next((value for value in reversed(values) if not isnan(value)), nan)
 
 
 def _figure(value: float) -> str:

@@ -69,7 +69,8 @@ class Predictions:
     """What the current model says of one hospital's own scans in a role (``test``); the scans themselves stay.
 
     ``probabilities`` is (m, num_classes) float32, ``labels`` (m,) int64, ``loss`` the mean cross-entropy. ``failure``
-    says in one line why there are none, where the hospital could not answer.
+    says in one line why there are none, where the hospital could not answer. ``groups`` (m,) int64 numbers the patients
+    from 0, so that scans which belong together are known and nobody behind them; left out, each scan is by itself.
     """
 
     hospital_id: str
@@ -78,6 +79,11 @@ class Predictions:
     labels: np.ndarray
     loss: float
     failure: str = ""
+    groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        if len(self.groups) != len(self.labels):
+            object.__setattr__(self, "groups", np.arange(len(self.labels)))
 
     @staticmethod
     def failed(hospital_id: str, roles: Sequence[str], failure: str) -> list[Predictions]:
@@ -224,6 +230,8 @@ class HospitalRecord:
     z_sign_agreement: float = NAN
     z_shapley: float = NAN
     judged: int = 0  # test scans of its own that it answered for
+    balanced_accuracy: float = NAN  # of these
+    auc: float = NAN
 
 
 @dataclass(frozen=True)
@@ -241,6 +249,8 @@ class RoundReport:
     evaluate_seconds: float
     hospitals: tuple[HospitalRecord, ...] = field(repr=False)
     confusion: tuple[tuple[int, ...], ...] = field(default=(), repr=False)  # rows: true class, columns: answer
+    calibration_error: float = NAN
+    tests: tuple[Predictions, ...] = field(default=(), repr=False, compare=False)  # in no table
 
     @property
     def had_effect(self) -> bool:
@@ -250,10 +260,7 @@ class RoundReport:
     @property
     def balanced_accuracy(self) -> float:
         """The mean over the classes of the share of their scans that were answered rightly; NaN where one has none."""
-        counts = [sum(row) for row in self.confusion]
-        if not counts or not all(counts):
-            return NAN
-        return sum(row[label] / sum(row) for label, row in enumerate(self.confusion)) / len(counts)
+        return balanced_accuracy(self.confusion)
 
     @property
     def majority(self) -> float:
@@ -265,3 +272,11 @@ class RoundReport:
     def beats_majority(self) -> bool:
         """Whether more scans are answered rightly than by always saying the same; True where nothing was judged."""
         return not self.accuracy <= self.majority
+
+
+def balanced_accuracy(confusion: Sequence[Sequence[int]]) -> float:
+    """The mean over the classes of the share of their scans that were answered rightly; NaN where one has none."""
+    counts = [sum(row) for row in confusion]
+    if not counts or not all(counts):
+        return NAN
+    return sum(row[label] / sum(row) for label, row in enumerate(confusion)) / len(counts)

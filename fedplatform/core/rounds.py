@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from fedplatform.core.errors import FedplatformError
-from fedplatform.core.messages import HospitalRecord, HospitalState, RoundReport
+from fedplatform.core.messages import NAN, HospitalRecord, HospitalState, Predictions, RoundReport
+
+PREDICTIONS = "predictions.parquet"  # what the last model says of the test scans
+NOT_COLUMNS = ("hospitals", "tests")  # of a report
 
 
 class TableError(FedplatformError, ValueError):
@@ -22,7 +26,7 @@ def tables_of(reports: Sequence[RoundReport]) -> dict[str, pa.Table]:
     """The tables by the names of their files, ``rounds.parquet`` and ``hospitals.parquet``."""
     rounds = pd.DataFrame(
         [_row_of_round(report) for report in reports],
-        columns=[field.name for field in fields(RoundReport) if field.name != "hospitals"],
+        columns=[field.name for field in fields(RoundReport) if field.name not in NOT_COLUMNS],
     )
     records = [record for report in reports for record in report.hospitals]
     # Column by column, for every round writes all rounds before it, too.
@@ -37,15 +41,41 @@ def tables_of(reports: Sequence[RoundReport]) -> dict[str, pa.Table]:
 def reports_of(rounds: pa.Table, hospitals: pa.Table) -> tuple[RoundReport, ...]:
     """The reports in the two tables, in the order of the rounds. Raises :class:`TableError`."""
     records = [HospitalRecord(**row) for row in _rows(hospitals, HospitalRecord, file="hospitals.parquet")]
-    own = _rows(rounds, RoundReport, file="rounds.parquet", skip=("hospitals",))
+    own = _rows(rounds, RoundReport, file="rounds.parquet", skip=NOT_COLUMNS)
     return tuple(
         RoundReport(**row, hospitals=tuple(r for r in records if r.round_number == row["round_number"]))
         for row in sorted(own, key=lambda row: row["round_number"])
     )
 
 
+def predictions_table(predictions: Sequence[Predictions]) -> pa.Table:
+    """What a model says of test scans, a row each: hospital, group within it, label, and a probability a class."""
+    judged = [one for one in predictions if len(one.labels)]
+    return pa.table(
+        {
+            "hospital": pa.array([one.hospital_id for one in judged for _ in one.labels], pa.string()),
+            "group": pa.array([int(group) for one in judged for group in one.groups], pa.int64()),
+            "label": pa.array([int(label) for one in judged for label in one.labels], pa.int64()),
+            "probabilities": pa.array([row for one in judged for row in one.probabilities], pa.list_(pa.float32())),
+        }
+    )
+
+
+def predictions_of(table: pa.Table) -> tuple[Predictions, ...]:
+    """The predictions in such a table, a hospital after the other; their loss is not kept."""
+    hospitals = np.array(table.column("hospital").to_pylist())
+    labels, groups = (table.column(name).to_numpy() for name in ("label", "group"))
+    rows = table.column("probabilities").to_pylist()
+    found = []
+    for name in dict.fromkeys(hospitals.tolist()):
+        here = np.flatnonzero(hospitals == name)
+        probabilities = np.array([rows[place] for place in here], np.float32).reshape(len(here), -1)
+        found.append(Predictions(name, "test", probabilities, labels[here], NAN, groups=groups[here]))
+    return tuple(found)
+
+
 def _row_of_round(report: RoundReport) -> dict[str, object]:
-    row = {field.name: getattr(report, field.name) for field in fields(report) if field.name != "hospitals"}
+    row = {field.name: getattr(report, field.name) for field in fields(report) if field.name not in NOT_COLUMNS}
     return {**row, "confusion": [list(line) for line in report.confusion]}
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from fedplatform.core.files import alone_in, write_whole
 from fedplatform.core.messages import Predictions, RoundReport
-from fedplatform.core.rounds import reports_of, tables_of
+from fedplatform.core.rounds import PREDICTIONS, predictions_table, reports_of, tables_of
 from fedplatform.core.specification import nearest
 from fedplatform.experiments.experiment import ExperimentError
 from fedplatform.experiments.weights import GLOBAL, START
@@ -144,9 +144,12 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def write_reports(self, reports: Sequence[RoundReport]) -> None:
-        """``rounds.parquet`` and ``hospitals.parquet``, written anew after every round."""
+        """``rounds.parquet`` and ``hospitals.parquet``, and the round's ``predictions.parquet``; anew every round."""
         for name, table in tables_of(reports).items():
             self._whole(name, lambda path, table=table: pq.write_table(table, path))  # type: ignore[misc]
+        if tests := reports[-1].tests:
+            table = predictions_table(tests)
+            self._whole(PREDICTIONS, lambda path: pq.write_table(table, path))
 
     def read_reports(self) -> tuple[RoundReport, ...]:
         """The reports of all rounds so far. Raises :class:`ExperimentError` where there are none."""

@@ -132,7 +132,8 @@ class Hospital:
             loss = float(-np.log(chosen).mean()) if len(labels) else float("nan")
         else:
             loss = self.trainer.plain_loss(weights, self.personal, images, labels)
-        return Predictions(self.hospital_id, role, probabilities, labels, loss)
+        groups = np.unique(self.shard.groups(role), return_inverse=True)[1].astype(np.int64)
+        return Predictions(self.hospital_id, role, probabilities, labels, loss, groups=groups)
 
     def _scans(self, role: Role) -> tuple[Pictures, np.ndarray]:
         """Images and labels of a role, read from the shard once, for every round asks for them."""

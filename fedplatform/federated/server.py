@@ -18,6 +18,7 @@ from fedplatform.core.messages import (
     Predictions,
     Reply,
     RoundReport,
+    balanced_accuracy,
 )
 from fedplatform.core.seeding import numpy_generator, torch_generator
 from fedplatform.core.vectors import cosines_to
@@ -111,6 +112,8 @@ class Federation:
             evaluate_seconds=time.monotonic() - aggregated,
             hospitals=tuple(self._with_accuracy(self._with_resting(records, number), tests)),
             confusion=tuple(tuple(int(count) for count in row) for row in pooled.confusion),
+            calibration_error=pooled.calibration_error,
+            tests=tuple(tests),
         )
         return state, report
 
@@ -259,7 +262,14 @@ class Federation:
                 yield _unjudged(record, answer.failure)
             else:
                 figures = judge([answer], num_classes=self.num_classes)
-                yield replace(record, accuracy=figures.accuracy, loss=figures.loss, judged=len(answer.labels))
+                yield replace(
+                    record,
+                    accuracy=figures.accuracy,
+                    loss=figures.loss,
+                    judged=len(answer.labels),
+                    balanced_accuracy=balanced_accuracy(figures.confusion.tolist()),
+                    auc=figures.auc,
+                )
 
 
 def _unjudged(record: HospitalRecord, failure: str) -> HospitalRecord:

@@ -19,7 +19,7 @@ FRAME_BYTES = 4096  # of a safetensors file beside its numbers
 PREDICTIONS_BYTES = 16 * 2**20  # a million scans of two classes
 MOST_SCANS = 10**9  # that a hospital may claim; a sum of such claims stays far below 2**63
 EXAMPLES, LOSS, SECONDS = "num_examples", "train_loss", "seconds"
-PROBABILITIES, LABELS, MEAN_LOSS, FAILURE = "probabilities", "labels", "loss", "failure"
+PROBABILITIES, LABELS, GROUPS, MEAN_LOSS, FAILURE = "probabilities", "labels", "groups", "loss", "failure"
 FAILURE_LETTERS = 300  # of the reason that a hospital gives for having no predictions
 
 
@@ -82,6 +82,7 @@ def encode_predictions(predictions: Sequence[Predictions]) -> bytes:
     for one in predictions:
         tensors[f"{one.role}.{PROBABILITIES}"] = np.ascontiguousarray(one.probabilities, np.float32)
         tensors[f"{one.role}.{LABELS}"] = np.ascontiguousarray(one.labels, np.int64)
+        tensors[f"{one.role}.{GROUPS}"] = np.ascontiguousarray(one.groups, np.int64)
         tensors[f"{one.role}.{MEAN_LOSS}"] = np.array([one.loss], np.float64)
         tensors[f"{one.role}.{FAILURE}"] = np.frombuffer(one.failure[:FAILURE_LETTERS].encode(), np.uint8)
     return _body(tensors)
@@ -91,11 +92,14 @@ def decode_predictions(
     body: bytes, *, hospital_id: str, roles: Sequence[Role], num_classes: int
 ) -> tuple[Predictions, ...]:
     """Read predictions in these roles. Raises :class:`Refusal` for whatever is none."""
-    kinds: dict[str, Any] = {PROBABILITIES: np.float32, LABELS: np.int64, MEAN_LOSS: np.float64, FAILURE: np.uint8}
+    kinds: dict[str, Any] = {
+        **{PROBABILITIES: np.float32, LABELS: np.int64, GROUPS: np.int64},
+        **{MEAN_LOSS: np.float64, FAILURE: np.uint8},
+    }
     found = _tensors(body, {f"{role}.{name}": kind for role in roles for name, kind in kinds.items()})
     read = []
     for role in roles:
-        probabilities, labels, loss, failure = (found[f"{role}.{name}"] for name in kinds)
+        probabilities, labels, groups, loss, failure = (found[f"{role}.{name}"] for name in kinds)
         scans = len(labels) if labels.ndim == 1 else -1
         if probabilities.shape not in ((scans, num_classes), (scans, 0)) or loss.shape != (1,):
             raise Refusal(
@@ -107,9 +111,11 @@ def decode_predictions(
             raise Refusal(Reason.MALFORMED, "a probability is between 0 and 1")
         if not ((labels >= 0) & (labels < num_classes)).all():
             raise Refusal(Reason.MALFORMED, f"a label is one of {num_classes} classes")
+        if groups.shape != labels.shape or not ((groups >= 0) & (groups < scans)).all():
+            raise Refusal(Reason.MALFORMED, "groups number the patients of the scans, from 0 and below their number")
         if failure.ndim != 1 or (len(failure) and scans):
             raise Refusal(Reason.MALFORMED, "a hospital answers with predictions or with the reason for having none")
-        read.append(Predictions(hospital_id, role, probabilities, labels, float(loss[0]), _words(failure)))
+        read.append(Predictions(hospital_id, role, probabilities, labels, float(loss[0]), _words(failure), groups))
     return tuple(read)
 
 

@@ -70,9 +70,10 @@ class Membership:
         yield f"    num_examples  1 number: {scans[Role.TRAIN]}"
         yield "    train_loss    1 number: the mean loss of training"
         yield "    seconds       1 number: how long training took"
-        yield f"  predictions, about {shown * (4 * len(terms.classes) + 8):,} bytes, of validation and test scans:"
+        yield f"  predictions, about {shown * (4 * len(terms.classes) + 16):,} bytes, of validation and test scans:"
         yield f"    probabilities {shown} rows of {len(terms.classes)} numbers: the model's answers"
         yield f"    labels        {shown} numbers: the true class of each of these scans"
+        yield f"    groups        {shown} numbers: which of these scans are of one patient, numbered from 0"
         yield "    loss          1 number for each of the two: the mean loss of these answers"
         if self._trainer.layout.personal:
             own = len(self._trainer.layout.personal)

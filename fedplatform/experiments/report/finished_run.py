@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from fedplatform.core.messages import HospitalRecord, HospitalState, RoundReport
-from fedplatform.core.rounds import TableError, reports_of
+from fedplatform.core.messages import HospitalRecord, HospitalState, Predictions, RoundReport
+from fedplatform.core.rounds import PREDICTIONS, TableError, predictions_of, reports_of
 from fedplatform.experiments.report.error import ReportError
 from fedplatform.experiments.weights import START, start_card
 
@@ -75,7 +75,8 @@ class HospitalHistory:
 class FinishedRun:
     """What a run folder says: its settings as text, its rounds, and the server's sample scans if it kept any.
 
-    ``weights`` says in one line what it started from; empty where that was random.
+    ``weights`` says in one line what it started from; empty where that was random. ``tests`` is what its last model
+    says of the hospitals' test scans, by hospital.
     """
 
     name: str
@@ -83,6 +84,7 @@ class FinishedRun:
     rounds: tuple[RoundReport, ...]
     samples: Samples | None
     weights: str = ""
+    tests: tuple[Predictions, ...] = ()
 
     @property
     def hospitals(self) -> tuple[HospitalHistory, ...]:
@@ -118,6 +120,7 @@ def read_run(folder: Path) -> FinishedRun:
         rounds=rounds,
         samples=_samples(path) if path.is_file() else None,
         weights=start_card(folder / START)["words"] if (folder / START).is_file() else "",
+        tests=predictions_of(_table(folder / PREDICTIONS)) if (folder / PREDICTIONS).is_file() else (),
     )
 
 

@@ -20,6 +20,8 @@ from fedplatform.experiments.report.finished_run import FinishedRun, HospitalHis
 from fedplatform.experiments.report.headline import headline
 from fedplatform.experiments.report.heat_map import draw_heat_map
 from fedplatform.experiments.report.picture import png
+from fedplatform.experiments.report.reliability import draw_reliability
+from fedplatform.learning.site_figures import figures_by_site
 
 MAX_EVENTS = 400
 MOST_CLASSES = 40  # in a matrix that a person still reads
@@ -61,6 +63,9 @@ def write_report(folder: Path) -> Path:
         events=_foremost(events),
         num_events=len(events),
         confusion=_confusion(run),
+        sites=(sites := figures_by_site(run.tests)),
+        classes=_class_names(run, len(sites[0].class_counts)) if sites else (),
+        reliability=draw_reliability(run.tests) if sites else None,
         num_classes=len(run.rounds[-1].confusion),
         attack=attack,
         scans=_scans(run.samples) if run.samples else (),
@@ -128,11 +133,15 @@ def _confusion(run: FinishedRun) -> _Confusion | None:
     matrix = run.rounds[-1].confusion
     if not matrix or len(matrix) > MOST_CLASSES:
         return None
-    classes = run.samples.classes if run.samples else tuple(f"class {label}" for label in range(len(matrix)))
+    classes = _class_names(run, len(matrix))
     if len(classes) != len(matrix):
         raise ReportError(f"samples.npz names {len(classes)} classes, the confusion matrix has {len(matrix)}")
     rows = tuple(tuple((count, count / sum(row) if sum(row) else math.nan) for count in row) for row in matrix)
     return _Confusion(classes, rows)
+
+
+def _class_names(run: FinishedRun, count: int) -> tuple[str, ...]:
+    return run.samples.classes if run.samples else tuple(f"class {label}" for label in range(count))
 
 
 @dataclass(frozen=True)
