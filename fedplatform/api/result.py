@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import torch
 
+from fedplatform.core.rounds import PREDICTIONS, predictions_of
 from fedplatform.data.images import to_images
 from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
@@ -38,7 +39,8 @@ class Result:
 
     ``experiment`` is what was run, ``path`` the folder that holds it; a temporary one is removed with the result.
     ``rounds`` is a table with a row a round (accuracy, macro_f1, auc, loss, seconds), ``hospitals`` one with a row a
-    round and hospital (state, reason, weight, trust, reputation, accuracy on its own test scans).
+    round and hospital (state, reason, weight, trust, reputation, accuracy on its own test scans), ``sites`` what the
+    last model is worth at each hospital.
 
     >>> import fedplatform as fp
     >>> small = {"data": "lesions", "size": 16, "scans": 120, "hospitals": 3, "root_size": 0}
@@ -70,6 +72,38 @@ class Result:
     def hospitals(self) -> pd.DataFrame:
         """One row a round and hospital."""
         return self._table("hospitals.parquet").set_index(["round_number", "hospital_id"])
+
+    @cached_property
+    def sites(self) -> pd.DataFrame:
+        """The last model on each hospital's own test scans, one row a hospital, and one of all where they are several.
+
+        AUC and balanced accuracy with their 95 % intervals (``auc_low``, ``auc_high``, ...) from a bootstrap over
+        patients, sensitivity and specificity where there are two classes, and the expected calibration error; all are
+        shares in [0, 1], NaN where a hospital has no scan of a class.
+
+        >>> import fedplatform as fp
+        >>> small = {"data": "lesions", "size": 16, "scans": 120, "hospitals": 3, "root_size": 0}
+        >>> sites = fp.run(**small, byzantine=0, rule="mean", rounds=1).sites
+        >>> list(sites.index)
+        ['hospital-00', 'hospital-01', 'hospital-02', 'all sites']
+        """
+        from fedplatform.learning.site_figures import figures_by_site
+
+        figures = figures_by_site(predictions_of(pq.read_table(self.path / PREDICTIONS)))
+        rows = [
+            {
+                "site": one.site,
+                "scans": one.scans,
+                "groups": one.groups,
+                **{f"auc{end}": value for end, value in one.auc.named()},
+                **{f"balanced_accuracy{end}": value for end, value in one.balanced_accuracy.named()},
+                "sensitivity": one.sensitivity,
+                "specificity": one.specificity,
+                "calibration_error": one.calibration_error,
+            }
+            for one in figures
+        ]
+        return pd.DataFrame(rows).set_index("site")
 
     def _table(self, name: str) -> pd.DataFrame:
         table: pd.DataFrame = pq.read_table(self.path / name).to_pandas()

@@ -139,10 +139,13 @@ def audit_table(report: AuditReport) -> list[RenderableType]:
 def hospital_table(reports: Sequence[RoundReport]) -> Table:
     """How much each hospital counted, and what the rule thought of it; Byzantine ones are marked with a star.
 
+    Under a rule that scores nobody, how good the last model is on each hospital's own test scans stands there instead.
     The last reason that was found against any of them stands below, once for all hospitals that share it.
     """
     table = Table(title="hospitals (* Byzantine)", title_justify="left", caption_justify="left", box=None)
-    for column in ("hospital", "mean weight", "rounds excluded", "scans judged", "trust", "reputation"):
+    scored = any(not isnan(record.trust) for report in reports for record in report.hospitals)
+    last_columns = ("trust", "reputation") if scored else ("AUC", "balanced accuracy")
+    for column in ("hospital", "mean weight", "rounds excluded", "scans judged", *last_columns):
         table.add_column(column, justify="left" if column == "hospital" else "right", no_wrap=column == "hospital")
     reasons: dict[str, list[str]] = {}
     for last in reports[-1].hospitals:
@@ -154,8 +157,8 @@ def hospital_table(reports: Sequence[RoundReport]) -> Table:
             percent(fmean(record.weight for record in own)),
             f"{sum(record.weight == 0 for record in taking_part)} of {len(taking_part)}",
             str(last.judged),
-            _figure(_newest([record.trust for record in own])),
-            _figure(_newest([record.reputation for record in own])),
+            _figure(_newest([record.trust for record in own]) if scored else last.auc),
+            _figure(_newest([record.reputation for record in own]) if scored else last.balanced_accuracy),
         )
         if reason := next((record.reason for record in reversed(own) if record.reason), ""):
             reasons.setdefault(reason, []).append(name)

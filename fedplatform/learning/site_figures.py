@@ -24,6 +24,10 @@ class Estimate:
     low: float = NAN
     high: float = NAN
 
+    def named(self) -> tuple[tuple[str, float], ...]:
+        """The value and the ends, each with what is put behind a column's name."""
+        return ("", self.value), ("_low", self.low), ("_high", self.high)
+
 
 @dataclass(frozen=True)
 class SiteFigures:
