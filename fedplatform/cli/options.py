@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fedplatform.core.options import DEFENCE, EXPERIMENT, Option
+from fedplatform.core.options import COMPUTE, DEFENCE, EXPERIMENT, Option
 from fedplatform.core.specification import nearest
 
 RUNS = click.option(
@@ -58,6 +58,29 @@ def _setting_option(name: str, option: Option) -> Callable[[Callable[..., None]]
         type=kind,
         metavar=metavar,
         help=f"{option.help} [default: {option.shown or option.default}]",
+    )
+
+
+def compute_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say what networks compute with; one that is not given is None."""
+    for name, option in reversed(COMPUTE.items()):
+        command = _setting_option(name, option)(command)
+    return command
+
+
+def compute_of(options: dict[str, object]) -> Any:
+    """What :func:`compute_options` ask for on this machine. Raises :class:`ComputeError` where it is not there."""
+    from fedplatform.core.compute import Compute, known_device
+
+    wanted = {name: str(value) for name, value in given(options).items()}
+    known_device(wanted.get("device", "auto"))
+    return Compute(**wanted).here()  # type: ignore[arg-type]
+
+
+def device_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that trains nothing the option of a device: its thresholds were fitted in float32."""
+    return click.option("--device", default="auto", show_default=True, metavar="SPEC", help=COMPUTE["device"].help)(
+        command
     )
 
 
