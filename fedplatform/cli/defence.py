@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fedplatform.cli.options import JOBS, attack_options, attack_plan, defence_options, given, numbers
+from fedplatform.cli.options import JOBS, attack_options, attack_plan, compute_options, defence_options, given, numbers
 from fedplatform.cli.progress import attack_bar, counting_bar
 from fedplatform.cli.terminal import console, one_line_errors, opened
 
@@ -14,6 +14,7 @@ from fedplatform.cli.terminal import console, one_line_errors, opened
 @click.command()
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @defence_options
+@compute_options
 @click.option(
     "--engine",
     type=click.Choice(["ray", "local"]),
@@ -32,8 +33,16 @@ from fedplatform.cli.terminal import console, one_line_errors, opened
     "--hosts", type=click.IntRange(min=1), metavar="N", help="actors that the hospitals share [default: one a CPU]"
 )
 def defend(
-    run_folder: Path, *, engine: str, address: str, hosts: int | None, **changes: object
-) -> None:  # fmt: skip
+    run_folder: Path,
+    *,
+    engine: str,
+    address: str,
+    hosts: int | None,
+    device: str | None,
+    precision: str | None,
+    kernels: str | None,
+    **changes: object,
+) -> None:
     """Train the defence of a finished run, in its own federation.
 
     RUN is a folder that 'fedplatform run' left. The hospitals that trained its classifier train, in this order: a
@@ -55,8 +64,9 @@ def defend(
         from fedplatform.experiments.defence.train import defend as train_defence
 
         settings = DefenceSettings.from_settings(given(changes))
+        computing = given({"device": device, "precision": precision, "kernels": kernels})
         with opened(engine, address, hosts) as runner, StageTable(console) as table:
-            train_defence(run_folder, settings, engine=runner, observer=table)
+            train_defence(run_folder, settings, engine=runner, observer=table, computing=computing)
         console.print(f"defence: {run_folder / 'defence'}", soft_wrap=True)
 
 

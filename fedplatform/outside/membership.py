@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from fedplatform.core.compute import Compute
 from fedplatform.core.files import write_durably
 from fedplatform.data.shards import Shard
 from fedplatform.data.splits import Role
@@ -19,17 +20,24 @@ from fedplatform.learning.training import Trainer
 from fedplatform.outside.body import update_bytes
 from fedplatform.outside.terms import Terms
 
+THIS_MACHINE = Compute()
+
 
 class Membership:
-    """A hospital that has read the terms and made its shard ready; ``folder`` is its own and private."""
+    """A hospital that has read the terms and made its shard ready; ``folder`` is its own and private.
 
-    def __init__(self, hospital_id: str, terms: Terms, shard: Shard, folder: Path) -> None:
+    ``compute`` is what it trains with, whatever the server and other hospitals have.
+    """
+
+    def __init__(
+        self, hospital_id: str, terms: Terms, shard: Shard, folder: Path, *, compute: Compute = THIS_MACHINE
+    ) -> None:
         torch.set_num_threads(1)  # as everywhere: the order of a parallel sum depends on the number of threads
         self._hospital_id = hospital_id
         self._terms = terms
         self._shard = shard
         self._folder = folder / terms.run
-        self._trainer = Trainer(terms.local_training())
+        self._trainer = Trainer(terms.local_training(compute))
         self.transport = TRANSPORTS[terms.transport]
 
     def admit(self, launch: Launch | None) -> Hospital:

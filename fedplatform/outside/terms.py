@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Self
 
 from pydantic import Field
 
+from fedplatform.core.compute import Compute
 from fedplatform.core.settings import ExperimentError, Settings
 from fedplatform.data.shards import Manifest
 from fedplatform.experiments.experiment import Experiment
@@ -73,6 +75,7 @@ class Terms(Settings):
                 )
         return Experiment.from_settings(self.training)
 
-    def local_training(self) -> LocalTraining:
-        """How a hospital trains."""
-        return self.experiment().local_training(channels=self.channels, num_classes=len(self.classes))
+    def local_training(self, compute: Compute) -> LocalTraining:
+        """How a hospital trains, on the device of its own choice."""
+        training = self.experiment().local_training(channels=self.channels, num_classes=len(self.classes))
+        return replace(training, compute=compute)
