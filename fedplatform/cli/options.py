@@ -70,18 +70,15 @@ def compute_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def compute_of(options: dict[str, object]) -> Any:
     """What :func:`compute_options` ask for on this machine. Raises :class:`ComputeError` where it is not there."""
-    from fedplatform.core.compute import Compute, known_device
+    from fedplatform.core.compute import Compute
 
-    wanted = {name: str(value) for name, value in given(options).items()}
-    known_device(wanted.get("device", "auto"))
-    return Compute(**wanted).here()  # type: ignore[arg-type]
+    return Compute.of(**{"device": "auto", **given(options)})  # type: ignore[arg-type]
 
 
 def device_option(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command that trains nothing the option of a device: its thresholds were fitted in float32."""
-    return click.option("--device", default="auto", show_default=True, metavar="SPEC", help=COMPUTE["device"].help)(
-        command
-    )
+    words = COMPUTE["device"].help.partition(";")[0]
+    return click.option("--device", default="auto", show_default=True, metavar="SPEC", help=words)(command)
 
 
 def where_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -31,10 +31,10 @@ class ComputeError(FedplatformError, ValueError):
 class Compute:
     """Where networks compute, and how.
 
-    ``device`` is ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto`` for the GPU where the process sees one and the CPU
-    where not. With ``bf16`` networks multiply and convolve in bfloat16; weights, sums and losses stay float32. On a GPU
-    ``fast`` kernels may differ in the last bits from run to run, ``deterministic`` ones do not. Scans stay on a GPU
-    where they take at most ``scans_share`` of its memory, and otherwise come batch by batch.
+    ``device`` is ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto`` for the first CUDA GPU that the process sees and
+    the CPU where there is none. With ``bf16`` networks multiply and convolve in bfloat16; weights, sums and losses stay
+    float32. On a GPU ``fast`` kernels may differ in the last bits from run to run, ``deterministic`` ones do not. Scans
+    stay on a GPU where they take at most ``scans_share`` of its memory, and otherwise come batch by batch.
 
     It is a wish and crosses process boundaries as such: :meth:`here` says what it means in this process.
     """
@@ -44,12 +44,16 @@ class Compute:
     kernels: Kernels = "fast"
     scans_share: float = 0.5
 
+    @classmethod
+    def of(cls, device: str, precision: Precision = "float32", kernels: Kernels = "fast") -> Self:
+        """From words, as this process has it. Raises :class:`ComputeError` for a device that is none or not here."""
+        return cls(known_device(device), precision, kernels).here()
+
     def here(self) -> Self:
         """The same with the device that this process has. Raises :class:`ComputeError` where it has none such."""
         kind, _, number = self.device.partition(":")
         if kind == "auto":
-            found = "cuda:0" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-            return replace(self, device=found)
+            return replace(self, device="cuda:0" if torch.cuda.is_available() else "cpu")
         if kind == "cuda":
             there = torch.cuda.device_count() if torch.cuda.is_available() else 0
             if int(number or 0) >= there:

@@ -22,8 +22,8 @@ class Option:
 # Of what computes: an experiment has them as settings, other commands as options of their own.
 COMPUTE: dict[str, Option] = {
     "device": Option(
-        "what networks compute on: auto (a GPU where the process sees one), cpu, cuda, cuda:1, mps; a run can go on "
-        "on another",
+        "what networks compute on: auto (a CUDA GPU where the process sees one), cpu, cuda, cuda:1, mps (untried); a "
+        "run can go on on another",
         "auto",
     ),
     "precision": Option(

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 CPU = torch.device("cpu")
 ELSEWHERE = torch.device("lazy", 0)  # the one name that PyTorch knows without asking for its driver
 COPIES = ("aten::_to_copy", "aten::copy_")
+BY_ROWS = ("aten::index", "aten::index_put", "aten::index_put_")
 ANSWERS = ("aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten::masked_select", "aten::nonzero")
 
 
@@ -27,6 +28,10 @@ class There(torch.Tensor):
             )
         there.here = here
         return there
+
+    def tolist(self) -> Any:
+        """Through the memory of the host, as from any device."""
+        return self.cpu().tolist()
 
     @classmethod
     def __torch_dispatch__(cls, *_: Any) -> Any:
@@ -57,7 +62,9 @@ class OtherDevice(TorchDispatchMode):
         tensors = [one for one in tree_flatten((args, named))[0] if isinstance(one, torch.Tensor)]
         lands_there = any(isinstance(tensor, There) for tensor in tensors)
         if lands_there and func._schema.name not in COPIES:
-            strangers = [tensor for tensor in tensors if not isinstance(tensor, There) and tensor.ndim]
+            # Rows may be named by numbers of the host, as on a GPU.
+            computed = tree_flatten((args[:1], args[2:]))[0] if func._schema.name in BY_ROWS else tensors
+            strangers = [one for one in computed if type(one) is torch.Tensor and one.ndim]
             if strangers:
                 raise RuntimeError(f"{func} wants all tensors on one device")
             self.computed += 1
