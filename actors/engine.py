@@ -111,7 +111,8 @@ class RayEngine:
     """Hospitals and server as Ray actors; an engine for :func:`fedplatform.run`.
 
     ``address`` is a running cluster's, or ``local`` to start one here; ``num_hosts`` how many actors the hospitals
-    share, by default as many as there are CPUs, and never more than there are hospitals. On a cluster, hospitals that
+    share, by default as many as there are CPUs, and never more than there are hospitals; ``gpus`` what each of them
+    takes of a GPU, by default its part of all that the cluster has. On a cluster, hospitals that
     have places live there, each in an actor of its own; a Ray of one's own is a simulation, and nobody's place.
     Hospitals outside the cluster come through a gateway, ``outside``.
 
@@ -122,9 +123,15 @@ class RayEngine:
     """
 
     def __init__(
-        self, address: str = "local", *, num_hosts: int | None = None, outside: GatewayOptions | None = None
+        self,
+        address: str = "local",
+        *,
+        num_hosts: int | None = None,
+        gpus: GpuShares | None = None,
+        outside: GatewayOptions | None = None,
     ) -> None:
         self._num_hosts = num_hosts
+        self._given = gpus
         self._is_simulation = address == LOCAL
         self._outside = outside
         if outside:
@@ -157,7 +164,8 @@ class RayEngine:
         without = [place.name for place in places if not place.gpus]
         if compute.device == "cuda" and without:
             raise ComputeError(f"--device cuda: {without[0]} has no 'gpus' in the federation's file; or --device auto")
-        hosts, gpus = self._hosts(experiment), _gpus()
+        hosts = self._hosts(experiment)
+        gpus = _gpus() if self._given is None or self._given.host else 0
         if compute.device == "cuda" and not gpus:
             raise ComputeError("--device cuda: this cluster has no GPU; --device auto takes what there is")
         if not gpus or (places and len(without) == len(places)):
@@ -175,6 +183,8 @@ class RayEngine:
         """How the GPUs are dealt out to the server and to actors that hospitals share."""
         if not takes_gpus(experiment.compute) or self.places(experiment):
             return GpuShares()
+        if self._given is not None:
+            return self._given
         own = ray.get_runtime_context().get_node_id()
         beside = any(node["NodeID"] == own and node["Resources"].get("GPU", 0) >= 1 for node in ray.nodes())
         return GpuShares.of(_gpus(), hosts=self._hosts(experiment), beside_server=beside)

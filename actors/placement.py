@@ -36,6 +36,11 @@ class GpuShares:
         share = FRACTIONS // on_each / FRACTIONS
         return GpuShares(share if beside_server else 0.0, share)
 
+    @staticmethod
+    def within(gpus: float, *, hosts: int) -> GpuShares:
+        """A given share of a GPU: all of it to the actors that train, or to the one process where there are none."""
+        return GpuShares(host=gpus * FRACTIONS // hosts / FRACTIONS) if hosts else GpuShares(server=gpus)
+
 
 @dataclass(frozen=True)
 class ActorPlacement:
