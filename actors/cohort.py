@@ -30,9 +30,9 @@ class CohortError(FedplatformError, RuntimeError):
 class RayCohort:
     """A :class:`fedplatform.federated.cohort.Cohort` on Ray: the same replies in the same order, from other processes.
 
-    Hospitals with ``places`` have an actor each, on their own node; without, ``num_hosts`` actors of one CPU are dealt
-    the hospitals in turn. An actor whose process dies is started again by Ray, opens its shards and is there in the
-    next round; a request that it had accepted is not repeated.
+    Hospitals with ``places`` have an actor each, on their own node; without, ``num_hosts`` actors of one CPU, and so
+    much of a GPU as ``gpus`` says, are dealt the hospitals in turn. An actor whose process dies is started again by
+    Ray, opens its shards and is there in the next round; a request that it had accepted is not repeated.
     """
 
     def __init__(
@@ -42,17 +42,19 @@ class RayCohort:
         num_hosts: int,
         deadline_s: float,
         places: Sequence[Place] = (),
+        gpus: float = 0.0,
         host: type[HospitalHost] = HospitalHost,
     ) -> None:
         self._plan = plan
         self._deadline_s = deadline_s
         self._round = 0
-        placements = at_home(places) if places else spread(plan, num_hosts)
+        placements = at_home(places) if places else spread(plan, num_hosts, gpus)
         remote: Any = ray.remote  # its type stubs do not know concurrency groups
         actor = remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"work": 1, "control": 1})(host)
         # By value and not by reference: a restarted actor must find its plan whatever became of the object store.
         self._hosts: list[Any] = [
-            actor.options(**placement.options).remote(plan, placement.hospital_ids) for placement in placements
+            actor.options(**placement.options).remote(placement.plan(plan), placement.hospital_ids)
+            for placement in placements
         ]
         placed = zip(self._hosts, placements, strict=True)
         self._host_of = {name: host for host, placement in placed for name in placement.hospital_ids}

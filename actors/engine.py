@@ -21,8 +21,9 @@ from actors.gateway.application import GatewayOptions, close_gateway, open_gatew
 from actors.gateway.server_actor import RemoteGatewayServer, open_gateway_server
 from actors.http.start import prepare
 from actors.own_code import by_value
-from actors.placement import require_nodes
+from actors.placement import GpuShares, require_nodes, takes_gpus
 from actors.server import Server
+from fedplatform.core.compute import ComputeError
 from fedplatform.core.messages import RoundReport
 from fedplatform.data.shards import Manifest
 from fedplatform.experiments.checkpoint import CheckpointFolder
@@ -110,7 +111,8 @@ class RayEngine:
     """Hospitals and server as Ray actors; an engine for :func:`fedplatform.run`.
 
     ``address`` is a running cluster's, or ``local`` to start one here; ``num_hosts`` how many actors the hospitals
-    share, by default as many as there are CPUs, and never more than there are hospitals. On a cluster, hospitals that
+    share, by default as many as there are CPUs, and never more than there are hospitals; ``gpus`` what each of them
+    takes of a GPU, by default its part of all that the cluster has. On a cluster, hospitals that
     have places live there, each in an actor of its own; a Ray of one's own is a simulation, and nobody's place.
     Hospitals outside the cluster come through a gateway, ``outside``.
 
@@ -121,9 +123,15 @@ class RayEngine:
     """
 
     def __init__(
-        self, address: str = "local", *, num_hosts: int | None = None, outside: GatewayOptions | None = None
+        self,
+        address: str = "local",
+        *,
+        num_hosts: int | None = None,
+        gpus: GpuShares | None = None,
+        outside: GatewayOptions | None = None,
     ) -> None:
         self._num_hosts = num_hosts
+        self._given = gpus
         self._is_simulation = address == LOCAL
         self._outside = outside
         if outside:
@@ -144,6 +152,42 @@ class RayEngine:
         places = () if self._is_simulation else tuple(inside)
         require_nodes(places)
         return places
+
+    def computes_on(self, experiment: Experiment) -> str:
+        """How the GPUs of the cluster are dealt out, in words; "" where there are none."""
+        compute = experiment.compute
+        if not takes_gpus(compute):
+            return "" if compute.device == "cpu" else str(compute.here())
+        if ":" in compute.device:
+            raise ComputeError(f"--device {compute.device}: Ray deals the GPUs out; --device cuda asks for them")
+        places = self.places(experiment)
+        without = [place.name for place in places if not place.gpus]
+        if compute.device == "cuda" and without:
+            raise ComputeError(f"--device cuda: {without[0]} has no 'gpus' in the federation's file; or --device auto")
+        hosts = self._hosts(experiment)
+        gpus = _gpus() if self._given is None or self._given.host else 0
+        if compute.device == "cuda" and not gpus:
+            raise ComputeError("--device cuda: this cluster has no GPU; --device auto takes what there is")
+        if not gpus or (places and len(without) == len(places)):
+            return ""
+        dealt = f"{self._shares(experiment).host:g} for each of {hosts} actors"
+        share = "as the hospitals' places say" if places else dealt
+        return f"{gpus} GPU{'s' if gpus > 1 else ''}, {share}, {compute.on_gpu}"
+
+    def _hosts(self, experiment: Experiment) -> int:
+        """How many actors the hospitals share."""
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        return min(self._num_hosts or cpus, len(experiment.inside))
+
+    def _shares(self, experiment: Experiment) -> GpuShares:
+        """How the GPUs are dealt out to the server and to actors that hospitals share."""
+        if not takes_gpus(experiment.compute) or self.places(experiment):
+            return GpuShares()
+        if self._given is not None:
+            return self._given
+        own = ray.get_runtime_context().get_node_id()
+        beside = any(node["NodeID"] == own and node["Resources"].get("GPU", 0) >= 1 for node in ray.nodes())
+        return GpuShares.of(_gpus(), hosts=self._hosts(experiment), beside_server=beside)
 
     @contextmanager
     def launch(
@@ -205,11 +249,13 @@ class RayEngine:
         send_by_value(experiment)
         places = self.places(experiment)
         cpus = int(ray.cluster_resources().get("CPU", 1))
-        num_hosts = min(self._num_hosts or cpus, len(experiment.inside))
+        num_hosts, shares = self._hosts(experiment), self._shares(experiment)
         if num_hosts > cpus and not places:
             raise CohortError(f"{num_hosts} hospital actors need as many CPUs, got {cpus}")
         remote: Any = ray.remote  # its type stubs do not know every scheduling strategy
-        actor = remote(num_cpus=0, max_restarts=-1 if checkpoints else 0, scheduling_strategy=_here())(Server)
+        restarts = -1 if checkpoints else 0
+        options = {"num_cpus": 0, "num_gpus": shares.server, "max_restarts": restarts, "scheduling_strategy": _here()}
+        actor = remote(**options)(Server)
         server = actor.remote(
             experiment,
             shards.resolve(),
@@ -219,6 +265,7 @@ class RayEngine:
             start=start,
             checkpoints=CheckpointFolder.of(checkpoints, experiment) if checkpoints else None,
             gateway=gateway,
+            gpus=shares,
         )
         try:
             yield RayFederation(server, restarts=checkpoints is not None)
@@ -236,6 +283,11 @@ class RayEngine:
         """Shut Ray down if this engine started it."""
         if self._started and head_answers():
             ray.shutdown()
+
+
+def _gpus() -> int:
+    """GPUs of the cluster."""
+    return int(ray.cluster_resources().get("GPU", 0))
 
 
 def _here() -> NodeAffinitySchedulingStrategy:

@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 
 from actors.cluster.security import ClusterError
+from fedplatform.core.compute import Compute
 from fedplatform.experiments.places import LABEL, Place
 from fedplatform.federated.cohort import CohortPlan
+
+FRACTIONS = 10_000  # of a GPU: Ray counts no finer
 
 
 class PlacementError(ClusterError):
     """A hospital that lives on no node of the cluster, or on one that is too small."""
+
+
+@dataclass(frozen=True)
+class GpuShares:
+    """How much of a GPU the server and each of the actors that hospitals share asks for; 0 for the CPU."""
+
+    server: float = 0.0
+    host: float = 0.0
+
+    @staticmethod
+    def of(gpus: int, *, hosts: int, beside_server: bool) -> GpuShares:
+        """All GPUs of a cluster dealt out evenly, to the server too where its machine has one."""
+        if not gpus:
+            return GpuShares()
+        on_each = -(-(hosts + beside_server) // gpus)
+        share = FRACTIONS // on_each / FRACTIONS
+        return GpuShares(share if beside_server else 0.0, share)
+
+    @staticmethod
+    def within(gpus: float, *, hosts: int) -> GpuShares:
+        """A given share of a GPU: all of it to the actors that train, or to the one process where there are none."""
+        return GpuShares(host=gpus * FRACTIONS // hosts / FRACTIONS) if hosts else GpuShares(server=gpus)
 
 
 @dataclass(frozen=True)
@@ -24,12 +49,28 @@ class ActorPlacement:
     hospital_ids: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=lambda: {"num_cpus": 1})
 
+    def plan(self, plan: CohortPlan) -> CohortPlan:
+        """The plan as this actor is to read it: without a share of a GPU, it trains on its CPU."""
+        compute = with_share(plan.training.compute, self.options.get("num_gpus", 0))
+        return replace(plan, training=replace(plan.training, compute=compute))
 
-def spread(plan: CohortPlan, num_hosts: int) -> list[ActorPlacement]:
-    """Hospitals dealt in turn to actors that may run anywhere."""
+
+def with_share(compute: Compute, gpus: float) -> Compute:
+    """What an actor with so much of a GPU computes with: Ray may show GPUs to actors that asked for none."""
+    return compute if gpus or not takes_gpus(compute) else replace(compute, device="cpu")
+
+
+def takes_gpus(compute: Compute) -> bool:
+    """Whether Ray's GPUs are asked for, or taken where there are some."""
+    return compute.device.partition(":")[0] in ("auto", "cuda")
+
+
+def spread(plan: CohortPlan, num_hosts: int, gpus: float = 0.0) -> list[ActorPlacement]:
+    """Hospitals dealt in turn to actors that may run anywhere, each with so much of a GPU."""
     # Honest hospitals and attackers are dealt apart: colluding attackers do not train, and would leave one host idle.
     order = [*plan.honest, *(name for name in plan.shard_files if name not in plan.honest)]
-    return [ActorPlacement(tuple(order[host::num_hosts])) for host in range(num_hosts)]
+    options = {"num_cpus": 1, "num_gpus": gpus}
+    return [ActorPlacement(tuple(order[host::num_hosts]), options) for host in range(num_hosts)]
 
 
 def at_home(places: Sequence[Place]) -> list[ActorPlacement]:

@@ -12,6 +12,7 @@ from actors.cohort import RayCohort
 from actors.gateway.server_actor import RemoteGatewayServer
 from actors.hospital import HospitalHost
 from actors.masked import MaskedHospitalHost, RayMaskedHospitals
+from actors.placement import GpuShares, with_share
 from fedplatform.core.messages import RoundReport
 from fedplatform.experiments.checkpoint import CheckpointFolder, Checkpoints
 from fedplatform.experiments.engine import Earlier, Outcome, ServerRole, cohort_plan
@@ -20,6 +21,8 @@ from fedplatform.experiments.places import Place
 from fedplatform.federated.cohort import Cohort
 from fedplatform.federated.secure import GroupedCohort
 from fedplatform.outside.outside_cohort import JoinedCohort, OutsideCohort
+
+NO_GPU = GpuShares()
 
 
 class Server:
@@ -41,6 +44,7 @@ class Server:
         start: np.ndarray | None = None,
         checkpoints: CheckpointFolder | None = None,
         gateway: RemoteGatewayServer | None = None,
+        gpus: GpuShares = NO_GPU,
     ) -> None:
         torch.set_num_threads(1)
         opened = Checkpoints.open(checkpoints, experiment.server_rule) if checkpoints else None
@@ -50,6 +54,7 @@ class Server:
             plan,
             num_hosts=num_hosts,
             places=places,
+            gpus=gpus.host,
             deadline_s=experiment.deadline_s,
             host=HospitalHost if plan.privacy is None else MaskedHospitalHost,
         )
@@ -60,7 +65,8 @@ class Server:
         if gateway is not None:
             outside = OutsideCohort(gateway, experiment.outside, deadline_s=experiment.deadline_s, launch=launch)
             cohort = JoinedCohort(self._inside, outside, hospital_ids=experiment.hospital_ids())
-        self._role = ServerRole(experiment, shards, cohort, start=start, checkpoints=opened)
+        own = experiment.model_copy(update={"device": with_share(experiment.compute, gpus.server).device})
+        self._role = ServerRole(own, shards, cohort, start=start, checkpoints=opened)
 
     def earlier(self) -> Earlier:
         """What earlier launches left, this actor's own before it died among them."""

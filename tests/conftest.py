@@ -67,6 +67,7 @@ MARKERS = {
             "test_residual_sensor",
             "test_training",
             "test_sampling",
+            "test_devices",
             "test_evasion",
             "test_certificate",
         ),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedplatform.core.compute import Compute
 from fedplatform.core.seeding import torch_generator
 from fedplatform.data.splits import Role
 from fedplatform.defence.presets import HospitalParts
@@ -52,7 +53,7 @@ class DefendedStudy(Study):
     ``run`` is a run's folder with a trained defence. Of each of its first ``hospitals`` at most ``scans`` scans are
     measured. Thresholds are fitted on all validation scans of a hospital, or of all hospitals where it has few, as they
     are when it is served; so while the search goes on, they have seen the scans that measure them, for all choices
-    alike.
+    alike. ``device`` is what a trial's process computes on.
     """
 
     run: str = ""
@@ -60,6 +61,7 @@ class DefendedStudy(Study):
     scans: int = 20
     epsilon: float = 4 / 255
     seed: int = 0
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.run:
@@ -73,8 +75,10 @@ class DefendedStudy(Study):
     def wards(self, role: Role) -> Iterator[Ward]:
         """The hospitals whose scans are measured."""
         tested = opened(self.run).tested
-        for number, hospital_id in enumerate(tested[: self.hospitals]):
-            yield ward_of(self.run, hospital_id, tested[(number + 1) % len(tested)], role, self.scans)
+        with Compute.of(self.device).computing():
+            for number, hospital_id in enumerate(tested[: self.hospitals]):
+                after = tested[(number + 1) % len(tested)]
+                yield ward_of(self.run, hospital_id, after, role, self.scans, self.device)
 
     @abstractmethod
     def references(self) -> dict[str, Choice]:
@@ -82,19 +86,20 @@ class DefendedStudy(Study):
 
 
 @lru_cache(maxsize=2)
-def opened(run: str) -> DefendedRun:
-    """The run, read once a process."""
-    return DefendedRun(Path(run).resolve())
+def opened(run: str, device: str = "cpu") -> DefendedRun:
+    """The run, read once a process. Raises :class:`ComputeError` where there is no such device."""
+    return DefendedRun(Path(run).resolve(), device=Compute.of(device).place)
 
 
 @lru_cache(maxsize=64)
-def ward_of(run: str, hospital_id: str, neighbour: str, role: Role, scans: int) -> Ward:
+def ward_of(run: str, hospital_id: str, neighbour: str, role: Role, scans: int, device: str) -> Ward:
     """One hospital, read once a process."""
-    parts = opened(run).hospital(hospital_id)
+    opened_run = opened(run, device)
+    parts = opened_run.hospital(hospital_id)
     images, labels = parts.test if role is Role.TEST else parts.validation
     groups = parts.test_groups if role is Role.TEST else parts.validation_groups
-    chosen = spread_evenly(len(labels), scans).tolist()
-    return Ward(parts, opened(run).hospital(neighbour).tuned, images[chosen], labels[chosen], groups[chosen])
+    chosen = torch.from_numpy(spread_evenly(len(labels), scans))
+    return Ward(parts, opened_run.hospital(neighbour).tuned, images[chosen], labels[chosen], groups[chosen.numpy()])
 
 
 def with_settings(ward: Ward, **changes: object) -> Ward:

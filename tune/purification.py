@@ -64,7 +64,7 @@ class Purification(DefendedStudy):
             changed = with_settings(ward, **self._settings(choice))
             defence = str(choice.get("defence", "full"))
             defended = changed.parts.defended(defence)
-            known = (self.run, ward.parts.hospital_id, role, self.scans, defence, self.tier, self.epsilon)
+            known = (self.run, self.device, ward.parts.hospital_id, role, self.scans, defence, self.tier, self.epsilon)
             attacked = (
                 attacked_once(*known, self.attack_steps, self.seed)
                 if self.tier == "T2"
@@ -143,10 +143,19 @@ class Purification(DefendedStudy):
 
 @lru_cache(maxsize=64)
 def attacked_once(
-    run: str, hospital_id: str, role: Role, scans: int, defence: str, tier: str, epsilon: float, steps: int, seed: int
+    run: str,
+    device: str,
+    hospital_id: str,
+    role: Role,
+    scans: int,
+    defence: str,
+    tier: str,
+    epsilon: float,
+    steps: int,
+    seed: int,
 ) -> torch.Tensor:
     """Scans of a hospital attacked by one who does not know the defence's settings: the same for every choice."""
     tested = opened(run).tested
     neighbour = tested[(tested.index(hospital_id) + 1) % len(tested)]
-    ward = ward_of(run, hospital_id, neighbour, role, scans)
+    ward = ward_of(run, hospital_id, neighbour, role, scans, device)
     return ward.attacked(defence, tier, epsilon, Budget(steps=steps), seed=seed)

@@ -24,6 +24,7 @@ from ray.tune.search import Searcher
 
 from actors.cluster.joining import join
 from actors.own_code import by_value
+from actors.placement import GpuShares
 from fedplatform.core.files import alone_in, claim, claim_files
 from fedplatform.data.splits import Role
 from fedplatform.experiments.experiment import ExperimentError
@@ -66,8 +67,9 @@ class Resources:
 
     def placement(self) -> ray_tune.PlacementGroupFactory:
         """The bundles of a trial: its own process first."""
-        own = {"CPU": 1.0, **({"GPU": self.gpus} if self.gpus else {})}
-        return ray_tune.PlacementGroupFactory([own, *({"CPU": 1.0} for _ in range(self.hosts))])
+        share = GpuShares.within(self.gpus, hosts=self.hosts)
+        bundles = [share.server, *[share.host] * self.hosts]
+        return ray_tune.PlacementGroupFactory([{"CPU": 1.0, **({"GPU": gpus} if gpus else {})} for gpus in bundles])
 
 
 def run(
@@ -95,7 +97,10 @@ def run(
         planner = Planner(study.phases(budget), ledger, scheduler, study, observers, until=time.monotonic() + seconds)
         # Beside the study, so that several on the same data share what one has written.
         place = Workplace(
-            folder.resolve().parent / "tune-shards", data_folder.resolve() if data_folder else None, resources.hosts
+            folder.resolve().parent / "tune-shards",
+            data_folder.resolve() if data_folder else None,
+            resources.hosts,
+            resources.gpus,
         )
         scratch = folder.resolve() / ".tune"
         try:

@@ -17,6 +17,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.sample import Domain
 
 from actors.engine import RayEngine
+from actors.placement import GpuShares
 from fedplatform.core.specification import plugin_files
 from fedplatform.data.splits import Role
 from fedplatform.experiments.engine import Engine, InProcessEngine
@@ -34,16 +35,21 @@ SCORE = "score"  # what a scheduler looks at: the first objective, turned so tha
 class Workplace:
     """Where trials run: the folder of the shards that they share, and how each brings up its federation.
 
-    ``hosts`` 0 is in the trial's own process; more are Ray actors of a CPU each, in the trial's placement group.
+    ``hosts`` 0 is in the trial's own process; more are Ray actors of a CPU each, in the trial's placement group, which
+    share its ``gpus``.
     """
 
     folder: Path
     data_folder: Path | None = None
     hosts: int = 0
+    gpus: float = 0.0
 
     def engine(self) -> Engine:
         """What a trial runs its federation on."""
-        return RayEngine(num_hosts=self.hosts) if self.hosts else InProcessEngine()
+        if not self.hosts:
+            return InProcessEngine()
+        # In a placement group nothing else may be asked for, or the actors would wait for ever.
+        return RayEngine(num_hosts=self.hosts, gpus=GpuShares.within(self.gpus, hosts=self.hosts))
 
     def shards(self, experiment: Experiment) -> Path:
         """The experiment's shards, written by the first trial that needs them."""

@@ -8,13 +8,12 @@ import numpy as np
 import torch
 
 from actors.endpoint.arguments import EndpointArguments
-from fedplatform.data.images import to_images
+from fedplatform.core.compute import CPU, Compute
+from fedplatform.data.device_pixels import images_on
 from fedplatform.defence import Certificate, DefendedClassifier, Diagnosis, Examination, KeyedNoise
 from fedplatform.serving.bundle import Bundle
 from fedplatform.serving.versions import bundle_of
 
-CPU = torch.device("cpu")
-GPU = torch.device("cuda")
 COUNTER = 0  # of the keyed noise; stands in the audit log
 
 
@@ -61,18 +60,18 @@ class Treated:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A defence in use on a ``device``. Scans come as uint8 (n, c, h, w), and what is told of them is on the CPU.
+    """A defence in use, on the device of ``compute``. Scans come as uint8 (n, c, h, w); what is told is on the CPU.
 
     For it goes to other replicas, which may be on another device.
     """
 
     bundle: Bundle
     defended: DefendedClassifier
-    device: torch.device
+    compute: Compute
 
     def examine(self, scans: np.ndarray) -> tuple[Examination, tuple[Diagnosis | None, ...]]:
         """The first half, and what can be said already: a scan of depth 0 is answered as it is."""
-        with torch.no_grad():
+        with torch.no_grad(), self.compute.computing():
             images = self._images(scans)
             examination = self.defended.examine(images)
             done = (examination.depth == 0).nonzero().flatten()
@@ -86,23 +85,24 @@ class Model:
         """Where the autoencoder did not expect what it saw, (n, patches)."""
         if self.defended.detector is None:
             return None
-        with torch.no_grad():
+        with torch.no_grad(), self.compute.computing():
             found: np.ndarray = self.defended.detector.patch_errors(self._images(scans)).cpu().numpy()
         return found
 
     def treat(self, scans: np.ndarray, examination: Examination) -> tuple[tuple[Diagnosis, ...], np.ndarray]:
         """The second half."""
-        with torch.no_grad():
-            passage = self.defended.treat(self._images(scans), examination.to(self.device))
+        with torch.no_grad(), self.compute.computing():
+            passage = self.defended.treat(self._images(scans), examination.to(self.compute.place))
             return tuple(self.defended.conclude(passage)), passage.purified.cpu().numpy()
 
     def certify(self, scan: np.ndarray, *, sigma: float, samples: int, seed: int) -> Certificate:
         """What no attack within a radius can change about one scan (1, c, h, w)."""
         generator = torch.Generator().manual_seed(seed)
-        return self.defended.certify(self._images(scan)[0], sigma=sigma, samples=samples, generator=generator)
+        with self.compute.computing():
+            return self.defended.certify(self._images(scan)[0], sigma=sigma, samples=samples, generator=generator)
 
     def _images(self, scans: np.ndarray) -> torch.Tensor:
-        return to_images(scans).to(self.device)
+        return images_on(scans, self.compute)
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,7 @@ class ModelStore:
         """
         bundle = bundle_of(self.arguments.where().folder(name.version), name.hospital_id)
         noise = KeyedNoise(self.arguments.secret(name.hospital_id), COUNTER)
-        if not torch.cuda.is_available():
-            return Model(bundle, bundle.accelerated(noise), CPU)
-        # TensorFloat-32 keeps three digits, and an auditor's CPU is to find the same answer to four.
-        torch.backends.cudnn.allow_tf32 = False
-        return Model(bundle, bundle.defended(noise).to(GPU), GPU)
+        compute = Compute().here()
+        if compute.is_cpu:
+            return Model(bundle, bundle.accelerated(noise), compute)
+        return Model(bundle, bundle.defended(noise).to(compute.place), compute)

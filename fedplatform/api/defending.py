@@ -112,6 +112,7 @@ def evaluate(
     queries: int = 500,
     attacks: Sequence[str] = (),
     jobs: int = 0,
+    device: str = "auto",
 ) -> pd.DataFrame:
     """Attack a run whose defence is trained, and return one row a defence, tier and epsilon.
 
@@ -119,7 +120,8 @@ def evaluate(
     answers only); docs/glossary.md lists them. ``epsilons`` are in pixels of [0, 1]; ``scans`` and ``hard_scans`` the
     numbers of test scans for T0 to T2 and for the others; ``steps``, ``eot`` and ``queries`` what the attacker may
     spend. ``attacks`` are tried beside the tiers, each by its name and with its own budget, as ``fab(steps=50)``.
-    ``jobs`` are processes, 0 to work in this one. Rows nearest_neighbour and no_defence stand beside the defences.
+    ``jobs`` are processes, 0 to work in this one; ``device`` is what they compute on. Rows nearest_neighbour and
+    no_defence stand beside the defences.
     Columns: accuracy, flagged, abstained (referred), auc of the detector, n, and more.
 
     >>> import fedplatform as fp
@@ -140,4 +142,4 @@ def evaluate(
         budget=Budget(steps=steps, eot=eot, queries=queries),
         attacks=tuple(attacks),
     )
-    return attack(result.path, plan, jobs=jobs)
+    return attack(result.path, plan, jobs=jobs, device=device)

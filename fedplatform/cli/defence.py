@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from fedplatform.cli.options import JOBS, attack_options, attack_plan, defence_options, given, numbers
+from fedplatform.cli.options import (
+    JOBS,
+    attack_options,
+    attack_plan,
+    compute_options,
+    defence_options,
+    device_option,
+    given,
+    numbers,
+)
 from fedplatform.cli.progress import attack_bar, counting_bar
 from fedplatform.cli.terminal import console, one_line_errors, opened
 
@@ -14,6 +23,7 @@ from fedplatform.cli.terminal import console, one_line_errors, opened
 @click.command()
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @defence_options
+@compute_options
 @click.option(
     "--engine",
     type=click.Choice(["ray", "local"]),
@@ -32,8 +42,16 @@ from fedplatform.cli.terminal import console, one_line_errors, opened
     "--hosts", type=click.IntRange(min=1), metavar="N", help="actors that the hospitals share [default: one a CPU]"
 )
 def defend(
-    run_folder: Path, *, engine: str, address: str, hosts: int | None, **changes: object
-) -> None:  # fmt: skip
+    run_folder: Path,
+    *,
+    engine: str,
+    address: str,
+    hosts: int | None,
+    device: str | None,
+    precision: str | None,
+    kernels: str | None,
+    **changes: object,
+) -> None:
     """Train the defence of a finished run, in its own federation.
 
     RUN is a folder that 'fedplatform run' left. The hospitals that trained its classifier train, in this order: a
@@ -55,14 +73,16 @@ def defend(
         from fedplatform.experiments.defence.train import defend as train_defence
 
         settings = DefenceSettings.from_settings(given(changes))
+        computing = given({"device": device, "precision": precision, "kernels": kernels})
         with opened(engine, address, hosts) as runner, StageTable(console) as table:
-            train_defence(run_folder, settings, engine=runner, observer=table)
+            train_defence(run_folder, settings, engine=runner, observer=table, computing=computing)
         console.print(f"defence: {run_folder / 'defence'}", soft_wrap=True)
 
 
 @click.command()
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @attack_options
+@device_option
 def evaluate(
     run_folder: Path,
     *,
@@ -76,6 +96,7 @@ def evaluate(
     queries: int,
     attacks: tuple[str, ...],
     jobs: int,
+    device: str,
 ) -> None:
     """Attack a finished run whose defence is trained, and print the table.
 
@@ -106,10 +127,12 @@ def evaluate(
 
         plan = attack_plan(defences, tiers, epsilons, scans, hard_scans, steps, eot, queries, attacks)
         with attack_bar() as progress:
-            cells = attack(run_folder, plan, jobs=jobs, observer=progress)
+            cells = attack(run_folder, plan, jobs=jobs, device=device, observer=progress)
         shown = "T2" if "T2" in plan.tiers else plan.tiers[-1]
         if "full" in plan.defences and shown != "T0":
-            write_example_pictures(run_folder, defence="full", tier=shown, epsilon=max(epsilons), budget=plan.budget)
+            write_example_pictures(
+                run_folder, defence="full", tier=shown, epsilon=max(epsilons), budget=plan.budget, device=device
+            )
         console.print(Markdown(defence_markdown(cells)))
         page = write_report(run_folder).with_name("evaluation.html")
         console.print(f"report: {page}", soft_wrap=True)
@@ -142,8 +165,9 @@ def evaluate(
     help="noisy copies a scan; the radius cannot exceed sigma times what so many copies can prove",
 )
 @JOBS
+@device_option
 def certify(
-    run_folder: Path, *, sigmas: tuple[float, ...], scans: int, samples: int, jobs: int
+    run_folder: Path, *, sigmas: tuple[float, ...], scans: int, samples: int, jobs: int, device: str
 ) -> None:  # fmt: skip
     """Prove, for test scans, that no perturbation within a radius can change the answer.
 
@@ -167,6 +191,7 @@ def certify(
                 scans=scans,
                 samples=samples,
                 jobs=jobs,
+                device=device,
                 observer=progress,
             )
         shares = certified_accuracy(found, [0, 0.25, 0.5, 0.75, 1.0])

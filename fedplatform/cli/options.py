@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fedplatform.core.options import DEFENCE, EXPERIMENT, Option
+from fedplatform.core.options import COMPUTE, DEFENCE, EXPERIMENT, Option
 from fedplatform.core.specification import nearest
 
 RUNS = click.option(
@@ -59,6 +59,26 @@ def _setting_option(name: str, option: Option) -> Callable[[Callable[..., None]]
         metavar=metavar,
         help=f"{option.help} [default: {option.shown or option.default}]",
     )
+
+
+def compute_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say what networks compute with; one that is not given is None."""
+    for name, option in reversed(COMPUTE.items()):
+        command = _setting_option(name, option)(command)
+    return command
+
+
+def compute_of(options: dict[str, object]) -> Any:
+    """What :func:`compute_options` ask for on this machine. Raises :class:`ComputeError` where it is not there."""
+    from fedplatform.core.compute import Compute
+
+    return Compute.of(**{"device": "auto", **given(options)})  # type: ignore[arg-type]
+
+
+def device_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that trains nothing the option of a device: its thresholds were fitted in float32."""
+    words = COMPUTE["device"].help.partition(";")[0]
+    return click.option("--device", default="auto", show_default=True, metavar="SPEC", help=words)(command)
 
 
 def where_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedplatform.cli.options import compute_of, compute_options
 from fedplatform.cli.terminal import console, one_line_errors
 
 if TYPE_CHECKING:
@@ -114,10 +115,19 @@ def keygen(file: Path) -> None:
     metavar="FOLDER",
     help="where the shard and the hospital's own part of the model are kept",
 )
+@compute_options
 @click.option("--yes", is_flag=True, help="do not ask before anything leaves the house")
 def join(
-    url: str, *, hospital: str, data: Path, key: Path, ca: Path | None, state: Path, yes: bool
-) -> None:  # fmt: skip
+    url: str,
+    *,
+    hospital: str,
+    data: Path,
+    key: Path,
+    ca: Path | None,
+    state: Path,
+    yes: bool,
+    **computing: object,
+) -> None:
     """Take part in a federation from this hospital's own network.
 
     All connections go out from here, to URL. Scans are made ready and stay on this machine; what leaves it is shown
@@ -136,6 +146,7 @@ def join(
         from fedplatform.outside.membership import Membership
         from fedplatform.outside.own_shard import own_shard
 
+        compute = compute_of(computing)
         folder = state / hospital
         watcher = Teller()
         agent = Agent(
@@ -146,11 +157,12 @@ def join(
             start = agent.starting_weights(terms.start) if terms.start else None
             with counting_bar("dealing scans to hospitals") as progress:
                 shard = own_shard(data, terms, folder / "shard", progress=progress)
-            membership = Membership(hospital, terms, shard, folder, start)
+            membership = Membership(hospital, terms, shard, folder, start, compute=compute)
             for line in membership.what_leaves():
                 click.echo(line)
             if not yes:
                 click.confirm("Does this hospital agree?", abort=True)
+            click.echo(f"computing on {compute}")
             watcher.rounds = terms.experiment().rounds
             agent.take_part(membership.admit, membership.transport)
         except KeyboardInterrupt:

@@ -28,7 +28,8 @@ from fedplatform.cli.terminal import console, one_line_errors, opened
     "--resume",
     "stopped",
     metavar="NAME",
-    help="go on with the run NAME, in place of DATA or RECIPE and settings; a finished one until --rounds N",
+    help="go on with the run NAME, in place of DATA or RECIPE and settings; a finished one until --rounds N; "
+    "with --device on another device",
 )
 def run(
     recipe: str | None,
@@ -95,9 +96,9 @@ def run(
     """
     if (recipe is None) == (stopped is None):
         raise click.UsageError("give DATA, a RECIPE or --resume NAME", click.get_current_context())
-    if stopped is not None and (name or set(given(changes)) - {"rounds"}):
+    if stopped is not None and (name or set(given(changes)) - {"rounds", "device"}):
         raise click.UsageError(
-            "a resumed run keeps its name and settings, all but --rounds", click.get_current_context()
+            "a resumed run keeps its name and settings, all but --rounds and --device", click.get_current_context()
         )
     with one_line_errors():
         from fedplatform.cli.display import RoundTable, hospital_table
@@ -135,6 +136,7 @@ def run(
                     data_folder=data_folder,
                     shards=shards,
                     rounds=rounds,
+                    device=str(settings["device"]) if "device" in given(changes) else None,
                     callbacks=[table],
                 )
             else:

@@ -19,6 +19,26 @@ class Option:
     shown: str = ""  # the default in words, where it is derived from other settings
 
 
+# Of what computes: an experiment has them as settings, other commands as options of their own.
+COMPUTE: dict[str, Option] = {
+    "device": Option(
+        "what networks compute on: auto (a CUDA GPU where the process sees one), cpu, cuda, cuda:1, mps (untried); a "
+        "run can go on on another",
+        "auto",
+    ),
+    "precision": Option(
+        "numbers inside networks: float32, or bf16 to multiply and convolve in; weights, sums and losses stay float32",
+        "float32",
+        ("float32", "bf16"),
+    ),
+    "kernels": Option(
+        "on a GPU: fast, whose last bits differ from run to run, or deterministic, slower and the same bits again; a "
+        "CPU always gives the same bits",
+        "fast",
+        ("fast", "deterministic"),
+    ),
+}
+
 EXPERIMENT: dict[str, Option] = {
     "data": Option(
         "data set: a name (see 'fedplatform data list'), the path of a folder, .npz or .parquet file, or your own "
@@ -138,6 +158,7 @@ EXPERIMENT: dict[str, Option] = {
     "root_size": Option("scans in the server's own clean root set (0: none)", 100, int),
     "quorum": Option("least usable updates for a round to count", 0, int, shown="a majority"),
     "deadline_s": Option("seconds that a round waits for hospitals", 1800.0, float),
+    **COMPUTE,
     "seed": Option("seed of everything random: split, Byzantine hospitals, initial weights, batches, attack", 0, int),
 }
 

@@ -45,6 +45,7 @@ def lent_stream(seed: int) -> Iterator[None]:
     The stream is one for the whole process, so it is lent to one thread at a time: two that build their networks at
     once would each draw from the other's seed.
     """
-    with _lent, torch.random.fork_rng(devices=[]):
+    cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with _lent, torch.random.fork_rng(devices=cards):
         torch.manual_seed(seed)
         yield

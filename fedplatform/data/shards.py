@@ -25,7 +25,7 @@ from fedplatform.data.origin import Origin
 from fedplatform.data.partition import SERVER, Partition, spread
 from fedplatform.data.source import Selective, Source
 from fedplatform.data.splits import LEFT_OUT, Role, Split, assign_roles, thin
-from fedplatform.data.stored_pixels import Pictures, StoredPixels
+from fedplatform.data.stored_pixels import StoredPixels
 
 MANIFEST = "manifest.json"
 ROOT = "root.parquet"
@@ -128,7 +128,7 @@ class Shard:
         width = self.channels * self.size**2
         return np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width).reshape(shape)
 
-    def pictures(self, role: Role, *, at_most: int = HELD_BYTES) -> Pictures:
+    def pictures(self, role: Role, *, at_most: int = HELD_BYTES) -> Pixels | StoredPixels:
         """The same; where they take more than ``at_most`` bytes, they stay on the disk until rows are asked for."""
         shape = (len(self.labels(role)), self.channels, self.size, self.size)
         if int(np.prod(shape)) <= at_most:

@@ -78,6 +78,3 @@ class StoredPixels:
                 raise DataError("scans that memory does not hold were cut short on the disk")
             view, at = view[read:], at + read
         return found
-
-
-Pictures = Pixels | StoredPixels

@@ -26,9 +26,10 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, groups: np.ndarr
     """
     from scipy import optimize  # slow to import, and who trains imports this module, too
 
-    logits = logits.detach().double()
+    # On the host: the search asks for one number after the other, and a GPU would be waited for each time.
+    logits, labels = logits.detach().cpu().double(), labels.cpu()
     _, group, members = np.unique(groups, return_inverse=True, return_counts=True)
-    weight = torch.from_numpy(1 / members[group]).to(logits.device)
+    weight = torch.from_numpy(1 / members[group])
 
     def cost(log_temperature: float) -> float:
         misfit = functional.cross_entropy(logits / math.exp(log_temperature), labels, reduction="none")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from fedplatform.defence import Purifier
+from fedplatform.defence import DiffusionPurifier, Purifier
 from fedplatform.learning.models.torchvision_ops import CarriesNetworks
 from fedplatform.learning.training.objectives import Batch, Classification, penalised_cross_entropy, perturbed
 
@@ -28,8 +28,15 @@ class Purified(CarriesNetworks, Classification):
     most_depth: int
     epsilon: float = 0.0
 
+    def to(self, device: torch.device) -> Purified:
+        """The same with the purifier's network on a device, moved and not copied."""
+        purifier = self.purifier
+        if isinstance(purifier, DiffusionPurifier):
+            purifier = replace(purifier, network=purifier.network.to(device))
+        return replace(self, purifier=purifier)
+
     def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
-        """Mean over the batch."""
+        """Mean over the batch. Depths stay on the host, which so knows without asking which scans go where."""
         images, generator = batch.images, batch.generator
         depth = torch.randint(self.least_depth, self.most_depth + 1, (len(images),), generator=generator)
         noise = torch.randn(images.shape, generator=generator).to(images)

@@ -57,8 +57,9 @@ class DiffusionPurifier:
         (deep,) = depth.nonzero(as_tuple=True)
         if not len(deep):
             return images
-        noisy = self.network.diffuse(images[deep], depth[deep], noise[deep])
-        cleaned = self.sampler(self.network, noisy, depth[deep], noise[deep])
+        depth, deep = depth[deep].to(images.device), deep.to(images.device)
+        noisy = self.network.diffuse(images[deep], depth, noise[deep])
+        cleaned = self.sampler(self.network, noisy, depth, noise[deep])
         return images.index_put((deep,), ((cleaned + 1) / 2).clamp(0, 1))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -38,6 +38,10 @@ class Tampering(CarriesNetworks):
         """A classifier of two classes, whatever the number of diagnoses."""
         return Classifier(model(channels=channels, num_classes=2, size=size))
 
+    def to(self, device: torch.device) -> Tampering:
+        """The same with the victim on a device, moved and not copied."""
+        return replace(self, victim=self.victim.to(device))
+
     def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """Mean over scans and twins."""
         generator = batch.generator
@@ -70,7 +74,8 @@ class Tampering(CarriesNetworks):
     @staticmethod
     def _told_apart(network: nn.Module, images: torch.Tensor, twins: torch.Tensor) -> torch.Tensor:
         answers = network(torch.cat([images, twins]))
-        truth = torch.tensor([UNTOUCHED, TAMPERED], device=images.device).repeat_interleave(len(images))
+        each = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        truth = torch.cat([each + UNTOUCHED, each + TAMPERED])
         return functional.cross_entropy(answers, truth)
 
 

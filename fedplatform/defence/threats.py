@@ -220,7 +220,8 @@ def attack_hospital(
 
 def _decisions(defended: DefendedClassifier, images: torch.Tensor) -> torch.Tensor:
     """The served answers (n,), -1 where a scan is referred."""
-    return torch.tensor([-1 if found.referred else found.label for found in defended.diagnose(images)])
+    said = [-1 if found.referred else found.label for found in defended.diagnose(images)]
+    return torch.tensor(said).to(images.device)
 
 
 def check_within(attacked: torch.Tensor, images: torch.Tensor, epsilon: float) -> None:

@@ -29,6 +29,7 @@ from fedplatform.federated.server import FederationState
 STATE, TENSORS, SUMS = "state.json", "state.safetensors", "SHA256SUMS"
 LAUNCH = "launch"  # the file that counts launches
 ROOT, MEMORY, OPTIMISER = "root", "memory", "optimiser"
+FREE = ("rounds", "device")  # what a run may go on with otherwise than it began
 DAMAGED = "damaged"
 
 
@@ -56,11 +57,11 @@ class CheckpointFolder:
         """Raise :class:`ExperimentError` where a checkpoint was written with other settings.
 
         One that it lacks, because the software did not have it then, had the value that is its default now. The number
-        of rounds may differ: a run can go on for more than it began with.
+        of rounds and the device may differ: a run can go on for more than it began with, and on another machine.
         """
         found = {**_as_json(Experiment.defaults()), **settings}
         for name in {**self.experiment, **settings}:
-            if name != "rounds" and found.get(name) != self.experiment.get(name):
+            if name not in FREE and found.get(name) != self.experiment.get(name):
                 raise ExperimentError(
                     f"{checkpoint} is of another experiment than the experiment.yaml of this run: "
                     f"{name}={found.get(name)!r} there, {self.experiment.get(name)!r} here"

@@ -64,6 +64,13 @@ class Engine(Protocol):
     machine of whoever launches, every round ends in one, and training goes on after the newest that is there.
     """
 
+    def computes_on(self, experiment: Experiment) -> str:
+        """What networks compute on, in words, where it is a GPU; "" for the CPU.
+
+        Raises :class:`ComputeError` where there is not the device that the experiment asks for.
+        """
+        ...
+
     def launch(
         self,
         experiment: Experiment,
@@ -182,11 +189,16 @@ class ServerRole:
         shown = np.linspace(0, len(self._root.training_labels) - 1, SAMPLES).astype(int)
         answers = self._root.evaluate(weights, [Role.ROOT])[0]
         samples = Predictions("root", Role.ROOT, answers.probabilities[shown], answers.labels[shown], answers.loss)
-        return Outcome(weights, self._root.training_images[shown], samples)
+        return Outcome(weights, np.asarray(self._root.training_images[shown]), samples)
 
 
 class InProcessEngine:
     """Everything in this process, one hospital after another: the reference, and the quickest for small networks."""
+
+    def computes_on(self, experiment: Experiment) -> str:
+        """The device of this process."""
+        compute = experiment.compute.here()
+        return "" if compute.is_cpu else str(compute)
 
     @contextmanager
     def launch(

@@ -9,10 +9,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from fedplatform.attacks.poisoning import ATTACKS
 from fedplatform.attacks.poisoning.attack import PoisoningAttack
+from fedplatform.core.compute import Compute, Kernels, Precision, known_device
 from fedplatform.core.seeding import BYZANTINE, numpy_generator
 from fedplatform.core.settings import ExperimentError as ExperimentError
 from fedplatform.core.settings import Settings, parsed_by, written_by
@@ -118,7 +127,9 @@ def _share_of(hospitals: int, participation: float) -> int:
 
 
 class Experiment(Settings):
-    """Everything that a federated training run depends on; equal experiments give equal weights, bit for bit.
+    """Everything that a federated training run depends on; equal experiments give equal weights.
+
+    On a CPU they are equal bit for bit, and with deterministic kernels on equal GPUs.
 
     Each field takes an object or its text, as on the command line; :data:`fedplatform.core.options.EXPERIMENT` says
     what each means. Raises :class:`ExperimentError` in one line, by :meth:`from_settings`, for what cannot be run.
@@ -171,6 +182,9 @@ class Experiment(Settings):
     root_size: int = Field(100, ge=0)
     quorum: int = Field(0, ge=0)
     deadline_s: float = Field(1800.0, gt=0)
+    device: Annotated[str, AfterValidator(known_device)] = Field("auto")
+    precision: Precision = Field("float32")
+    kernels: Kernels = Field("fast")
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="before")
@@ -269,6 +283,11 @@ class Experiment(Settings):
         return self.model_copy(update={"weights": replace(self.weights, kept=kept)})
 
     @property
+    def compute(self) -> Compute:
+        """What its networks compute with, as it was asked for."""
+        return Compute(self.device, self.precision, self.kernels)
+
+    @property
     def rule_slug(self) -> str:
         """The rule's name in result tables."""
         return slug_of_rule(self.rule)
@@ -360,6 +379,7 @@ class Experiment(Settings):
             augmentation=self.augmentation,
             optimiser=self.optimiser,
             sampling=self.sampling,
+            compute=self.compute,
         )
 
 

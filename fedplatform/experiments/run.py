@@ -137,6 +137,15 @@ def train(
     return trained
 
 
+def say_device(engine: Engine, experiment: Experiment) -> None:
+    """Say in a line which GPU is taken, and whether its bits repeat; nothing on a CPU, where they always do.
+
+    Raises :class:`ComputeError` where there is not the device that the experiment asks for.
+    """
+    if words := engine.computes_on(experiment):
+        log.warning("computing on %s", words)
+
+
 def require_effect(reports: Sequence[RoundReport]) -> None:
     """Raise :class:`NoEffectError`, with the commonest reason, where no round changed the model."""
     if any(report.had_effect for report in reports):
@@ -167,6 +176,7 @@ def run(
     """
     if resumable:
         require_storable(experiment.rule, hospitals=experiment.hospitals, has_root=experiment.root_size > 0)
+    say_device(engine, experiment)
     folder = RunFolder.create(runs, name) if name else RunFolder.create_numbered(runs, default_name(experiment))
     listeners = [*_listeners(folder, tracked=tracked), *callbacks]
     try:
@@ -205,24 +215,27 @@ def resume(
     data_folder: Path | None = None,
     shards: Path | None = None,
     rounds: int | None = None,
+    device: str | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> list[RoundReport]:
     """Go on with a run that was stopped, from its newest intact checkpoint; the result is that of an unbroken run.
 
     Its last unfinished round is done anew. With ``rounds`` it goes on until so many are done, also where it was
     finished; its learning rate then follows the schedule of the new number, so that the result is not that of a run
-    which had them from the start. Raises :class:`ExperimentError` where another process works on the run, its
-    checkpoints cannot be used, or more rounds would outdate a defence that was trained for it.
+    which had them from the start. With a ``device`` it goes on there. Raises :class:`ExperimentError` where another
+    process works on the run, its checkpoints cannot be used, or more rounds would outdate a defence that was trained
+    for it.
     """
     with folder.alone():
-        if rounds is not None:
-            if (folder.path / "defence").exists():
-                raise ExperimentError(
-                    f"{folder.path / 'defence'} was trained for this run as it is; remove it to go on for more rounds"
-                )
-            longer = Experiment.from_settings({**folder.read_settings(), "rounds": rounds})
-            folder.write_settings(longer.settings())
-        experiment = Experiment.from_settings(folder.read_settings())
+        if rounds is not None and (folder.path / "defence").exists():
+            raise ExperimentError(
+                f"{folder.path / 'defence'} was trained for this run as it is; remove it to go on for more rounds"
+            )
+        changes = {name: value for name, value in (("rounds", rounds), ("device", device)) if value is not None}
+        experiment = Experiment.from_settings({**folder.read_settings(), **changes})
+        say_device(engine, experiment)
+        if changes:
+            folder.write_settings(experiment.settings())
         try:
             shards = shards or folder.path / "shards"
             if not (shards / MANIFEST).exists():  # stopped while scans were dealt

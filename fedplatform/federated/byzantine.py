@@ -11,6 +11,7 @@ import torch
 from fedplatform.attacks.poisoning.attack import Collusion, DataPoisoning, PoisoningAttack, Situation, UpdatePoisoning
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.core.seeding import COLLUSION, numpy_generator, torch_generator
+from fedplatform.data.device_pixels import placed
 from fedplatform.data.splits import Role
 from fedplatform.federated.hospital import Hospital, never_stop
 from fedplatform.federated.hospital_state import OwnState
@@ -56,12 +57,13 @@ class ByzantineHospital:
         kept = state.load() if state else None
         self._last_weights: np.ndarray | None = None if kept is None else kept[LAST_WEIGHTS].numpy()
         if isinstance(self._attack, DataPoisoning):
-            hospital.training_images, hospital.training_labels = self._attack.poison(
+            poisoned, hospital.training_labels = self._attack.poison(
                 np.asarray(hospital.training_images),
                 hospital.training_labels,
                 num_classes=hospital.trainer.training.num_classes,
                 generator=numpy_generator(hospital.trainer.training.seed, self.hospital_id, "poison"),
             )
+            hospital.training_images = placed(poisoned, hospital.trainer.compute)
 
     def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never_stop) -> Update:
         """Train honestly on what it has, then bend the update where the attack does so."""

@@ -12,9 +12,9 @@ import torch
 
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.core.seeding import torch_generator
+from fedplatform.data.device_pixels import Pictures, placed
 from fedplatform.data.shards import Shard
 from fedplatform.data.splits import Role
-from fedplatform.data.stored_pixels import Pictures
 from fedplatform.federated.hospital_state import Launch, OwnState
 from fedplatform.learning.training import LEAST_BATCH, PersonalState, Trainer
 
@@ -60,7 +60,7 @@ class Hospital:
         self.hospital_id = hospital_id
         self.trainer = trainer
         self.shard = shard
-        self.training_images: Pictures = shard.pictures(role)
+        self.training_images: Pictures = placed(shard.pictures(role), trainer.compute)
         self.training_labels = shard.labels(role)
         self.training_groups = shard.groups(role)
         self._read = {role: (self.training_images, self.training_labels)}
@@ -138,7 +138,7 @@ class Hospital:
     def _scans(self, role: Role) -> tuple[Pictures, np.ndarray]:
         """Images and labels of a role, read from the shard once, for every round asks for them."""
         if role not in self._read:
-            self._read[role] = self.shard.pictures(role), self.shard.labels(role)
+            self._read[role] = placed(self.shard.pictures(role), self.trainer.compute), self.shard.labels(role)
         return self._read[role]
 
     def _keep(self, personal: PersonalState) -> None:

@@ -9,7 +9,6 @@ import torch
 
 from fedplatform.core.messages import Rehearsal
 from fedplatform.core.seeding import torch_generator
-from fedplatform.data.images import to_images
 from fedplatform.federated.hospital import Hospital, never_stop
 from fedplatform.learning.models.freezing import training_mode
 from fedplatform.learning.training import Batch
@@ -24,8 +23,8 @@ class RootSet:
 
     def __init__(self, hospital: Hospital) -> None:
         self.hospital = hospital
-        self._images = to_images(np.asarray(hospital.training_images))
-        self._labels = torch.from_numpy(hospital.training_labels.copy())
+        self._images = hospital.trainer.images(hospital.training_images)
+        self._labels = hospital.trainer.compute.sent(hospital.training_labels)
 
     def at(self, weights: np.ndarray, round_number: int) -> RootInRound:
         """The root set in one round, from the broadcast ``weights`` (d,); trains the server's own update."""
@@ -52,21 +51,24 @@ class RootInRound:
         Batch normalisation takes its statistics from the root scans under the very weights that are judged, as every
         hospital does before it uses them.
         """
-        with torch.no_grad():
-            losses = np.array([self._loss(step).item() for step in steps])
-        finite: np.ndarray = np.nan_to_num(losses, nan=BROKEN, posinf=BROKEN)
+        with torch.no_grad(), self.hospital.trainer.compute.computing():
+            losses = [self._loss(step) for step in steps]
+        # Read at once: a GPU would be waited for after every step.
+        found = torch.stack(losses).cpu().double().numpy() if losses else np.zeros(0)
+        finite: np.ndarray = np.nan_to_num(found, nan=BROKEN, posinf=BROKEN)
         return finite
 
     def gradient(self, step: np.ndarray) -> np.ndarray:
         """Gradient (d,) of that loss in the weights after one step (d,)."""
         trainer = self.hospital.trainer
         trainer.model.zero_grad()
-        self._loss(step).backward()
+        with trainer.compute.computing():
+            self._loss(step).backward()
         parameters = dict(trainer.model.named_parameters())
         slopes = [parameters[name].grad for name in trainer.layout.shared_names]
         shapes = [parameters[name] for name in trainer.layout.shared_names]
         parts = [torch.zeros_like(at) if slope is None else slope for slope, at in zip(slopes, shapes, strict=True)]
-        return torch.cat([part.reshape(-1) for part in parts]).nan_to_num().numpy()
+        return torch.cat([part.reshape(-1) for part in parts]).nan_to_num().cpu().numpy()
 
     def _loss(self, step: np.ndarray) -> torch.Tensor:
         """The loss after one step (d,), with its graph where gradients are on."""
@@ -74,7 +76,7 @@ class RootInRound:
         trainer.load(self._stepped(step), self.hospital.personal)
         training_mode(trainer.model)
         draws = torch_generator(trainer.training.seed, "root loss")  # the same for every step that is compared
-        return trainer.training.objective.plain_loss(trainer.model, Batch(self.images, self.labels, draws))
+        return trainer.plain_loss_of(Batch(self.images, self.labels, draws))
 
     def _stepped(self, step: np.ndarray) -> np.ndarray:
         """The broadcast weights after a step of their shared part."""

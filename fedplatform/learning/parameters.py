@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from fedplatform.core.compute import CPU
 from fedplatform.learning.models.freezing import has_frozen_statistics
 
 BATCH_NORM = (nn.modules.batchnorm._NormBase,)
@@ -59,8 +60,8 @@ def _named_by(model: nn.Module, attribute: str) -> frozenset[str]:
 
 
 def plain_copy(value: torch.Tensor) -> torch.Tensor:
-    """A copy in the row-major layout that a file holds, so that sums over it run in the same order before and after."""
-    return value.detach().clone(memory_format=torch.contiguous_format)
+    """A copy on the host in the row-major layout of a file: sums over it run in the same order before and after."""
+    return value.detach().to(CPU, copy=True, memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
@@ -113,22 +114,27 @@ class ParameterLayout:
         return sum(math.prod(shape) for shape in self.shapes)
 
     def flatten(self, model: nn.Module) -> np.ndarray:
-        """The travelling weights of a model as one (d,) float32 vector."""
+        """The travelling weights of a model as one (d,) float32 vector, copied to the host once, block by block."""
         state = model.state_dict()
-        return np.concatenate([state[name].detach().cpu().numpy().ravel() for name in self.names], dtype=np.float32)
+        flat = np.empty(self.size, np.float32)
+        for name, block in self._blocks(flat):
+            torch.from_numpy(block).copy_(state[name].detach())
+        return flat
 
     def unflatten(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """The (d,) vector cut into named arrays, each a copy."""
-        if weights.shape != (self.size,):
-            raise ValueError(f"the model takes a vector of shape ({self.size},), got {weights.shape}")
-        ends = itertools.accumulate(math.prod(shape) for shape in self.shapes)
-        return {
-            name: weights[end - math.prod(shape) : end].reshape(shape).copy()
-            for name, shape, end in zip(self.names, self.shapes, ends, strict=True)
-        }
+        return {name: block.copy() for name, block in self._blocks(weights)}
 
     def load(self, weights: np.ndarray, model: nn.Module) -> None:
         """Write a (d,) vector into a model in place; personal state keeps its values."""
         state = model.state_dict()
-        for name, value in self.unflatten(weights).items():
-            state[name].copy_(torch.from_numpy(value))
+        for name, block in self._blocks(weights):
+            state[name].copy_(torch.tensor(block))  # a copy, for what was sent may be read-only
+
+    def _blocks(self, weights: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """The parts of a (d,) vector by name, each a view in its own shape."""
+        if weights.shape != (self.size,):
+            raise ValueError(f"the model takes a vector of shape ({self.size},), got {weights.shape}")
+        ends = itertools.accumulate(math.prod(shape) for shape in self.shapes)
+        for name, shape, end in zip(self.names, self.shapes, ends, strict=True):
+            yield name, weights[end - math.prod(shape) : end].reshape(shape)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from fedplatform.core.compute import Compute
 from fedplatform.core.files import write_durably
 from fedplatform.core.settings import ExperimentError
 from fedplatform.data.shards import Shard
@@ -20,22 +21,34 @@ from fedplatform.learning.training import Trainer
 from fedplatform.outside.body import update_bytes
 from fedplatform.outside.terms import Terms
 
+THIS_MACHINE = Compute()
+
 
 class Membership:
     """A hospital that has read the terms and made its shard ready; ``folder`` is its own and private.
 
-    ``start`` is the file of the weights to start from, where the terms have any. Raises :class:`ExperimentError` where
-    they do not fit the network.
+    ``start`` is the file of the weights to start from, where the terms have any; ``compute`` is what it trains with,
+    whatever the server and other hospitals have. Raises :class:`ExperimentError` where the weights do not fit the
+    network.
     """
 
-    def __init__(self, hospital_id: str, terms: Terms, shard: Shard, folder: Path, start: Path | None = None) -> None:
+    def __init__(
+        self,
+        hospital_id: str,
+        terms: Terms,
+        shard: Shard,
+        folder: Path,
+        start: Path | None = None,
+        *,
+        compute: Compute = THIS_MACHINE,
+    ) -> None:
         torch.set_num_threads(1)  # as everywhere: the order of a parallel sum depends on the number of threads
         self._hospital_id = hospital_id
         self._terms = terms
         self._shard = shard
         self._folder = folder / terms.run
         try:
-            self._trainer = Trainer(terms.local_training(start))
+            self._trainer = Trainer(terms.local_training(compute, start))
         except ValueError as error:
             raise ExperimentError(f"the server's terms do not fit together: {error}") from error
         self.transport = TRANSPORTS[terms.transport]

@@ -9,6 +9,7 @@ from typing import Self
 
 from pydantic import Field
 
+from fedplatform.core.compute import Compute
 from fedplatform.core.settings import ExperimentError, Settings
 from fedplatform.data.shards import Manifest
 from fedplatform.experiments.experiment import Experiment
@@ -97,12 +98,13 @@ class Terms(Settings):
                 )
         return Experiment.from_settings(self.training)
 
-    def local_training(self, start: Path | None) -> LocalTraining:
-        """How a hospital trains, beginning with the weights in the file ``start`` where the terms have any.
+    def local_training(self, compute: Compute, start: Path | None = None) -> LocalTraining:
+        """How a hospital trains, on the device of its own choice, beginning with the weights in the file ``start``.
 
-        Raises :class:`ExperimentError` where these are damaged.
+        That file is there where the terms name weights. Raises :class:`ExperimentError` where it is damaged.
         """
         training = self.experiment().local_training(channels=self.channels, num_classes=len(self.classes))
+        training = replace(training, compute=compute)
         if self.start is None:
             return training
         assert start is not None

@@ -24,6 +24,7 @@ from actors.endpoint.model_store import Model, ModelName
 from actors.http.guard import BODY_VARIABLE, allowed_body
 from fedplatform.cli import fedplatform
 from fedplatform.cli.limits import OPTIONS
+from fedplatform.core.compute import Compute
 from fedplatform.core.settings import ExperimentError
 from fedplatform.defence import Diagnosis, KeyedNoise
 from fedplatform.experiments.defence.load import DefendedRun
@@ -189,7 +190,9 @@ def test_a_model_on_another_device_answers_as_on_the_cpu(published: Path) -> Non
 
     def model_on(device: torch.device) -> Model:
         whole = bundle.defended(KeyedNoise(b"secret"))
-        return Model(bundle, replace(whole, gate=replace(whole.gate, threshold=middle)).to(device), device)
+        return Model(
+            bundle, replace(whole, gate=replace(whole.gate, threshold=middle)).to(device), Compute(str(device))
+        )
 
     middle = -math.inf
     examination, _ = model_on(CPU).examine(scans)

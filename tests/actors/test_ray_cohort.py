@@ -18,6 +18,7 @@ from slow_hospitals import SlowCnn, wait_for
 from actors.cohort import RayCohort
 from actors.engine import RayEngine, send_by_value
 from fedplatform.attacks.poisoning.attack import Situation
+from fedplatform.core.compute import ComputeError
 from fedplatform.core.messages import HospitalState, RoundReport
 from fedplatform.data.splits import Role
 from fedplatform.experiments.engine import InProcessEngine, ServerRole, cohort_plan
@@ -278,3 +279,9 @@ def test_a_users_own_rule_travels_to_the_server_from_behind_a_mixing_step(
     experiment = small.replace(rule=f"nnm+{tmp_path / 'my_rules.py'}:Mine", f=1, rounds=1)
     _, reports = weights_and_reports(RayEngine(num_hosts=1), experiment, shards, tmp_path / "state")
     assert len(reports) == 1
+
+
+def test_a_cluster_without_a_gpu_is_told_of_in_one_line(small: Experiment) -> None:
+    with pytest.raises(ComputeError, match=r"^--device cuda: this cluster has no GPU; --device auto takes what"):
+        RayEngine().computes_on(small.replace(device="cuda"))
+    assert RayEngine().computes_on(small) == ""

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from other_device import ELSEWHERE, OtherDevice
 
 from fedplatform.data.shards import ROOT, Manifest, Shard
 from fedplatform.data.splits import Role
-from fedplatform.experiments.engine import local_training
+from fedplatform.experiments.engine import InProcessEngine, local_training
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.federated.hospital import Hospital
 from fedplatform.federated.root_set import BROKEN, RootInRound, RootSet
@@ -20,7 +21,11 @@ from fedplatform.learning.training import Trainer
 
 @pytest.fixture
 def root(small: Experiment, shards: Path) -> RootInRound:
-    trainer = Trainer(local_training(small, Manifest.load(shards)))
+    return root_of(small, shards)
+
+
+def root_of(experiment: Experiment, shards: Path) -> RootInRound:
+    trainer = Trainer(local_training(experiment, Manifest.load(shards)))
     hospital = Hospital("root", Shard.open(shards / ROOT), trainer=trainer, state_file=None, role=Role.ROOT)
     return RootSet(hospital).at(trainer.initial_weights, 1)
 
@@ -72,3 +77,37 @@ def test_the_same_stream_plays_the_same_rounds(root: RootInRound) -> None:
         root.rehearse(num_hospitals=3, num_rounds=2, generator=torch.Generator().manual_seed(5)) for _ in range(2)
     )
     assert np.array_equal(one[1].honest, other[1].honest)
+
+
+def test_on_another_device_losses_slopes_and_played_rounds_are_those_of_the_cpu(
+    small: Experiment, shards: Path, root: RootInRound
+) -> None:
+    with OtherDevice() as card:
+        there = root_of(small.model_copy(update={"device": str(ELSEWHERE)}), shards)
+        steps = np.outer(np.linspace(-0.2, 0.2, 5, dtype=np.float32), root.delta)
+        before = len(card.waits)
+        losses = there.losses(steps)
+        assert len(card.waits) == before + 1, "all losses are fetched at once"
+        slope = there.gradient(root.delta)
+        (played,) = there.rehearse(num_hospitals=3, num_rounds=1, generator=torch.Generator().manual_seed(0))
+    (expected,) = root.rehearse(num_hospitals=3, num_rounds=1, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(there.delta, root.delta, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(losses, root.losses(steps), rtol=1e-4)
+    np.testing.assert_allclose(slope, root.gradient(root.delta), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(played.honest, expected.honest, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("attack", ["label_flip", "min_max"])
+def test_a_federation_on_another_device_ends_with_the_weights_of_the_cpu(
+    small: Experiment, shards: Path, tmp_path: Path, attack: str
+) -> None:
+    def weights(experiment: Experiment, folder: str) -> np.ndarray:
+        with InProcessEngine().launch(experiment, shards, state_folder=tmp_path / folder) as federation:
+            assert all(report.had_effect for report in federation.reports())
+            return federation.outcome().weights
+
+    experiment = small.replace(rule="trust", attack=attack, f=1, rounds=2)
+    with OtherDevice() as card:
+        there = weights(experiment.model_copy(update={"device": str(ELSEWHERE)}), "there")
+    assert card.computed > 1000
+    np.testing.assert_allclose(there, weights(experiment, "here"), rtol=1e-3, atol=1e-4)

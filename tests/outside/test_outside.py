@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.numpy import load, save
 
 from fedplatform.cli import fedplatform
+from fedplatform.core.compute import Compute
 from fedplatform.core.messages import HospitalState, Predictions, Update
 from fedplatform.core.private_files import OwnedFileError
 from fedplatform.data.error import DataError
@@ -465,7 +466,7 @@ def test_an_agent_survives_a_cut_a_lost_answer_and_a_new_server_in_mid_upload(
     monkeypatch.setattr("fedplatform.outside.agent.CHUNK", 4000)
     keys = keys_of("hospital-03")
     terms = terms_of(joined, servers_part, tmp_path / "gateway")
-    weights = Trainer(terms.local_training(None)).initial_weights
+    weights = Trainer(terms.local_training(Compute("cpu"))).initial_weights
     launches = iter([Launch(1, 0), Launch(2, 0)])
 
     def make() -> GatewayServer:
@@ -502,7 +503,7 @@ def test_an_agent_stops_sending_what_is_no_update(
     keys = keys_of("hospital-03")
     terms = terms_of(joined, servers_part, tmp_path / "gateway")
     gateway = GatewayServer(roster_of(keys), terms, tmp_path / "gateway")
-    weights = Trainer(terms.local_training(None)).initial_weights
+    weights = Trainer(terms.local_training(Compute("cpu"))).initial_weights
     weights[:] = np.nan  # so is whatever is trained from them
     gateway.ask(Order(Kind.UPDATE, 1, weights, deadline_s=600))
     watcher = Silent()
@@ -560,7 +561,7 @@ def test_what_leaves_the_house_is_said_field_by_field(
     mine = Membership("hospital-03", terms, shard, tmp_path)
     said = "\n".join(mine.what_leaves())
     hospital = mine.admit(None)
-    weights = Trainer(terms.local_training(None)).initial_weights
+    weights = Trainer(terms.local_training(Compute("cpu"))).initial_weights
     update = hospital.train(weights, 1)
     for word in ("delta", "num_examples", "train_loss", "seconds", "probabilities", "labels", "loss", terms.run):
         assert word in said

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -236,7 +237,8 @@ def test_actors_of_a_trial_find_what_its_own_process_finds(base: str) -> None:
 
 def test_a_trial_that_no_cluster_could_hold_is_refused_at_once(base: str, tmp_path: Path) -> None:
     wanted = Resources(gpus=0.5, hosts=2)
-    assert wanted.placement().bundles == [{"CPU": 1.0, "GPU": 0.5}, {"CPU": 1.0}, {"CPU": 1.0}]
+    assert wanted.placement().bundles == [{"CPU": 1.0}, *[{"CPU": 1.0, "GPU": 0.25}] * 2]
+    assert replace(wanted, hosts=0).placement().bundles == [{"CPU": 1.0, "GPU": 0.5}]
     with pytest.raises(ExperimentError, match=r"a trial needs 0\.5 GPU, the cluster has 0"):
         measured(Poisoning(base=base), tmp_path / "none", trials=1, resources=wanted)
 

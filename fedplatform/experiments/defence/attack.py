@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from fedplatform.core.compute import Compute
 from fedplatform.core.seeding import torch_generator
 from fedplatform.defence import DefendedClassifier, DiffusionPurifier, FreshNoise
 from fedplatform.defence.presets import HospitalParts
@@ -26,12 +27,26 @@ FRESH_DRAWS = 10  # of the defence's own noise, by which what an attacker who kn
 BATCH = 25
 
 
-def attack_scans(path: Path, shards: Path, task: Task, plan: Plan) -> list[dict[str, object]]:
+@dataclass(frozen=True)
+class Place:
+    """Where a run's defence lies and where it computes: what the processes of an evaluation are told."""
+
+    path: Path
+    shards: Path
+    compute: Compute  # of :meth:`Compute.here`
+
+
+def attack_scans(place: Place, task: Task, plan: Plan) -> list[dict[str, object]]:
     """Attack one hospital's scans and judge the answers; one row a scan."""
-    run, parts = opened(path, shards), parts_of(path, shards, task.hospital_id)
+    with place.compute.computing():
+        return _attack_scans(place, task, plan)
+
+
+def _attack_scans(place: Place, task: Task, plan: Plan) -> list[dict[str, object]]:
+    run, parts = opened(place), parts_of(place, task.hospital_id)
     looked_up = task.defence == NEAREST_NEIGHBOUR
     defence = "no_defence" if looked_up else task.defence
-    defended = _defended(path, shards, task.hospital_id, defence)
+    defended = _defended(place, task.hospital_id, defence)
     easy = task.tier in EASY_TIERS
     chosen = spread_evenly(len(parts.test[1]), -(-(plan.scans if easy else plan.hard_scans) // len(run.tested)))
     heading = {
@@ -47,8 +62,8 @@ def attack_scans(path: Path, shards: Path, task: Task, plan: Plan) -> list[dict[
         these = tuple(chosen[first : first + BATCH].tolist())
         if easy and defended.classifier is parts.classifier:
             defence = "no_defence"  # an attacker who knows the classifier alone makes the same of all its defences
-        attacked = _attacked(path, shards, replace(task, defence=defence), plan.budget, these)
-        labels = parts.test[1][list(these)]
+        attacked = _attacked(place, replace(task, defence=defence), plan.budget, these)
+        labels = parts.test[1][torch.tensor(these)]
         if looked_up:
             judged = _look_up(run, attacked, labels)
         else:
@@ -57,30 +72,30 @@ def attack_scans(path: Path, shards: Path, task: Task, plan: Plan) -> list[dict[
         rows += [
             {
                 **heading,
-                "row": int(parts.test_rows[place]),
-                "group": int(parts.test_groups[place]),
+                "row": int(parts.test_rows[scan]),
+                "group": int(parts.test_groups[scan]),
                 "label": int(label),
                 **row,
             }
-            for place, label, row in zip(these, labels.tolist(), judged, strict=True)
+            for scan, label, row in zip(these, labels.cpu().tolist(), judged, strict=True)
         ]
     return rows
 
 
 @lru_cache(maxsize=8)
-def _attacked(path: Path, shards: Path, task: Task, budget: Budget, places: tuple[int, ...]) -> torch.Tensor:
-    """The test scans at ``places`` as the attacker of a task leaves them."""
-    run, parts = opened(path, shards), parts_of(path, shards, task.hospital_id)
+def _attacked(place: Place, task: Task, budget: Budget, rows: tuple[int, ...]) -> torch.Tensor:
+    """The test scans at ``rows`` as the attacker of a task leaves them."""
+    run, parts = opened(place), parts_of(place, task.hospital_id)
     after = (run.tested.index(task.hospital_id) + 1) % len(run.tested)
-    neighbour = parts_of(path, shards, run.tested[after])
+    neighbour = parts_of(place, run.tested[after])
     return attack_hospital(
         task.tier,
-        Victim.of(parts, neighbour, _defended(path, shards, task.hospital_id, task.defence)),
-        parts.test[0][list(places)],
-        parts.test[1][list(places)],
+        Victim.of(parts, neighbour, _defended(place, task.hospital_id, task.defence)),
+        parts.test[0][torch.tensor(rows)],
+        parts.test[1][torch.tensor(rows)],
         epsilon=task.epsilon,
         budget=budget,
-        generator=torch_generator(run.experiment.seed, "evasion", task.tier, task.hospital_id, places[0]),
+        generator=torch_generator(run.experiment.seed, "evasion", task.tier, task.hospital_id, rows[0]),
     )
 
 
@@ -109,7 +124,7 @@ def judge_scans(
             noise = FreshNoise(torch_generator(seed, "judge", draw))
             with torch.no_grad():
                 answers = defended.logits(attacked, noise=noise).argmax(dim=1)
-        right[draw] = (answers == labels).numpy()
+        right[draw] = (answers == labels).cpu().numpy()
     return [
         {
             "answer": diagnosis.label,
@@ -146,27 +161,27 @@ def counted(defended: DefendedClassifier) -> Iterator[list[int]]:
 
 
 @lru_cache(maxsize=1)
-def opened(path: Path, shards: Path) -> DefendedRun:
+def opened(place: Place) -> DefendedRun:
     """A run, read once a process."""
-    return DefendedRun(path, shards=shards)
+    return DefendedRun(place.path, shards=place.shards, device=place.compute.place)
 
 
 @cache
-def parts_of(path: Path, shards: Path, hospital_id: str) -> HospitalParts:
+def parts_of(place: Place, hospital_id: str) -> HospitalParts:
     """A hospital's parts, read once a process."""
-    return opened(path, shards).hospital(hospital_id)
+    return opened(place).hospital(hospital_id)
 
 
 @lru_cache(maxsize=128)
-def _defended(path: Path, shards: Path, hospital_id: str, defence: str) -> DefendedClassifier:
-    return parts_of(path, shards, hospital_id).defended(defence)
+def _defended(place: Place, hospital_id: str, defence: str) -> DefendedClassifier:
+    return parts_of(place, hospital_id).defended(defence)
 
 
 _neighbours = lru_cache(maxsize=1)(look_up)
 
 
 def _look_up(run: DefendedRun, attacked: torch.Tensor, labels: torch.Tensor) -> list[dict[str, object]]:
-    answers = _neighbours(run.shards).predict(attacked.flatten(1).numpy())
+    answers = _neighbours(run.shards).predict(attacked.flatten(1).cpu().numpy())
     nothing = {
         "score": float("nan"),
         "threshold": float("nan"),
@@ -176,7 +191,7 @@ def _look_up(run: DefendedRun, attacked: torch.Tensor, labels: torch.Tensor) -> 
         "evaluations": 0.0,
         "milliseconds": float("nan"),
     }
-    right = answers == labels.numpy()
+    right = answers == labels.cpu().numpy()
     return [
         {"answer": int(answer), "mean": float(is_right), "worst": bool(is_right), **nothing}
         for answer, is_right in zip(answers, right, strict=True)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from fedplatform.core.compute import Compute
 from fedplatform.core.files import write_whole
 from fedplatform.core.seeding import torch_generator
 from fedplatform.core.workers import as_they_finish, workers
 from fedplatform.defence import step_of
-from fedplatform.experiments.defence.attack import opened, parts_of, spread_evenly
+from fedplatform.experiments.defence.attack import Place, opened, parts_of, spread_evenly
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.experiments.experiment import ExperimentError
 
@@ -24,13 +25,16 @@ def certify_scans(
     samples: int,
     jobs: int,
     shards: Path | None = None,
+    device: str = "auto",
     observer: Callable[[int, int], None] = lambda *_: None,
 ) -> pd.DataFrame:
     """Certify test scans of all hospitals and leave ``certificates.parquet``: one row a scan and sigma.
 
     Columns: hospital_id, row, label, answer (-1 for none), radius, sigma, samples, confidence, seed.
     """
+    compute = Compute.of(device)
     run = DefendedRun(path, shards=shards)
+    place = Place(path, run.shards, compute)
     network = run.hospital(run.tested[0]).network
     if not sigmas:
         raise ExperimentError("a certificate needs at least one sigma")
@@ -45,30 +49,29 @@ def certify_scans(
     frame = pd.DataFrame()
     with workers(jobs) as pool:
         for task, rows in as_they_finish(
-            asked, lambda task: pool.submit(_certify, path, run.shards, *task, each, samples), jobs=jobs
+            asked, lambda task: pool.submit(_certify, place, *task, each, samples), jobs=jobs
         ):
             found[task] = rows
             observer(len(found), len(asked))
             frame = pd.DataFrame([row for task in asked for row in found.get(task, [])])
-            write_whole(path / "certificates.parquet", lambda place, frame=frame: frame.to_parquet(place, index=False))  # type: ignore[misc]
+            write_whole(path / "certificates.parquet", lambda file, frame=frame: frame.to_parquet(file, index=False))  # type: ignore[misc]
     return frame
 
 
-def _certify(
-    path: Path, shards: Path, hospital_id: str, sigma: float, scans: int, samples: int
-) -> list[dict[str, object]]:
-    run, parts = opened(path, shards), parts_of(path, shards, hospital_id)
+def _certify(place: Place, hospital_id: str, sigma: float, scans: int, samples: int) -> list[dict[str, object]]:
+    run, parts = opened(place), parts_of(place, hospital_id)
     defended = parts.defended("full")
     rows: list[dict[str, object]] = []
-    for place in spread_evenly(len(parts.test[1]), scans):
-        row = int(parts.test_rows[place])
+    for number in spread_evenly(len(parts.test[1]), scans).tolist():
+        row = int(parts.test_rows[number])
         generator = torch_generator(run.experiment.seed, "certificate", row)
-        found = defended.certify(parts.test[0][place], sigma=sigma, samples=samples, generator=generator)
+        with place.compute.computing():
+            found = defended.certify(parts.test[0][number], sigma=sigma, samples=samples, generator=generator)
         rows.append(
             {
                 "hospital_id": hospital_id,
                 "row": row,
-                "label": int(parts.test[1][place]),
+                "label": int(parts.test[1][number]),
                 "answer": -1 if found.label is None else found.label,
                 "radius": found.radius,
                 "sigma": sigma,

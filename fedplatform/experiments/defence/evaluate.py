@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from fedplatform.core.compute import Compute
 from fedplatform.core.files import alone_in, claim
 from fedplatform.core.workers import as_they_finish, workers
-from fedplatform.experiments.defence.attack import FRESH_DRAWS, attack_scans
+from fedplatform.experiments.defence.attack import FRESH_DRAWS, Place, attack_scans
 from fedplatform.experiments.defence.cells import Results
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.experiments.defence.plan import Plan, Task, tasks_of
@@ -38,14 +39,18 @@ def evaluate(
     *,
     jobs: int,
     shards: Path | None = None,
+    device: str = "auto",
     observer: Observer = lambda _: None,
 ) -> pd.DataFrame:
     """Attack the defence of the run in ``path`` and leave ``scans.parquet`` and ``evaluation.parquet`` there.
 
     A task that is done is not done again. Returns one row a cell. Raises :class:`ExperimentError` where the run has no
-    defence, was evaluated with another budget or other networks, or is being evaluated by another process.
+    defence, was evaluated with another budget or other networks, or is being evaluated by another process, and
+    :class:`ComputeError` where there is no such ``device``.
     """
+    compute = Compute.of(device)
     run = DefendedRun(path, shards=shards)
+    place = Place(path, run.shards, compute)
     budget = {
         **asdict(plan.budget),
         "scans": plan.scans,
@@ -66,7 +71,7 @@ def evaluate(
         observer(Progress(done, len(tasks)))
         try:
             for task, rows in as_they_finish(
-                left, lambda task: pool.submit(attack_scans, path, run.shards, task, plan), jobs=jobs
+                left, lambda task: pool.submit(attack_scans, place, task, plan), jobs=jobs
             ):
                 results.add(rows)
                 done += 1

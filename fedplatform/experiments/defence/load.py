@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from fedplatform.core.compute import CPU
 from fedplatform.data.images import to_images
 from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
@@ -40,12 +41,14 @@ STAGES = {  # what each stage of training leaves, in the order of training
 class DefendedRun:
     """A run folder whose defence is trained: ``runs/<name>/defence/`` holds its settings and its networks.
 
-    ``shards`` is where the hospitals' scans lie, if not in the run folder. Raises :class:`ExperimentError` in one line
+    ``shards`` is where the hospitals' scans lie, if not in the run folder; ``device`` is where networks and scans are
+    used. Raises :class:`ExperimentError` in one line
     where something is missing or does not fit.
     """
 
-    def __init__(self, path: Path, *, shards: Path | None = None) -> None:
+    def __init__(self, path: Path, *, shards: Path | None = None, device: torch.device = CPU) -> None:
         self.path = path
+        self.device = device
         self.experiment = read_experiment(path)
         self.shards = shards or path / "shards"
         self.manifest = Manifest.load(self.shards)
@@ -55,9 +58,9 @@ class DefendedRun:
             raise ExperimentError(f"{path} has no trained defence; 'fedplatform defend {path}' trains one")
         self.settings = DefenceSettings.from_settings(yaml.safe_load(settings.read_text()))
         self.trainer = Trainer(local_training(self.experiment, self.manifest))
-        self._autoencoder = self.network(path, self.manifest, self.settings.autoencoder, "autoencoder")
-        self._purifier = self.network(path, self.manifest, self.settings.purifier, "purifier")
-        self._sensor = self.network(path, self.manifest, Sensor(self.settings.sensor), "sensor")
+        self._autoencoder = self.network(path, self.manifest, self.settings.autoencoder, "autoencoder").to(device)
+        self._purifier = self.network(path, self.manifest, self.settings.purifier, "purifier").to(device)
+        self._sensor = self.network(path, self.manifest, Sensor(self.settings.sensor), "sensor").to(device)
         self._limits = cache(self._measured)
 
     @property
@@ -93,13 +96,13 @@ class DefendedRun:
         return HospitalParts(
             hospital_id,
             self.settings,
-            classifier=read_classifier(self.trainer, self.path, hospital_id),
-            tuned=read_classifier(self.trainer, self.path / DEFENCE / TUNED, hospital_id),
+            classifier=read_classifier(self.trainer, self.path, hospital_id).to(self.device),
+            tuned=read_classifier(self.trainer, self.path / DEFENCE / TUNED, hospital_id).to(self.device),
             autoencoder=self._autoencoder,
             sensor=self._sensor,
             network=self._purifier,  # type: ignore[arg-type]
-            validation=_scans(shard, Role.VALIDATION),
-            test=_scans(shard, Role.TEST),
+            validation=_scans(shard, Role.VALIDATION, self.device),
+            test=_scans(shard, Role.TEST, self.device),
             test_rows=shard.rows(Role.TEST),
             test_groups=shard.groups(Role.TEST),
             validation_groups=shard.groups(Role.VALIDATION),
@@ -190,5 +193,5 @@ def read_classifier(trainer: Trainer, path: Path, hospital_id: str) -> nn.Module
     return trainer.model_of(read_weights(trainer, path), personal)
 
 
-def _scans(shard: Shard, role: Role) -> tuple[torch.Tensor, torch.Tensor]:
-    return to_images(shard.images(role)), torch.from_numpy(shard.labels(role).copy())
+def _scans(shard: Shard, role: Role, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return to_images(shard.images(role)).to(device), torch.from_numpy(shard.labels(role).copy()).to(device)

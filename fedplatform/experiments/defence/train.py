@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import yaml
@@ -32,7 +33,7 @@ from fedplatform.experiments.defence.load import (
 )
 from fedplatform.experiments.engine import Engine, local_training
 from fedplatform.experiments.experiment import Experiment, ExperimentError
-from fedplatform.experiments.run import no_op
+from fedplatform.experiments.run import no_op, say_device
 from fedplatform.experiments.run_folder import RunFolder
 from fedplatform.federated.hospital import Hospital
 from fedplatform.learning.training import Generative, Orientation, Trainer
@@ -43,6 +44,8 @@ SENSOR_RATE = 2e-3  # likewise: so it learned in six epochs of central training
 EPOCHS = 2  # local epochs of a round, in every stage
 TUNING_STRENGTH = 1.5  # times the run's own epsilon: purification drowns some of an attack, so more is withstood
 TUNING_SHARE = 0.2  # of the run's first step size, with which the tuning starts
+
+AS_THE_RUN: Mapping[str, object] = MappingProxyType({})
 
 Observer = Callable[[str, int, RoundReport], None]
 """What is told of every round: the stage, its number of rounds, the report."""
@@ -55,16 +58,27 @@ def defend(
     engine: Engine,
     shards: Path | None = None,
     observer: Observer = no_op,
+    computing: Mapping[str, object] = AS_THE_RUN,
 ) -> DefendedRun:
     """Train the defence of the run in ``path`` by the hospitals that trained its classifier, Byzantine ones included.
 
     In order: the masked autoencoder and the purifier on clean scans; the classifier, tuned on what the purifier makes
     of them; the sensor, on scans attacked through the tuned classifier. A stage that is done is not done again, so a
-    call that was stopped goes on with the stage it was in. Raises :class:`ExperimentError` where there is no finished
-    run, a defence that was begun with other settings, or settings that some stage could not work with.
+    call that was stopped goes on with the stage it was in. ``computing`` are the experiment's settings ``device``,
+    ``precision`` and ``kernels`` where they are to differ from the run's. Raises :class:`ExperimentError` where there
+    is no finished run, a defence that was begun with other settings, or settings that some stage could not work with.
     """
-    training = _Stages(path, settings, engine=engine, shards=shards or path / "shards", observer=observer)
+    experiment = read_experiment(path)
+    training = _Stages(
+        path,
+        settings,
+        experiment=experiment.replace(**computing) if computing else experiment,
+        engine=engine,
+        shards=shards or path / "shards",
+        observer=observer,
+    )
     training.check()
+    say_device(engine, training.experiment)
     training.claim()
     with one_thread():  # the server trains a reference here, whatever runs the hospitals
         for stage, file in STAGES.items():
@@ -77,16 +91,23 @@ class _Stages:
     """The stages of training one after another, each leaving its file."""
 
     def __init__(
-        self, path: Path, settings: DefenceSettings, *, engine: Engine, shards: Path, observer: Observer
+        self,
+        path: Path,
+        settings: DefenceSettings,
+        *,
+        experiment: Experiment,
+        engine: Engine,
+        shards: Path,
+        observer: Observer,
     ) -> None:
         self.path, self.folder, self.shards = path, path / DEFENCE, shards
         self._settings, self._engine, self._observer = settings, engine, observer
-        self._experiment = read_experiment(path)
+        self.experiment = experiment
         self._manifest = Manifest.load(shards)
 
     def check(self) -> None:
         """Refuse now what would fail after hours."""
-        if not self._experiment.root_size:
+        if not self.experiment.root_size:
             raise ExperimentError("a sensor needs the server's root scans to attack a classifier; set root_size")
         setting, source = self._settings, self._manifest.settings
         shape = {"channels": source.channels, "num_classes": len(self._manifest.classes), "size": source.size}
@@ -137,13 +158,13 @@ class _Stages:
             most_depth=setting.most_depth,
             epsilon=self._tuning_epsilon(),
         )
-        experiment = self._experiment.replace(
+        experiment = self.experiment.replace(
             objective=objective,
             rounds=setting.tuning_rounds,
             local_epochs=EPOCHS,
-            learning_rate=self._experiment.learning_rate * TUNING_SHARE,
+            learning_rate=self.experiment.learning_rate * TUNING_SHARE,
         )
-        trainer = Trainer(local_training(self._experiment, self._manifest))
+        trainer = Trainer(local_training(self.experiment, self._manifest))
         folder = RunFolder(self.folder / TUNED)
         shutil.rmtree(folder.path, ignore_errors=True)
         folder.path.mkdir()
@@ -156,7 +177,7 @@ class _Stages:
 
     def _tuning_epsilon(self) -> float:
         given = self._settings.tuning_epsilon
-        return TUNING_STRENGTH * getattr(self._experiment.objective, "epsilon", 0.0) if given is None else given
+        return TUNING_STRENGTH * getattr(self.experiment.objective, "epsilon", 0.0) if given is None else given
 
     def sensor(self) -> None:
         """The sensor of the detector, on scans attacked through the tuned classifier."""
@@ -170,7 +191,7 @@ class _Stages:
     def _generator(
         self, model: object, rounds: int, objective: object, *, learning_rate: float = GENERATIVE_RATE
     ) -> Experiment:
-        return self._experiment.replace(
+        return self.experiment.replace(
             model=model,
             weights="none",
             freeze="none",
@@ -200,9 +221,9 @@ class _Stages:
 
     def _reference(self) -> nn.Module:
         """The tuned classifier as the server can put it together: with a personal part from its own root scans."""
-        trainer = Trainer(local_training(self._experiment, self._manifest))
+        trainer = Trainer(local_training(self.experiment, self._manifest))
         weights = read_weights(trainer, self.folder / TUNED)
         root = Hospital("root", Shard.open(self.shards / ROOT), trainer=trainer, state_file=None, role=Role.ROOT)
-        root.train(weights, self._experiment.rounds)
+        root.train(weights, self.experiment.rounds)
         root.evaluate(weights, [Role.ROOT])
         return trainer.model_of(weights, root.personal)

@@ -85,10 +85,13 @@ class MaskedAutoencoderVit(nn.Module):
 
     def loss(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Mean negative Laplace log-likelihood (nats a pixel) of the hidden pixels, one random mask a scan."""
-        visible = draw_masks(len(images), self.grid, generator)[:, 0].to(images.device)
+        visible = draw_masks(len(images), self.grid, generator)[:, 0]
+        # Counted where they are drawn: on a GPU, the host would wait for as many numbers at every step.
+        hidden = (~visible).flatten().nonzero().squeeze(1).to(images.device)
         patches = self._patches(images)
-        mean, scale = self._predict(patches, _shown(visible))
-        return (functional.l1_loss(patches, mean, reduction="none") / scale + torch.log(2 * scale))[~visible].mean()
+        mean, scale = self._predict(patches, _shown(visible).to(images.device))
+        costs = functional.l1_loss(patches, mean, reduction="none") / scale + torch.log(2 * scale)
+        return costs.flatten(0, 1).index_select(0, hidden).mean()
 
     def reconstruct(self, images: torch.Tensor, visible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and scale, both (n, c, h, w), of every pixel, seen from the ``visible`` (n, patches) bool patches.
@@ -125,7 +128,7 @@ class MaskedAutoencoderVit(nn.Module):
         tokens = self.embed(visible) + self.positions[shown]
         narrow = self.narrow(self.encoder(tokens))
         everywhere = self.hidden_token.expand(*patches.shape[:2], -1)
-        seen = everywhere.scatter(1, shown[:, :, None].expand_as(narrow), narrow)
+        seen = everywhere.scatter(1, shown[:, :, None].expand_as(narrow), narrow.to(everywhere.dtype))
         mean, raw = self.head(self.decoder(seen + self.decoder_positions)).chunk(2, dim=2)
         return mean, GREY_LEVEL + functional.softplus(raw - 2)  # about 1/8 before it has learned anything
 

@@ -103,7 +103,8 @@ class Orientation:
         drawn = torch.randint(8, (len(images),), generator=generator)
         turned = images.clone()
         for symmetry in range(8):
-            turned[drawn == symmetry] = seen_from(images[drawn == symmetry], symmetry)
+            rows = (drawn == symmetry).nonzero().squeeze(1).to(images.device)
+            turned[rows] = seen_from(images[rows], symmetry)
         return turned
 
 

@@ -50,6 +50,15 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class Movable(Protocol):
+    """An objective that carries networks of its own."""
+
+    def to(self, device: torch.device) -> Objective:
+        """The same with its networks on a device; they are moved and not copied."""
+        ...
+
+
 class Classification:
     """What the objectives of classifiers have in common."""
 

@@ -31,6 +31,6 @@ def mix_in(model: nn.Module, personal: PersonalState) -> None:
     for name, value in state.items():
         own = personal.get(OWN + name)
         if own is not None and name in trained:
-            value.lerp_(own, alpha)
+            value.lerp_(own.to(value.device), alpha)
         elif own is not None:
             value.copy_(own)

@@ -7,15 +7,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from fedplatform.core.compute import CPU, Compute, host_copy
 from fedplatform.core.seeding import lent_stream, torch_generator
-from fedplatform.data.images import to_images
-from fedplatform.data.stored_pixels import Pictures
+from fedplatform.data.device_pixels import DevicePixels, Pictures, images_on
 from fedplatform.learning.models import Classifier, ModelBuilder
 from fedplatform.learning.models.freezing import has_frozen_statistics, training_mode
 from fedplatform.learning.models.memory_layout import laid_out
@@ -31,7 +32,7 @@ from fedplatform.learning.parameters import (
 from fedplatform.learning.training.algorithms import Algorithm, HeadFirst, OwnModel
 from fedplatform.learning.training.augmentation import Augmentation
 from fedplatform.learning.training.network_check import require_answers, require_plain_weights
-from fedplatform.learning.training.objectives import Batch, CrossEntropy, Objective
+from fedplatform.learning.training.objectives import Batch, CrossEntropy, Movable, Objective
 from fedplatform.learning.training.own_model import ALPHA, OWN, first_copy, mix_in
 from fedplatform.learning.training.sampling import SamplingName, epoch_order, odds_of
 from fedplatform.learning.training.sgd import Sgd
@@ -40,6 +41,8 @@ PREDICTION_BATCH = 128
 LEAST_BATCH = 2  # batch normalisation has no variance of one scan
 SETTLING_SCANS = 128  # enough for a mean and a variance
 LARGEST_GRADIENT = 1.0  # L2 norm to which AdamW's gradients are clipped, as transformers need
+
+P = TypeVar("P", Pictures, np.ndarray)
 
 OptimiserName = Literal["sgd", "adamw"]
 
@@ -64,6 +67,7 @@ class LocalTraining:
     augmentation: Augmentation | None = None
     optimiser: OptimiserName = "sgd"
     sampling: SamplingName = "scans"
+    compute: Compute = field(default_factory=Compute)
 
     def learning_rate_in(self, round_number: int) -> float:
         """The step size of a round: it falls along a half cosine, so that the last rounds settle (Loshchilov, 2017)."""
@@ -79,7 +83,8 @@ class Trainer:
     """One model in memory, lent to one hospital after another: state goes in and comes out.
 
     A hospital's own part of the state (its batch normalisation, its last layer, its own copy of the whole) is an
-    argument and a result, so a process that serves a hundred hospitals holds one model. Raises ValueError for a
+    argument and a result, so a process that serves a hundred hospitals holds one model. Vectors and states are on the
+    host, whatever the network computes on; it goes to its device when it is first used. Raises ValueError for a
     network that the algorithm or the objective cannot train.
     """
 
@@ -101,6 +106,17 @@ class Trainer:
         kept = {*self.layout.names, *self.layout.personal}
         self._constants = {name: value.clone() for name, value in self.model.named_buffers() if name not in kept}
 
+    @cached_property
+    def compute(self) -> Compute:
+        """What this process computes with. Raises :class:`ComputeError` where it has no such device."""
+        return self.training.compute.here()
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The objective, with the networks that it carries on the device."""
+        objective = self.training.objective
+        return objective.to(self.compute.place) if isinstance(objective, Movable) else objective
+
     def rehearse(self) -> None:
         """Show a copy of a classifier two empty scans. Raises ValueError where it does not answer as one."""
         setting = self.training
@@ -109,14 +125,8 @@ class Trainer:
 
     def load(self, weights: np.ndarray, personal: PersonalState) -> None:
         """Put the broadcast weights (d,) and one hospital's personal layers into the model, as training starts."""
-        self.layout.load(weights, self.model)
-        state = self.model.state_dict()
-        for name in self.layout.personal:
-            state[name].copy_(personal[name])
-        # What neither travels nor stays in the hospital must not go from one hospital to the next in this model.
-        for name, value in self.model.named_buffers():
-            if name in self._constants and value.shape == self._constants[name].shape:
-                value.copy_(self._constants[name])
+        self.model.to(self.compute.place)
+        self._fill(self.model, weights, personal)
 
     def load_served(self, weights: np.ndarray, personal: PersonalState) -> None:
         """Put in the model by which the hospital answers: the same, or with its own copy where it keeps one."""
@@ -125,9 +135,31 @@ class Trainer:
             mix_in(self.model, personal)
 
     def model_of(self, weights: np.ndarray, personal: PersonalState) -> nn.Module:
-        """The model by which the hospital answers, as an object of its own: in evaluation mode, its weights frozen."""
-        self.load_served(weights, personal)
-        return copy.deepcopy(self.model).eval().requires_grad_(False)
+        """The model by which the hospital answers, as an object of its own on the CPU: in evaluation mode, frozen."""
+        model = copy.deepcopy(self.model).to(CPU)
+        self._fill(model, weights, personal)
+        if ALPHA in personal:
+            mix_in(model, personal)
+        return model.eval().requires_grad_(False)
+
+    def images(self, pictures: Pictures) -> torch.Tensor:
+        """Pictures as the network takes them, on its device."""
+        return images_on(pictures, self.compute)
+
+    def plain_loss_of(self, batch: Batch) -> torch.Tensor:
+        """The loss by which the model that is loaded is judged, a scalar on the device."""
+        with self.compute.autocast():
+            return self.objective.plain_loss(self.model, batch)
+
+    def _fill(self, model: nn.Module, weights: np.ndarray, personal: PersonalState) -> None:
+        self.layout.load(weights, model)
+        state = model.state_dict()
+        for name in self.layout.personal:
+            state[name].copy_(personal[name])
+        # What neither travels nor stays in the hospital must not go from one hospital to the next in this model.
+        for name, value in model.named_buffers():
+            if name in self._constants and value.shape == self._constants[name].shape:
+                value.copy_(self._constants[name])
 
     def fit(
         self,
@@ -152,9 +184,9 @@ class Trainer:
         optimiser = self._optimiser(self.model.parameters(), round_number)
         shared = set(self.layout.shared_names)
         pulled = [(p, p.detach().clone()) for name, p in self.model.named_parameters() if name in shared]
-        losses: list[float] = []
+        losses: list[torch.Tensor] = []
         for epochs, trained in self._phases():
-            with _only(self.model, trained), _own_draws(generator):
+            with _only(self.model, trained), _own_draws(generator), self.compute.computing():
                 for batch in self._batches(
                     images,
                     labels,
@@ -165,7 +197,7 @@ class Trainer:
                     stop=should_stop,
                 ):
                     optimiser.zero_grad()
-                    loss = self.training.objective.loss(self.model, batch)
+                    loss = self._loss(batch)
                     loss.backward()
                     if algorithm.mu:
                         for parameter, start in pulled:
@@ -173,9 +205,12 @@ class Trainer:
                             if parameter.grad is not None:
                                 parameter.grad.add_(parameter.detach() - start, alpha=algorithm.mu)
                     self._step(optimiser)
-                    losses.append(loss.item())
-        delta = self.layout.flatten(self.model) - weights
-        return delta, {**personal, **self._personal()}, float(np.mean(losses)) if losses else float("nan")
+                    losses.append(loss.detach())
+        delta = self.layout.flatten(self.model)
+        delta -= weights
+        # Read once and here: a GPU would be waited for at every step.
+        mean = float(np.mean(torch.stack(losses).cpu().double().numpy())) if losses else float("nan")
+        return delta, {**personal, **self._personal()}, mean
 
     def fit_own(
         self,
@@ -201,12 +236,12 @@ class Trainer:
             return personal
         self.load(weights, personal)
         shared = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
-        kept = {name: value.clone() for name, value in personal.items()}
-        own = {name: kept[OWN + name] for name in shared}
+        own = {name: personal[OWN + name].to(self.compute.place, copy=True) for name in shared}
+        alpha = personal[ALPHA].to(self.compute.place)
         optimiser = self._optimiser(own.values(), round_number)
         rate = self.training.learning_rate_in(round_number)
         pull = rate * algorithm.lam / (1 + rate * algorithm.lam)
-        mix_in(self.model, kept)
+        mix_in(self.model, personal)
         training_mode(self.model)
         batches = self._batches(
             images,
@@ -217,31 +252,33 @@ class Trainer:
             generator=generator,
             stop=should_stop,
         )
-        with _own_draws(generator):
+        # In double precision, where the device has it: the sum of all slopes is of numbers of very different sizes.
+        exact = torch.float32 if self.compute.place.type == "mps" else torch.float64
+        with _own_draws(generator), self.compute.computing():
             for batch in batches:
-                alpha = float(kept[ALPHA])
                 self.model.zero_grad()
-                self.training.objective.loss(self.model, batch).backward()
+                self._loss(batch).backward()
                 slopes = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-                uphill = sum(float((slope * (own[name] - shared[name])).sum()) for name, slope in slopes.items())
+                uphill = torch.zeros((), dtype=exact, device=self.compute.place)
                 for name, slope in slopes.items():
+                    uphill = uphill + (slope * (own[name] - shared[name])).sum().to(exact)
                     own[name].grad = alpha * slope
                 self._step(optimiser)
                 for name, value in own.items():
                     value.lerp_(shared[name], pull)
                 if algorithm.learns_alpha:
-                    kept[ALPHA] = torch.tensor(min(max(alpha - rate * uphill, 0.0), 1.0))
+                    alpha = (alpha.to(exact) - rate * uphill).clamp(0.0, 1.0).float()
                 with torch.no_grad():
                     for name, parameter in self.model.named_parameters():
-                        parameter.copy_(torch.lerp(shared[name], own[name], float(kept[ALPHA])))
+                        parameter.copy_(torch.lerp(shared[name], own[name], alpha))
         state = self.model.state_dict()
         measured = batch_norm_names(self.model) | measured_names(self.model)
-        statistics = {OWN + name: state[name].clone() for name in measured if name not in own}
+        statistics = {OWN + name: host_copy(state[name]) for name in measured if name not in own}
         return {
             **personal,
-            **{OWN + name: value.detach() for name, value in own.items()},
+            **{OWN + name: value.detach().cpu() for name, value in own.items()},
             **statistics,
-            ALPHA: kept[ALPHA],
+            ALPHA: alpha.cpu(),
         }
 
     def settle(
@@ -268,24 +305,25 @@ class Trainer:
             layer.reset_running_stats()
             layer.momentum = None  # a plain average over the batches
             layer.train()
-        with torch.inference_mode():
-            for start in range(0, len(few), PREDICTION_BATCH):
-                self.model(to_images(few[start : start + PREDICTION_BATCH]))
+        with self._answering():
+            for part in _parts(few):
+                self.model(self.images(part))
         for layer, momentum in zip(layers, usual, strict=True):
             layer.momentum = momentum
         state = self.model.state_dict()
         buffers = {name for name, _ in self.model.named_buffers()}
-        return {**personal, **{prefix + name: state[name].clone() for name in measured if name in buffers}}
+        return {**personal, **{prefix + name: host_copy(state[name]) for name in measured if name in buffers}}
 
     def predict(self, weights: np.ndarray, personal: PersonalState, images: Pictures) -> np.ndarray:
         """Class probabilities (n, num_classes) float32 of uint8 images (n, c, h, w); (n, 0) where no class is named."""
         self.load_served(weights, personal)
         self.model.eval()
-        with torch.inference_mode():
-            answers = [
-                self.training.objective.probabilities(self.model, to_images(part)).numpy() for part in _parts(images)
-            ]
-        return np.concatenate(answers) if answers else np.zeros((0, self.training.num_classes), np.float32)
+        with self._answering():
+            answers = [self.objective.probabilities(self.model, self.images(part)).float() for part in _parts(images)]
+            if not answers:
+                return np.zeros((0, self.training.num_classes), np.float32)
+            found: np.ndarray = torch.cat(answers).cpu().numpy()
+        return found
 
     def plain_loss(self, weights: np.ndarray, personal: PersonalState, images: Pictures, labels: np.ndarray) -> float:
         """Mean over scans of the loss by which the network is judged, the same draws every time; NaN without scans."""
@@ -294,15 +332,13 @@ class Trainer:
         self.load_served(weights, personal)
         self.model.eval()
         generator = torch_generator(self.training.seed, "plain loss")
-        with torch.inference_mode():
+        with self._answering():
             losses = [
-                len(part)
-                * self.training.objective.plain_loss(
-                    self.model, Batch(to_images(part), torch.tensor(answers), generator)
-                ).item()
+                self.plain_loss_of(Batch(self.images(part), self.compute.sent(answers), generator))
                 for part, answers in zip(_parts(images), _parts(labels), strict=True)
             ]
-        return sum(losses) / len(images)
+            means: list[float] = torch.stack(losses).cpu().tolist()
+        return sum(len(part) * mean for part, mean in zip(_parts(labels), means, strict=True)) / len(images)
 
     def _personal(self) -> PersonalState:
         state = self.model.state_dict()
@@ -329,26 +365,41 @@ class Trainer:
         generator: torch.Generator,
         stop: Callable[[], bool],
     ) -> Iterator[Batch]:
-        """Shuffled batches, augmented."""
+        """Shuffled batches, augmented; pictures and labels that are on the device are picked there."""
         setting = self.training
+        answers = self.compute.sent(labels)
         odds = odds_of(setting.sampling, labels, groups)
-        counts = torch.from_numpy(np.bincount(labels, minlength=setting.num_classes).astype(np.float32))
+        counts = self.compute.sent(np.bincount(labels, minlength=setting.num_classes).astype(np.float32))
         for epoch in range(epochs):
-            for first, rows in zip(
+            order = epoch_order(len(labels), odds, generator)
+            there = self.compute.sent(order.numpy())
+            for first, rows, rows_there in zip(
                 range(0, len(labels), setting.batch_size),
-                epoch_order(len(labels), odds, generator).split(setting.batch_size),
+                order.split(setting.batch_size),
+                there.split(setting.batch_size),
                 strict=True,
             ):
                 if stop():
                     raise Stopped
                 if len(rows) < LEAST_BATCH:
                     continue
-                scans = to_images(images[rows.numpy()])
+                scans = self.images(images[rows_there] if isinstance(images, DevicePixels) else images[rows.numpy()])
                 if setting.augmentation is not None:
                     scans = setting.augmentation(scans, generator)
                 within = (epoch + first / len(labels)) / epochs
                 progress = min((round_number - 1 + within) / setting.rounds, 1.0)
-                yield Batch(scans, torch.from_numpy(labels[rows.numpy()]), generator, progress, counts)
+                yield Batch(scans, answers[rows_there], generator, progress, counts)
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        """The loss that a step minimises, a scalar on the device."""
+        with self.compute.autocast():
+            return self.objective.loss(self.model, batch)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """The context in which the network answers and does not learn."""
+        with torch.inference_mode(), self.compute.computing(), self.compute.autocast():
+            yield
 
     def _optimiser(self, parameters: Iterable[torch.Tensor], round_number: int) -> Sgd | torch.optim.AdamW:
         setting, rate = self.training, self.training.learning_rate_in(round_number)
@@ -389,5 +440,5 @@ def _class_balanced(labels: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([of_class[np.arange(each) * len(of_class) // each] for of_class in rows])
 
 
-def _parts(values: Pictures | np.ndarray) -> Iterator[np.ndarray]:
+def _parts(values: P) -> Iterator[P]:
     return (values[start : start + PREDICTION_BATCH] for start in range(0, len(values), PREDICTION_BATCH))

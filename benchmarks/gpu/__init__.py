@@ -1,0 +1,1 @@
+"""What a GPU computes, held against the CPU, and how long it takes; ``benchmarks/gpu.sh`` runs it."""
