@@ -78,6 +78,8 @@ MARKERS = {
             "test_trust_scorers",
             "test_data_sources",
             "test_defended_classifier",
+            "test_export",
+            "test_participation",
         ),
     ),
 }

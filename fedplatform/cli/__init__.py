@@ -13,7 +13,7 @@ from fedplatform.cli.defence import certify, defend, evaluate
 from fedplatform.cli.intake import audit, diagnose, keys
 from fedplatform.cli.kubernetes import k8s
 from fedplatform.cli.outside import join, keygen
-from fedplatform.cli.serving import publish, serve
+from fedplatform.cli.serving import export, publish, serve
 from fedplatform.cli.terminal import SuggestingGroup, complain
 from fedplatform.cli.training import compare, report, run
 from fedplatform.cli.tune import tune
@@ -47,7 +47,7 @@ def fedplatform() -> None:
 COMMANDS = (
     *(run, defend, evaluate, certify),
     *(join, keygen),
-    *(publish, serve, keys, diagnose, audit),
+    *(publish, serve, keys, diagnose, audit, export),
     *(compare, tune, data, bench, report),
     *(doctor, node, certificate, submit, jobs, k8s),
 )

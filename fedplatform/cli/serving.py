@@ -1,4 +1,4 @@
-"""Commands of the endpoint: publish, serve."""
+"""Commands of a trained model in use: publish, serve, export."""
 
 from __future__ import annotations
 
@@ -71,6 +71,37 @@ def publish(run_folder: Path, *, defence: str, healthy: str | None, registry: st
             registered = in_registry.add(versions.folder(number))
             in_registry.promote(registered)
             console.print(f"registered: models:/{registry}, version {registered}")
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["torch", "onnx", "timm"]),
+    default="onnx",
+    show_default=True,
+    help="torch: a program of torch.export; onnx; timm: a checkpoint, for a network of timm",
+)
+@click.option("--hospital", metavar="NAME", help="this hospital's own model [default: the one that all share]")
+def export(run_folder: Path, folder: Path, *, form: str, hospital: str | None) -> None:
+    """Write the trained classifier for programs that do not know this one, into a new FOLDER.
+
+    RUN is a finished run. FOLDER gets the model and model.json: classes, size, which pixels it takes, and the line of
+    Python that uses it. The defence of a scan is not part of it: 'publish' and 'serve' are for that.
+
+    \b
+    Examples:
+      fedplatform export runs/lesions lesions-onnx --hospital hospital-00
+      fedplatform export runs/lesions lesions-timm --format timm
+    """
+    with one_line_errors():
+        from fedplatform.serving.export import export as write
+
+        use = write(run_folder, folder, form=form, hospital_id=hospital)  # type: ignore[arg-type]
+        console.print(f"written: {folder}", soft_wrap=True)
+        console.print(use, soft_wrap=True, markup=False)
 
 
 @click.command()

@@ -165,6 +165,14 @@ def _exported(call: _Call, example: torch.Tensor) -> bytes:
     return model
 
 
+def onnx_of(network: nn.Module, example: torch.Tensor) -> bytes:
+    """A classifier as ONNX; ``example`` is an image (1, c, h, w). Raises ValueError where it answers otherwise."""
+    call = _Call(network)
+    model = _exported(call, example)
+    _check(model, call, example)
+    return model
+
+
 def _check(model: bytes, call: _Call, example: torch.Tensor) -> None:
     """Raises ValueError unless the model answers as the network does, in other batches than it was made of, too."""
     session = _session(model)
