@@ -74,6 +74,7 @@ def defend(
     preset: Literal["default", "smoke"] = "default",
     row: str = "full",
     engine: Engine | None = None,
+    device: str | None = None,
     **settings: object,
 ) -> Defence:
     """Train the defence of a finished run by the hospitals that trained its classifier (after MedFedPure, 2025).
@@ -82,8 +83,8 @@ def defend(
     each hospital then fits thresholds to its own clean validation scans. ``preset`` is how long that takes:
     ``default``, or ``smoke``, seconds, whose defence is worth nothing. ``settings`` change single settings, as the
     options of ``fedplatform defend`` do. ``row`` is which defence comes back, ``full`` or ``fast`` (the sensor alone,
-    one view). What is trained already is not trained again. Raises :class:`ExperimentError`, for one where the run has
-    no root set.
+    one view). ``device`` is what trains it, where not what trained the run. What is trained already is not trained
+    again. Raises :class:`ExperimentError`, for one where the run has no root set.
 
     >>> import fedplatform as fp
     >>> small = {"data": "lesions", "size": 32, "scans": 200, "hospitals": 2, "root_size": 20}
@@ -96,7 +97,9 @@ def defend(
     if preset not in TRAINING:
         raise ExperimentError(f"no preset is called {preset!r}; there are {', '.join(TRAINING)}")
     chosen = DefenceSettings.from_settings({**TRAINING[preset], **settings})
-    return Defence(result, train_defence(result.path, chosen, engine=engine or InProcessEngine()), row)
+    computing = {} if device is None else {"device": device}
+    trained = train_defence(result.path, chosen, engine=engine or InProcessEngine(), computing=computing)
+    return Defence(result, trained, row)
 
 
 def evaluate(

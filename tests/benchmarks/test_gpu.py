@@ -16,7 +16,7 @@ from benchmarks.gpu.work import Sizes, Work
 from fedplatform.core.compute import Compute
 
 ROOT = Path(__file__).parents[2]
-TINY = Sizes(side=16, scans=8, network="resnet18", large_side=32, batch=4, steps=2, repeats=1)
+TINY = Sizes(side=16, scans=24, network="resnet18", large_side=32, batch=4, steps=2, repeats=1)
 
 
 def test_an_answer_too_far_away_fails_and_so_does_one_that_is_no_number() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from other_device import CPU, ELSEWHERE, OtherDevice
 
 from fedplatform.cli import fedplatform
-from fedplatform.core.compute import Compute, ComputeError, host_copy, known_device
+from fedplatform.core.compute import CUBLAS, Compute, ComputeError, host_copy, known_device
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 
 without_gpu = pytest.mark.skipif(
@@ -98,3 +99,22 @@ def test_scans_stay_on_a_device_within_their_share_of_it() -> None:
     assert Compute(str(ELSEWHERE)).has_room(1 << 40), "one that does not say how much memory it has"
     assert not Compute(str(ELSEWHERE), scans_share=0.0).has_room(1)
     assert not Compute("cpu").has_room(1), "the host has them anyway"
+
+
+def flags() -> tuple[bool, bool, bool]:
+    cudnn = torch.backends.cudnn
+    return cudnn.allow_tf32, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
+
+
+def test_kernels_of_a_gpu_are_chosen_while_networks_compute_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CUBLAS, raising=False)
+    before = flags()
+    with Compute("cuda:0").computing():
+        assert flags() == (False, *before[1:]), "float32 without TensorFloat-32"
+        assert CUBLAS not in os.environ
+    with Compute("cuda:0", kernels="deterministic").computing():
+        assert flags() == (False, True, True)
+        assert os.environ[CUBLAS] == ":4096:8"
+    assert flags() == before
+    with Compute("cpu", kernels="deterministic").computing():
+        assert flags() == before, "a CPU repeats anyway"

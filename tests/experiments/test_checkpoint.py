@@ -21,7 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from mlflow.tracking import MlflowClient
+from safetensors.numpy import load_file
 
+from fedplatform.core.compute import ComputeError
 from fedplatform.core.messages import RoundReport
 from fedplatform.core.storable import NotStorableError, from_plain, to_plain
 from fedplatform.experiments.callbacks import EachRound
@@ -234,6 +236,18 @@ def test_a_run_begun_before_a_setting_existed_goes_on_with_no_other_value(copied
     copied.write_settings({**copied.read_settings(), "sampling": "groups"})
     with pytest.raises(ExperimentError, match=r"another experiment .*: sampling='scans' there, 'groups' here"):
         resume(copied, engine=InProcessEngine(), shards=shards)
+
+
+def test_a_run_goes_on_on_another_device_and_says_so_in_its_settings(
+    copied: RunFolder, stopped: Path, shards: Path
+) -> None:
+    copied.write_settings({**copied.read_settings(), "device": "cuda:7"})  # of the machine on which it was begun
+    with pytest.raises(ComputeError, match=r"^--device cuda:7: this machine has "):
+        resume(copied, engine=InProcessEngine(), shards=shards)
+    resume(copied, engine=InProcessEngine(), shards=shards, device="cpu")
+    assert copied.read_settings()["device"] == "cpu"
+    ended, unbroken = (load_file(folder / "global.safetensors") for folder in (copied.path, stopped / "unbroken"))
+    assert all(ended[name].tobytes() == unbroken[name].tobytes() for name in unbroken)
 
 
 def test_two_processes_never_work_on_one_run(copied: RunFolder, shards: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from fedplatform.experiments.defence.plan import EASY_TIERS, Plan, Task
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.learning.training import CrossEntropy
 
+log = logging.getLogger(__name__)
+
 FRESH_DRAWS = 10  # of the defence's own noise, by which what an attacker who knows of it has made is judged
 BATCH = 25
 
@@ -34,6 +37,14 @@ class Place:
     path: Path
     shards: Path
     compute: Compute  # of :meth:`Compute.here`
+
+
+def computing_on(device: str) -> Compute:
+    """The device that is asked for, told of in a line where it is no CPU. Raises :class:`ComputeError`."""
+    compute = Compute.of(device)
+    if not compute.is_cpu:
+        log.warning("computing on %s: figures may differ from a CPU's in their last digits", compute.device)
+    return compute
 
 
 def attack_scans(place: Place, task: Task, plan: Plan) -> list[dict[str, object]]:

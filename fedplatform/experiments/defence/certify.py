@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedplatform.core.compute import Compute
 from fedplatform.core.files import write_whole
 from fedplatform.core.seeding import torch_generator
 from fedplatform.core.workers import as_they_finish, workers
 from fedplatform.defence import step_of
-from fedplatform.experiments.defence.attack import Place, opened, parts_of, spread_evenly
+from fedplatform.experiments.defence.attack import Place, computing_on, opened, parts_of, spread_evenly
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.experiments.experiment import ExperimentError
 
@@ -32,7 +31,7 @@ def certify_scans(
 
     Columns: hospital_id, row, label, answer (-1 for none), radius, sigma, samples, confidence, seed.
     """
-    compute = Compute.of(device)
+    compute = computing_on(device)
     run = DefendedRun(path, shards=shards)
     place = Place(path, run.shards, compute)
     network = run.hospital(run.tested[0]).network

@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from fedplatform.core.compute import Compute
 from fedplatform.core.files import alone_in, claim
 from fedplatform.core.workers import as_they_finish, workers
-from fedplatform.experiments.defence.attack import FRESH_DRAWS, Place, attack_scans
+from fedplatform.experiments.defence.attack import FRESH_DRAWS, Place, attack_scans, computing_on
 from fedplatform.experiments.defence.cells import Results
 from fedplatform.experiments.defence.load import DefendedRun
 from fedplatform.experiments.defence.plan import Plan, Task, tasks_of
@@ -48,7 +47,7 @@ def evaluate(
     defence, was evaluated with another budget or other networks, or is being evaluated by another process, and
     :class:`ComputeError` where there is no such ``device``.
     """
-    compute = Compute.of(device)
+    compute = computing_on(device)
     run = DefendedRun(path, shards=shards)
     place = Place(path, run.shards, compute)
     budget = {
