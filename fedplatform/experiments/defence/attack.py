@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fedplatform.core.seeding import torch_generator
+from fedplatform.data.images import scans_at_once
 from fedplatform.defence import DefendedClassifier, DiffusionPurifier, FreshNoise
 from fedplatform.defence.presets import HospitalParts
 from fedplatform.defence.threats import Budget, Victim, attack_hospital
@@ -43,8 +44,9 @@ def attack_scans(path: Path, shards: Path, task: Task, plan: Plan) -> list[dict[
         "hospital_id": task.hospital_id,
     }
     rows = []
-    for first in range(0, len(chosen), BATCH):
-        these = tuple(chosen[first : first + BATCH].tolist())
+    batch = scans_at_once(BATCH, run.manifest.settings.size)
+    for first in range(0, len(chosen), batch):
+        these = tuple(chosen[first : first + batch].tolist())
         if easy and defended.classifier is parts.classifier:
             defence = "no_defence"  # an attacker who knows the classifier alone makes the same of all its defences
         attacked = _attacked(path, shards, replace(task, defence=defence), plan.budget, these)

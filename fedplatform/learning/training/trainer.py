@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fedplatform.core.seeding import lent_stream, torch_generator
-from fedplatform.data.images import to_images
+from fedplatform.data.images import scans_at_once, to_images
 from fedplatform.data.stored_pixels import Pictures
 from fedplatform.learning.models import Classifier, ModelBuilder
 from fedplatform.learning.models.freezing import has_frozen_statistics, training_mode
@@ -269,8 +269,8 @@ class Trainer:
             layer.momentum = None  # a plain average over the batches
             layer.train()
         with torch.inference_mode():
-            for start in range(0, len(few), PREDICTION_BATCH):
-                self.model(to_images(few[start : start + PREDICTION_BATCH]))
+            for part in self._parts(few):
+                self.model(to_images(part))
         for layer, momentum in zip(layers, usual, strict=True):
             layer.momentum = momentum
         state = self.model.state_dict()
@@ -283,7 +283,8 @@ class Trainer:
         self.model.eval()
         with torch.inference_mode():
             answers = [
-                self.training.objective.probabilities(self.model, to_images(part)).numpy() for part in _parts(images)
+                self.training.objective.probabilities(self.model, to_images(part)).numpy()
+                for part in self._parts(images)
             ]
         return np.concatenate(answers) if answers else np.zeros((0, self.training.num_classes), np.float32)
 
@@ -300,9 +301,14 @@ class Trainer:
                 * self.training.objective.plain_loss(
                     self.model, Batch(to_images(part), torch.tensor(answers), generator)
                 ).item()
-                for part, answers in zip(_parts(images), _parts(labels), strict=True)
+                for part, answers in zip(self._parts(images), self._parts(labels), strict=True)
             ]
         return sum(losses) / len(images)
+
+    def _parts(self, values: Pictures | np.ndarray) -> Iterator[np.ndarray]:
+        """Scans or their labels, as many at a time as a prediction looks at together."""
+        many = scans_at_once(PREDICTION_BATCH, self.training.size)
+        return (values[start : start + many] for start in range(0, len(values), many))
 
     def _personal(self) -> PersonalState:
         state = self.model.state_dict()
@@ -386,7 +392,3 @@ def _class_balanced(labels: np.ndarray, count: int) -> np.ndarray:
     rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     each = min(-(-count // len(rows)), max(map(len, rows)))
     return np.concatenate([of_class[np.arange(each) * len(of_class) // each] for of_class in rows])
-
-
-def _parts(values: Pictures | np.ndarray) -> Iterator[np.ndarray]:
-    return (values[start : start + PREDICTION_BATCH] for start in range(0, len(values), PREDICTION_BATCH))
