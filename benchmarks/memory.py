@@ -25,7 +25,7 @@ import torch
 
 from fedplatform.core import mapped
 from fedplatform.core.mapped import scratch
-from fedplatform.core.messages import HospitalState, Predictions, Reply, Update
+from fedplatform.core.messages import HospitalState, Predictions, Rehearsal, Reply, Update
 from fedplatform.core.vectors import blocks_of
 from fedplatform.data.partition import Iid
 from fedplatform.data.shards import Shard, partition
@@ -57,8 +57,32 @@ def _rule(name: str, hospitals: int, weights: int, held: int) -> Callable[[], ob
     for columns in blocks_of(updates, width=DRAWN):
         updates[:, columns] = draw[:, : columns.stop - columns.start] + np.float32(0.1)
     rule = parse_rule(name, f=max(hospitals // 5, 1))
-    told = replace(default_evidence(updates), root_delta=np.full(weights, 0.1, np.float32))
+    valley = Valley(np.full(weights, 0.1, np.float32))
+    told = replace(default_evidence(updates), root_delta=valley.bottom, root=valley)
     return lambda: rule(updates, told)
+
+
+@dataclass(frozen=True, eq=False)
+class Valley:
+    """A root set without scans: its loss is the mean squared distance of a step to ``bottom`` (d,)."""
+
+    bottom: np.ndarray
+
+    def losses(self, steps: np.ndarray) -> np.ndarray:
+        """See :class:`fedplatform.core.messages.Root`."""
+        return np.array([np.square(step - self.bottom).mean() for step in steps], np.float64)
+
+    def gradient(self, step: np.ndarray) -> np.ndarray:
+        """See :class:`fedplatform.core.messages.Root`."""
+        return 2 * (step - self.bottom) / np.float32(len(step))
+
+    def rehearse(self, *, num_hospitals: int, num_rounds: int, generator: torch.Generator) -> list[Rehearsal]:
+        """Rounds of small random updates: what a scorer learns from them is not what is measured."""
+        small = Valley(self.bottom[:DRAWN])
+        draws = torch.randn(num_rounds, num_hospitals, len(small.bottom), generator=generator).numpy()
+        return [
+            Rehearsal(small.bottom + draw, small.bottom - draw, small.bottom, 0 * small.bottom, small) for draw in draws
+        ]
 
 
 def in_a_server(names: list[str], *, hospitals: int, weights: int, held: int) -> None:

@@ -15,7 +15,8 @@ COUNTED = 4096
 def evenly_spaced(deltas: np.ndarray) -> np.ndarray:
     """At most 4,096 evenly spaced columns, always the same ones: (n, d) to (n, s). For reports, not for judging."""
     step = max(1, -(-deltas.shape[1] // COUNTED))
-    return np.concatenate([deltas[rows, ::step] for rows in row_blocks(deltas)])
+    # Copied block by block: views would be read only when all blocks of a file had been let go of, and all at once.
+    return np.concatenate([deltas[rows, ::step].copy() for rows in row_blocks(deltas)])
 
 
 def random_columns(deltas: np.ndarray, count: int, *, generator: torch.Generator) -> np.ndarray:

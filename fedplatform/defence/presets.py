@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedplatform.data.images import LARGEST_USUAL, scans_at_once
 from fedplatform.defence import (
     BitDepth,
     DefendedClassifier,
@@ -33,6 +34,7 @@ from fedplatform.learning.models.noise_predictor import NoiseUnet
 from fedplatform.learning.models.symmetries import SYMMETRIES
 
 FULL_DEPTH = 4.0  # robust deviations above the threshold at which a scan is purified to the greatest depth
+LARGE_AT_ONCE = 25  # scans, each seen from eight sides and purified eight times
 KEY = b"fedplatform evaluation"  # of the noise in an evaluation, which must be repeatable; a server draws its own
 
 
@@ -66,12 +68,12 @@ class CleanScanLimits:
         fusion, threshold = None, first.gate.threshold
         with torch.no_grad():
             if first.detector is not None:
-                each = [guard.examine(images).parts for guard, images in calibrated]
+                each = [_scores(guard, images) for guard, images in calibrated]
                 fusion = Fusion.of_hospitals(each, f=f, silent=SILENT.get(defence, ()))
                 fused = [fusion({name: scores[name] for name in fusion.counting}) for scores in each]
                 threshold = limit(fused, settings.false_positive_rate)
             measured = CleanScanLimits(fusion, threshold, least_confidence=0.0)
-            answers = [measured.apply_to(guard).logits(images) for guard, images in calibrated]
+            answers = [_logits(measured.apply_to(guard), images) for guard, images in calibrated]
             doubts = [-each.softmax(dim=1).amax(dim=1) for each in answers]
         return replace(measured, least_confidence=-limit(doubts, settings.referral_rate))
 
@@ -132,7 +134,7 @@ class HospitalParts:
         images, labels = self.validation
         defended = DEFENCES[defence](self)
         with torch.no_grad():
-            temperature = fit_temperature(defended.logits(images), labels, self.validation_groups)
+            temperature = fit_temperature(_logits(defended, images), labels, self.validation_groups)
         return replace(defended, temperature=temperature)
 
     def through(
@@ -207,6 +209,25 @@ def _tuned_everything(parts: HospitalParts) -> DefendedClassifier:
     purifier = DiffusionPurifier(parts.network, parts.settings.sampler)
     turned = _turned(parts.settings.copies)
     return parts.through(purifier, depth=parts.settings.least_depth, classifier=parts.tuned, copies=turned)
+
+
+def _logits(defended: DefendedClassifier, images: torch.Tensor) -> torch.Tensor:
+    """The answers to all clean scans, of large ones some at a time."""
+    return torch.cat([defended.logits(part) for part in _parts(images)])
+
+
+def _scores(defended: DefendedClassifier, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The detector's scores of all clean scans, of large ones some at a time."""
+    examined = [defended.examine(part).parts for part in _parts(images)]
+    return {name: torch.cat([scores[name] for scores in examined]) for name in examined[0]}
+
+
+def _parts(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    size = max(images.shape[-2:])
+    parts: tuple[torch.Tensor, ...] = images.split(
+        len(images) if size <= LARGEST_USUAL else scans_at_once(LARGE_AT_ONCE, size)
+    )
+    return parts
 
 
 def _turned(copies: int) -> tuple[int, ...]:

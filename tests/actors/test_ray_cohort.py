@@ -63,7 +63,7 @@ def test_one_process_one_host_and_many_hosts_give_the_same_bits(
         place = tmp_path / f"hosts-{num_hosts}"
         weights, _ = weights_and_reports(RayEngine(num_hosts=num_hosts), experiment, shards, place)
         assert weights.tobytes() == reference.tobytes()
-        if attack != "alie":  # who colludes trains nothing of its own
+        if not experiment.adversary().colluding:  # who colludes trains nothing of its own
             assert_the_same_personal_state(experiment, tmp_path / "process", place)
 
 

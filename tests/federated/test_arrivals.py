@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -64,3 +66,36 @@ def test_an_update_that_was_written_down_is_not_kept() -> None:
     found.add(reported("a", delta))
     del delta
     assert watched() is None
+
+
+# In a process of its own: the pages of a file that it looks at count as its memory until it lets go of them.
+LOOKING = """
+import sys
+import numpy as np
+from fedplatform.core.mapped import scratch
+from fedplatform.experiments.rule_text import parse_rule
+
+updates = scratch(64, 1_000_000, at_most=0)
+for row in range(len(updates)):
+    updates[row] = row
+    if row % 16 == 15:
+        updates.base.madvise(4)  # MADV_DONTNEED
+rule = parse_rule(sys.argv[1], f=8)
+rule(np.zeros((64, 10), np.float32))
+
+def megabytes(name):
+    (line,) = (line for line in open("/proc/self/status") if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+before = megabytes("VmRSS")
+rule(updates)
+print(megabytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["mean", "median", "krum", "bulyan"])
+def test_a_rule_over_updates_in_a_file_holds_blocks_of_them(rule: str) -> None:
+    """Of 244 MB; what is read together is 64 MB, and the system may map some pages beside each that is touched."""
+    output = subprocess.run([sys.executable, "-c", LOOKING, rule], capture_output=True, text=True, check=True)
+    assert float(output.stdout) < 215

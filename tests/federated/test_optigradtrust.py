@@ -111,6 +111,23 @@ def test_with_nobody_lying_nobody_is_shut_out_and_all_count_about_the_same(score
     assert last.weights.max() < 0.21
 
 
+def test_without_permutations_there_are_no_shapley_values_and_attackers_are_still_named() -> None:
+    @dataclass(frozen=True, eq=False)
+    class Costly(Valley):
+        """A root set that nobody may ask what coalitions are worth."""
+
+        def losses(self, steps: np.ndarray) -> np.ndarray:
+            raise AssertionError("a coalition was valued")
+
+    root = Costly(valley().place)
+    updates = honest_updates(8, root, seed=1)
+    updates[0] *= -1
+    aggregate = OptiGradTrust(permutations=0)(updates, evidence(8, root))
+    assert aggregate.hostile.tolist() == [True] + [False] * 7
+    assert {judgement.shapley for judgement in aggregate.judgements} == {0.0}
+    assert {judgement.z_shapley for judgement in aggregate.judgements} == {0.0}
+
+
 def test_with_everybody_distrusted_the_step_is_zero_and_finite() -> None:
     @dataclass(frozen=True)
     class TrustsNobody:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from fedplatform.defence import DefendedClassifier, DiffusionPurifier, GaussianBlur
+from fedplatform.defence import DefendedClassifier, DiffusionPurifier, GaussianBlur, OneShot
 from fedplatform.defence.presets import HospitalParts
 from fedplatform.experiments.defence.load import DefendedRun
-from fedplatform.learning.models import MODELS, Classifier, TimmModel
+from fedplatform.learning.models import MODELS, Classifier, NoisePredictor, TimmModel
 from fedplatform.serving.onnx_engine import Exported, accelerated, exported, on_onnx_runtime
 
 TOLERANCE = 1e-4
@@ -46,6 +46,20 @@ def models(whole: DefendedClassifier, parts: HospitalParts) -> Exported:
 def test_every_network_of_a_defence_is_exported(models: Exported) -> None:
     assert set(models.models) == {"classifier", "autoencoder", "sensor", "network"}
     assert models.left == {}
+
+
+@pytest.mark.slow
+def test_a_purifier_that_works_in_tiles_is_exported_with_its_tiles(parts: HospitalParts) -> None:
+    network = NoisePredictor(width=8, halvings=1, t_max=260, tile=48)(channels=1, num_classes=2, size=64)
+    purifier = DiffusionPurifier(network.eval(), OneShot())
+    defended = parts.through(purifier, depth=50, classifier=parts.classifier)
+    images = torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = exported(defended, images[:1])
+    assert "network" in found.models, found.left
+    with torch.no_grad():
+        depth, noise = torch.tensor([20, 50, 90]), torch.zeros_like(images)
+        served = on_onnx_runtime(defended, {"network": found.models["network"]}).purifier(images, depth, noise)
+        torch.testing.assert_close(served, purifier(images, depth, noise), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("batch", [1, 5, 24])

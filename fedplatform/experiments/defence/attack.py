@@ -15,6 +15,7 @@ import torch
 
 from fedplatform.core.compute import Compute
 from fedplatform.core.seeding import torch_generator
+from fedplatform.data.images import scans_at_once
 from fedplatform.defence import DefendedClassifier, DiffusionPurifier, FreshNoise
 from fedplatform.defence.presets import HospitalParts
 from fedplatform.defence.threats import Budget, Victim, attack_hospital
@@ -69,8 +70,9 @@ def _attack_scans(place: Place, task: Task, plan: Plan) -> list[dict[str, object
         "hospital_id": task.hospital_id,
     }
     rows = []
-    for first in range(0, len(chosen), BATCH):
-        these = tuple(chosen[first : first + BATCH].tolist())
+    batch = scans_at_once(BATCH, run.manifest.settings.size)
+    for first in range(0, len(chosen), batch):
+        these = tuple(chosen[first : first + batch].tolist())
         if easy and defended.classifier is parts.classifier:
             defence = "no_defence"  # an attacker who knows the classifier alone makes the same of all its defences
         attacked = _attacked(place, replace(task, defence=defence), plan.budget, these)

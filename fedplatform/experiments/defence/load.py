@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fedplatform.core.compute import CPU
-from fedplatform.data.images import to_images
+from fedplatform.data.images import scans_at_once, to_images
 from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.defence.kind import KindGate, fit_gates
@@ -122,7 +122,8 @@ class DefendedRun:
             parts = []
             for role in roles:
                 groups = shard.groups(role)
-                rows = np.linspace(0, len(groups) - 1, min(len(groups), KIND_SCANS)).astype(int)
+                most = scans_at_once(KIND_SCANS, shard.size)
+                rows = np.linspace(0, len(groups) - 1, min(len(groups), most)).astype(int)
                 parts.append((shard.pictures(role)[rows], groups[rows]))
             if parts:
                 pixels, groups = map(np.concatenate, zip(*parts, strict=True))

@@ -69,9 +69,9 @@ class OptiGradTrust(Aggregator):
 
     ``fall`` and ``rise`` are of :class:`Reputation`, whose value enters to the power ``reputation_power`` (0 forgets:
     it neither weighs nor excludes). ``permutations`` and ``smoothing`` are of the Shapley values: how many orders a
-    round, and how much of the newest value enters their moving average. ``root_steps`` are of the descent (0: none).
-    ``unseen`` names an attack that the rehearsal leaves out, for tables in which no scorer may have seen the attack
-    that it is judged by.
+    round (0: none, and every value is 0), and how much of the newest value enters their moving average. ``root_steps``
+    are of the descent (0: none). ``unseen`` names an attack that the rehearsal leaves out, for tables in which no
+    scorer may have seen the attack that it is judged by.
 
     >>> from fedplatform.core.messages import Rehearsal
     >>> from fedplatform.federated.aggregation import default_evidence
@@ -199,6 +199,8 @@ class OptiGradTrust(Aggregator):
     ) -> dict[str, float]:
         """This round's Shapley values, smoothed over rounds."""
         assert evidence.root is not None
+        if not self.permutations:
+            return dict.fromkeys(evidence.hospital_ids, 0.0)
         worth = worth_of(deltas, measured.norms, evidence.root)
         estimate = GuidedShapley(self.permutations)(worth, len(deltas), generator=evidence.generator)
         return {

@@ -17,6 +17,7 @@ from torch import nn
 from fedplatform.core.compute import CPU, Compute, host_copy
 from fedplatform.core.seeding import lent_stream, torch_generator
 from fedplatform.data.device_pixels import DevicePixels, Pictures, images_on
+from fedplatform.data.images import scans_at_once
 from fedplatform.learning.models import Classifier, ModelBuilder
 from fedplatform.learning.models.freezing import has_frozen_statistics, training_mode
 from fedplatform.learning.models.memory_layout import laid_out
@@ -306,7 +307,7 @@ class Trainer:
             layer.momentum = None  # a plain average over the batches
             layer.train()
         with self._answering():
-            for part in _parts(few):
+            for part in self._parts(few):
                 self.model(self.images(part))
         for layer, momentum in zip(layers, usual, strict=True):
             layer.momentum = momentum
@@ -319,7 +320,9 @@ class Trainer:
         self.load_served(weights, personal)
         self.model.eval()
         with self._answering():
-            answers = [self.objective.probabilities(self.model, self.images(part)).float() for part in _parts(images)]
+            answers = [
+                self.objective.probabilities(self.model, self.images(part)).float() for part in self._parts(images)
+            ]
             if not answers:
                 return np.zeros((0, self.training.num_classes), np.float32)
             found: np.ndarray = torch.cat(answers).cpu().numpy()
@@ -335,10 +338,15 @@ class Trainer:
         with self._answering():
             losses = [
                 self.plain_loss_of(Batch(self.images(part), self.compute.sent(answers), generator))
-                for part, answers in zip(_parts(images), _parts(labels), strict=True)
+                for part, answers in zip(self._parts(images), self._parts(labels), strict=True)
             ]
             means: list[float] = torch.stack(losses).cpu().tolist()
-        return sum(len(part) * mean for part, mean in zip(_parts(labels), means, strict=True)) / len(images)
+        return sum(len(part) * mean for part, mean in zip(self._parts(labels), means, strict=True)) / len(images)
+
+    def _parts(self, values: P) -> Iterator[P]:
+        """Scans or their labels, as many at a time as a prediction looks at together."""
+        many = scans_at_once(PREDICTION_BATCH, self.training.size)
+        return (values[start : start + many] for start in range(0, len(values), many))
 
     def _personal(self) -> PersonalState:
         state = self.model.state_dict()
@@ -438,7 +446,3 @@ def _class_balanced(labels: np.ndarray, count: int) -> np.ndarray:
     rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     each = min(-(-count // len(rows)), max(map(len, rows)))
     return np.concatenate([of_class[np.arange(each) * len(of_class) // each] for of_class in rows])
-
-
-def _parts(values: P) -> Iterator[P]:
-    return (values[start : start + PREDICTION_BATCH] for start in range(0, len(values), PREDICTION_BATCH))
