@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -299,10 +299,11 @@ class Replaying(InProcessCohort):
         super().__init__(plan)
         self._arrived = arrived
 
-    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
+    def train(self, weights: np.ndarray, round_number: int, asked: Sequence[str] | None = None) -> Iterator[Reply]:
         """As its base, without those who were not there; no attack here waits for the others."""
-        for name, participant in self._participants.items():
+        for name in self.hospital_ids if asked is None else asked:
             if (round_number, name) in self._arrived:
-                yield Reply(name, HospitalState.REPORTED, participant.train(weights, round_number))
+                trained = self._participants[name].train(weights, round_number)
+                yield Reply(name, HospitalState.REPORTED, trained)
             else:
                 yield Reply(name, HospitalState.CRASHED)

@@ -111,9 +111,9 @@ class Sending:
 
     hospital_ids: tuple[str, ...]
 
-    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
+    def train(self, weights: np.ndarray, round_number: int, asked: Sequence[str] | None = None) -> Iterator[Reply]:
         """One update after another."""
-        for number, name in enumerate(self.hospital_ids):
+        for number, name in enumerate(self.hospital_ids if asked is None else asked):
             yield self._sent(name, np.random.default_rng(number), weights.size, round_number)
 
     def _sent(self, name: str, draw: np.random.Generator, size: int, round_number: int) -> Reply:

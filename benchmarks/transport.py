@@ -42,8 +42,8 @@ class Weighed:
         self.hospital_ids = cohort.hospital_ids
         self.bytes: dict[TransportName, list[float]] = {name: [] for name in TRANSPORTS}
 
-    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
-        replies = list(self._cohort.train(weights, round_number))
+    def train(self, weights: np.ndarray, round_number: int, asked: Sequence[str] | None = None) -> Iterator[Reply]:
+        replies = list(self._cohort.train(weights, round_number, asked))
         deltas = [reply.update.delta for reply in replies if reply.update is not None]
         for name, transport in TRANSPORTS.items():
             packed = [transport.pack(delta) for delta in deltas]

@@ -53,7 +53,7 @@ class Scripted:
     def hospital_ids(self) -> tuple[str, ...]:
         return tuple(reply.hospital_id for reply in self.replies)
 
-    def train(self, weights: np.ndarray, round_number: int) -> Iterator[Reply]:
+    def train(self, weights: np.ndarray, round_number: int, asked: Sequence[str] | None = None) -> Iterator[Reply]:
         return iter(self.replies)
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
@@ -109,7 +109,7 @@ from fedplatform.learning.parameters import ParameterLayout
 
 class Sending:
     hospital_ids = tuple("abcdefghij")
-    def train(self, weights, round_number):
+    def train(self, weights, round_number, asked):
         for n, name in enumerate(self.hospital_ids):
             delta = np.full(weights.size, n, np.float32)
             yield Reply(name, HospitalState.REPORTED, Update(name, round_number, delta, 10, 0.5, 1.0))
