@@ -222,7 +222,7 @@ def main() -> None:
     rules = kinds.add_parser("rules")
     rules.add_argument("--hospitals", type=int, default=1000)
     rules.add_argument("--weights", type=int, default=2_000_000)
-    rules.add_argument("--rules", default=",".join([*RULES, "nnm+median"]))
+    rules.add_argument("--rules", default=",".join([*RULES, "nnm+median", "trust(permutations=0)"]))
     rules.add_argument("--held", type=int, default=mapped.HELD_BYTES, help="bytes that an array may take in memory")
     server = kinds.add_parser("server")
     server.add_argument("--hospitals", type=int, default=10)

@@ -3,10 +3,12 @@
     python -m benchmarks.sizes --model resnet50 --size 224
     python -m benchmarks.sizes --model vit_tiny_patch16_224 --size 224
     python -m benchmarks.sizes --model "small_cnn(width=8)" --size 512
+    python -m benchmarks.sizes --purifier
 
 The scans are the embedded lesions, coloured and written to a folder as anybody's own. Every step is the command of that
 name, in a process of its own with one thread. The last one asks a running endpoint and compares its answers with the
-library's. Each step's row is printed as soon as it is there; ``--keep FOLDER`` goes on where it stopped.
+library's. Each step's row is printed as soon as it is there; ``--keep FOLDER`` goes on where it stopped. ``--purifier``
+compares the purifier's network in tiles with the same on whole scans.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from PIL import Image
 HOSPITALS, SCANS, ROOT, ROUNDS = 4, 50, 20, 2
 NAME = "sizes"
 ASKED = 4  # scans of a hospital that the endpoint is asked for
+AT_ONCE = 4  # scans that the purifier's network is given together
 CLOSE = 1e-4  # of two probabilities: ONNX Runtime adds in another order than PyTorch
 
 
@@ -137,6 +140,52 @@ def losses(run: Path) -> str:
     return f"training loss {trained.iloc[0]:.3f} to {trained.iloc[-1]:.3f}, test {list(rounds['loss'].round(3))}"
 
 
+def purifier() -> None:
+    """Print what the purifier's network takes a scan, in tiles and on whole scans, which only training makes differ."""
+    import torch
+
+    from fedplatform.learning.models import NoisePredictor
+
+    torch.set_num_threads(1)
+    print("| pixels | | answer, CPU ms | gradient, CPU ms | gradient, MB | training, CPU ms |")
+    print("|---:|---|---:|---:|---:|---:|")
+    for size in (64, 128, 224, 512):
+        for name, tile in (("tiles", NoisePredictor().tile), ("whole", 4096)):
+            network = NoisePredictor(tile=tile)(channels=3, num_classes=2, size=size)
+            scans, depth = torch.rand(AT_ONCE, 3, size, size), torch.full((AT_ONCE,), 50)
+            moved = scans.clone().requires_grad_()
+            draw = torch.Generator().manual_seed(0)
+
+            def answer(scans: torch.Tensor = scans, depth: torch.Tensor = depth, network: object = network) -> None:
+                with torch.no_grad():
+                    network.denoise(scans, depth)  # type: ignore[attr-defined]
+
+            work = (
+                answer,
+                lambda: torch.autograd.grad(network.denoise(moved, depth).sum(), moved),  # noqa: B023
+                lambda: network.loss(scans, draw).backward(),  # noqa: B023
+            )
+            answer()
+            found = [_milliseconds(each) for each in work]
+            print(
+                f"| {size} | {name} | {found[0][0]:.0f} | {found[1][0]:.0f} | {found[1][1]:.0f} | {found[2][0]:.0f} |",
+                flush=True,
+            )
+
+
+def _milliseconds(work: Callable[[], object]) -> tuple[float, float]:
+    """CPU milliseconds and peak MB beyond the start, a scan of ``AT_ONCE``."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before, started = _status("VmRSS"), time.process_time()
+    work()
+    return 1000 * (time.process_time() - started) / AT_ONCE, (_status("VmHWM") - before) / AT_ONCE
+
+
+def _status(name: str) -> float:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) / 1024
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50")
@@ -145,7 +194,11 @@ def main() -> None:
     parser.add_argument("--epochs", default="1", help="local epochs of a round")
     parser.add_argument("--keep", type=Path, metavar="FOLDER")
     parser.add_argument("--ask", type=Path, metavar="RUN", help="only the last step")
+    parser.add_argument("--purifier", action="store_true", help="only the purifier's network")
     given = parser.parse_args()
+    if given.purifier:
+        purifier()
+        return
     if given.ask:
         ask(given.ask)
         return
@@ -158,13 +211,13 @@ def main() -> None:
             f"{given.model}, {given.size} pixels in colour, {HOSPITALS} hospitals with {SCANS} scans, {ROUNDS} rounds\n"
         )
         print("| step | CPU s | s | peak MB |\n|---|---:|---:|---:|", flush=True)
-        found: Callable[[str], str] = lambda text: text.strip().splitlines()[-1] if text.strip() else ""  # noqa: E731
+        said = ""
         for name, file, words in steps(given, folder):
             if file.exists():
                 continue
             cpu, wall, peak, said = measured(words)
             print(f"| {name} | {cpu:,.0f} | {wall:,.0f} | {peak:,.0f} |", flush=True)
-        print(f"\n{losses(folder / NAME)}; {found(said)}")
+        print(f"\n{losses(folder / NAME)}; {said.strip().rpartition(chr(10))[2]}")
 
 
 if __name__ == "__main__":
