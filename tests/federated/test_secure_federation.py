@@ -195,7 +195,7 @@ def test_an_update_that_the_sum_cannot_hold_is_recorded_and_stops_nothing(
 
 
 def test_groups_of_which_there_are_not_two_are_refused_before_anybody_trains(small: Experiment) -> None:
-    with pytest.raises(ExperimentError, match="needs at least 6 hospitals, got 5"):
+    with pytest.raises(ExperimentError, match="needs at least 6 hospitals in a round, got 5"):
         small.replace(privacy="grouped(size=3)")
     with pytest.raises(ExperimentError, match="n=2"):
         small.replace(privacy="grouped(size=2)", rule="trimmed_mean(f=1)")
