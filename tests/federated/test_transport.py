@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from fedplatform.core.messages import Update
 from fedplatform.experiments.engine import InProcessEngine
 from fedplatform.experiments.experiment import Experiment, ExperimentError
-from fedplatform.federated.server import malformation
+from fedplatform.federated.arrivals import malformation
 from fedplatform.federated.transport import TRANSPORTS, Half, Lossless, Packed, Transport, TransportError
 
 HALF, LOSSLESS = Half(), Lossless()
