@@ -45,9 +45,7 @@ def over_rules(names: list[str], *, hospitals: int, weights: int, held: int) -> 
     """Print a row for every rule."""
     size = hospitals * weights * 4 / 2**20
     print(f"{hospitals:,} updates of {weights:,} weights, {size:,.0f} MB in a file\n")
-    print("| rule | CPU s | s | peak MB beyond the start |\n|---|---:|---:|---:|")
-    for name in names:
-        print(_row(name, _rule, name, hospitals, weights, held), flush=True)
+    _rows(names, _rule, hospitals, weights, held)
 
 
 def _rule(name: str, hospitals: int, weights: int, held: int) -> Callable[[], object]:
@@ -89,9 +87,14 @@ def in_a_server(names: list[str], *, hospitals: int, weights: int, held: int) ->
     """Print what a round takes for every rule: each update arrives, is written down and let go of; then the step."""
     size = hospitals * weights * 4 / 2**20
     print(f"A round of {hospitals:,} updates of {weights:,} weights, {size:,.0f} MB together\n")
+    _rows(names, _round, hospitals, weights, held)
+
+
+def _rows(names: list[str], work: Callable[..., Callable[[], object]], *sizes: int) -> None:
+    """A row for every rule."""
     print("| rule | CPU s | s | peak MB beyond the start |\n|---|---:|---:|---:|")
     for name in names:
-        print(_row(name, _round, name, hospitals, weights, held), flush=True)
+        print(_row(name, work, name, *sizes), flush=True)
 
 
 def _round(name: str, hospitals: int, weights: int, held: int) -> Callable[[], object]:

@@ -20,6 +20,7 @@ import pytest
 import tiny_defence
 from endpoint_process import Endpoint, started
 from filelock import FileLock
+from own_ray import ray_of_our_own
 
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.experiments.run import partition_data
@@ -217,18 +218,8 @@ def bare_version(trained: Path) -> Path:
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
     """A Ray of our own, whatever else runs on this machine; of a module, for others bring up theirs."""
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=200 * 2**20,
-        log_to_driver=False,
-        logging_level="error",
-    )
-    yield
-    ray.shutdown()
+    with ray_of_our_own():
+        yield
 
 
 @pytest.fixture(scope="module")

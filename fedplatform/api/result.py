@@ -79,7 +79,8 @@ class Result:
 
         AUC and balanced accuracy with their 95 % intervals (``auc_low``, ``auc_high``, ...) from a bootstrap over
         patients, sensitivity and specificity where there are two classes, and the expected calibration error; all are
-        shares in [0, 1], NaN where a hospital has no scan of a class.
+        shares in [0, 1], NaN where a hospital has no scan of a class. Raises :class:`ExperimentError` where the run
+        kept no predictions of its last round.
 
         >>> import fedplatform as fp
         >>> small = {"data": "lesions", "size": 16, "scans": 120, "hospitals": 3, "root_size": 0}
@@ -89,7 +90,12 @@ class Result:
         """
         from fedplatform.learning.site_figures import figures_by_site
 
-        figures = figures_by_site(predictions_of(pq.read_table(self.path / PREDICTIONS)))
+        last = int(self.rounds.index[-1])
+        file = self.path / PREDICTIONS
+        predictions = predictions_of(pq.read_table(file), round_number=last) if file.is_file() else ()
+        if not predictions:
+            raise ExperimentError(f"{self.path} kept no predictions of its last round")
+        figures = figures_by_site(predictions)
         rows = [
             {
                 "site": one.site,

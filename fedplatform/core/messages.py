@@ -6,7 +6,7 @@ NumPy and not PyTorch on the wire because Ray hands NumPy arrays to another proc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -82,8 +82,10 @@ class Predictions:
     groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
-        if len(self.groups) != len(self.labels):
+        if not len(self.groups):
             object.__setattr__(self, "groups", np.arange(len(self.labels)))
+        if len(self.groups) != len(self.labels):
+            raise ValueError(f"every scan has a group, got {len(self.groups)} of {len(self.labels)} scans")
 
     @staticmethod
     def failed(hospital_id: str, roles: Sequence[str], failure: str) -> list[Predictions]:
@@ -251,6 +253,10 @@ class RoundReport:
     confusion: tuple[tuple[int, ...], ...] = field(default=(), repr=False)  # rows: true class, columns: answer
     calibration_error: float = NAN
     tests: tuple[Predictions, ...] = field(default=(), repr=False, compare=False)  # in no table
+
+    def without_tests(self) -> RoundReport:
+        """The same without the predictions, as it is kept once a newer round has them."""
+        return replace(self, tests=())
 
     @property
     def had_effect(self) -> bool:

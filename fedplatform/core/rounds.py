@@ -48,11 +48,12 @@ def reports_of(rounds: pa.Table, hospitals: pa.Table) -> tuple[RoundReport, ...]
     )
 
 
-def predictions_table(predictions: Sequence[Predictions]) -> pa.Table:
-    """What a model says of test scans, a row each: hospital, group within it, label, and a probability a class."""
-    judged = [one for one in predictions if len(one.labels)]
+def predictions_table(report: RoundReport) -> pa.Table:
+    """What a round's model says of test scans, a row each: hospital, group within it, label, a probability a class."""
+    judged = [one for one in report.tests if len(one.labels)]
     return pa.table(
         {
+            "round": pa.array([report.round_number for one in judged for _ in one.labels], pa.int64()),
             "hospital": pa.array([one.hospital_id for one in judged for _ in one.labels], pa.string()),
             "group": pa.array([int(group) for one in judged for group in one.groups], pa.int64()),
             "label": pa.array([int(label) for one in judged for label in one.labels], pa.int64()),
@@ -61,8 +62,13 @@ def predictions_table(predictions: Sequence[Predictions]) -> pa.Table:
     )
 
 
-def predictions_of(table: pa.Table) -> tuple[Predictions, ...]:
-    """The predictions in such a table, a hospital after the other; their loss is not kept."""
+def predictions_of(table: pa.Table, *, round_number: int) -> tuple[Predictions, ...]:
+    """The predictions in such a table, a hospital after the other; their loss is not kept.
+
+    None where the table is of another round: a run that was stopped between the two files has an older one.
+    """
+    if set(table.column("round").to_pylist()) != {round_number}:
+        return ()
     hospitals = np.array(table.column("hospital").to_pylist())
     labels, groups = (table.column(name).to_numpy() for name in ("label", "group"))
     rows = table.column("probabilities").to_pylist()

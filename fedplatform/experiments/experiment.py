@@ -232,10 +232,9 @@ class Experiment(Settings):
             raise ValueError(
                 f"attack {_describe_attack(self.attack)} needs at least one Byzantine hospital, got byzantine=0"
             )
-        if self.quorum > _share_of(self.hospitals, self.participation):
+        if self.quorum > self.participants:
             raise ValueError(
-                f"the quorum is at most the number of hospitals in a round, got {self.quorum} of "
-                f"{_share_of(self.hospitals, self.participation)}"
+                f"the quorum is at most the number of hospitals in a round, got {self.quorum} of {self.participants}"
             )
         if self.outside and self.privacy is not None:
             raise ValueError("hospitals outside send single updates; privacy needs all of them inside")
@@ -256,14 +255,13 @@ class Experiment(Settings):
 
     def _seen_by_rule(self) -> int:
         """How many updates a rule gets in a round: one a hospital, or one a group."""
-        taking_part = _share_of(self.hospitals, self.participation)
         if self.privacy is None:
-            return taking_part
-        groups = self.privacy.groups_of(taking_part)
+            return self.participants
+        groups = self.privacy.groups_of(self.participants)
         if groups < 2:
             raise ValueError(
                 f"groups are compared with each other: privacy {_describe_privacy(self.privacy)} needs at least "
-                f"{2 * self.privacy.size} hospitals in a round, got {taking_part}"
+                f"{2 * self.privacy.size} hospitals in a round, got {self.participants}"
             )
         # Trust compares groups with those of earlier rounds, too, and so makes do with two of them.
         return max(groups, 3) if isinstance(self.rule, OptiGradTrust) else groups
@@ -327,9 +325,9 @@ class Experiment(Settings):
         return tuple(f"hospital-{number:02d}" for number in range(self.hospitals))
 
     @property
-    def participants(self) -> int | None:
-        """How many hospitals are drawn for a round; None where all take part."""
-        return None if self.participation == 1 else _share_of(self.hospitals, self.participation)
+    def participants(self) -> int:
+        """How many hospitals take part in a round."""
+        return _share_of(self.hospitals, self.participation)
 
     @property
     def inside(self) -> tuple[str, ...]:
@@ -340,8 +338,7 @@ class Experiment(Settings):
         """The Byzantine hospitals that the seed picks, whatever the attack, so that runs can be paired."""
         ids = self.inside
         drawn = numpy_generator(self.seed, BYZANTINE).choice(len(ids), size=self.byzantine, replace=False)
-        taking_part = _share_of(self.hospitals, self.participation)
-        return Adversary(tuple(ids[number] for number in sorted(drawn)), self.attack, taking_part)
+        return Adversary(tuple(ids[number] for number in sorted(drawn)), self.attack, self.participants)
 
     def open_data(self, folder: Path | None = None) -> Source:
         """The data set itself; ``folder`` is where named sets are looked for first."""

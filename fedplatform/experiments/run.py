@@ -116,6 +116,8 @@ def train(
         for callback in callbacks:
             callback.started(experiment, tuple(reports))
         for report in federation.reports():
+            if reports:
+                reports[-1] = reports[-1].without_tests()
             reports.append(report)
             for callback in callbacks:
                 callback.round_finished(reports)

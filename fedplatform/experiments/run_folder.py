@@ -147,8 +147,8 @@ class RunFolder:
         """``rounds.parquet`` and ``hospitals.parquet``, and the round's ``predictions.parquet``; anew every round."""
         for name, table in tables_of(reports).items():
             self._whole(name, lambda path, table=table: pq.write_table(table, path))  # type: ignore[misc]
-        if tests := reports[-1].tests:
-            table = predictions_table(tests)
+        if reports[-1].tests:
+            table = predictions_table(reports[-1])
             self._whole(PREDICTIONS, lambda path: pq.write_table(table, path))
 
     def read_reports(self) -> tuple[RoundReport, ...]:

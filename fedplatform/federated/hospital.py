@@ -63,7 +63,7 @@ class Hospital:
         self.training_images: Pictures = placed(shard.pictures(role), trainer.compute)
         self.training_labels = shard.labels(role)
         self.training_groups = shard.groups(role)
-        self._read = {role: (self.training_images, self.training_labels)}
+        self._read = {role: (self.training_images, self.training_labels, _numbered(self.training_groups))}
         self._state = OwnState(state_file, launch=launch) if state_file is not None else None
         kept = self._state.load() if self._state else None
         self.personal: PersonalState = dict(trainer.initial_personal) if kept is None else kept
@@ -125,20 +125,20 @@ class Hospital:
             return Predictions.failed(self.hospital_id, roles, f"{type(error).__name__}: {said}")
 
     def _predict(self, weights: np.ndarray, role: Role) -> Predictions:
-        images, labels = self._scans(role)
+        images, labels, groups = self._scans(role)
         probabilities = self.trainer.predict(weights, self.personal, images)
         if probabilities.shape[1]:
             chosen = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1.0)
             loss = float(-np.log(chosen).mean()) if len(labels) else float("nan")
         else:
             loss = self.trainer.plain_loss(weights, self.personal, images, labels)
-        groups = np.unique(self.shard.groups(role), return_inverse=True)[1].astype(np.int64)
         return Predictions(self.hospital_id, role, probabilities, labels, loss, groups=groups)
 
-    def _scans(self, role: Role) -> tuple[Pictures, np.ndarray]:
-        """Images and labels of a role, read from the shard once, for every round asks for them."""
+    def _scans(self, role: Role) -> tuple[Pictures, np.ndarray, np.ndarray]:
+        """Images, labels and patients, numbered from 0, of a role; read from the shard once, for every round asks."""
         if role not in self._read:
-            self._read[role] = placed(self.shard.pictures(role), self.trainer.compute), self.shard.labels(role)
+            pictures = placed(self.shard.pictures(role), self.trainer.compute)
+            self._read[role] = pictures, self.shard.labels(role), _numbered(self.shard.groups(role))
         return self._read[role]
 
     def _keep(self, personal: PersonalState) -> None:
@@ -148,3 +148,8 @@ class Hospital:
         self.personal = dict(personal)
         if personal and self._state is not None:
             self._state.keep(self.personal, round_number=self._round)
+
+
+def _numbered(groups: np.ndarray) -> np.ndarray:
+    """Groups as numbers from 0, which tell nobody which patients they are."""
+    return np.unique(groups, return_inverse=True)[1].astype(np.int64)

@@ -110,29 +110,26 @@ class FedAdagrad(_Adaptive):
 
 
 @dataclass(frozen=True)
-class FedAdam(_Adaptive):
-    """v = beta2 v + (1 - beta2) aggregate^2 (FedAdam, Reddi et al., ICLR 2021)."""
+class _Forgetting(_Adaptive):
+    """v forgets: ``beta2`` of it is left after a round."""
 
     beta2: float = 0.99
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self.learning_rate, beta2=self.beta2)
+
+
+class FedAdam(_Forgetting):
+    """v = beta2 v + (1 - beta2) aggregate^2 (FedAdam, Reddi et al., ICLR 2021)."""
 
     def _second(self, before: np.ndarray, square: np.ndarray) -> np.ndarray:
         second: np.ndarray = np.float32(self.beta2) * before + np.float32(1 - self.beta2) * square
         return second
 
 
-@dataclass(frozen=True)
-class FedYogi(_Adaptive):
+class FedYogi(_Forgetting):
     """v = v - (1 - beta2) aggregate^2 sign(v - aggregate^2) (FedYogi, Reddi et al., ICLR 2021)."""
-
-    beta2: float = 0.99
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check(self.learning_rate, beta2=self.beta2)
 
     def _second(self, before: np.ndarray, square: np.ndarray) -> np.ndarray:
         second: np.ndarray = before - np.float32(1 - self.beta2) * square * np.sign(before - square)

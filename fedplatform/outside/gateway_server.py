@@ -103,7 +103,7 @@ class GatewayServer:
             self._due_at = time.monotonic() + order.deadline_s
             self._is_open = True
             self._answers, self._complaints = {}, {}
-            updates = len(self._roster.keys) if order.kind is Kind.UPDATE else 0
+            updates = len(self._asked) if order.kind is Kind.UPDATE else 0
             self._table = scratch(updates, order.weights.size)
 
     def collect(self, timeout_s: float) -> Collected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
-from fedplatform.core.files import write_whole
+from fedplatform.core.files import write_folder_durably
 from fedplatform.core.settings import ExperimentError
 from fedplatform.data.shards import Manifest
 from fedplatform.experiments.defence.load import read_classifier, read_experiment
@@ -25,13 +26,14 @@ from fedplatform.serving.onnx_engine import onnx_of
 Format = Literal["torch", "onnx", "timm"]
 CARD = "model.json"
 HOW = {
-    "torch": "torch.export.load('model.pt2').module()(images)",
-    "onnx": "onnxruntime.InferenceSession('model.onnx').run(None, {'images': images})",
+    "torch": "torch.export.load('FOLDER/model.pt2').module()(images)",
+    "onnx": "onnxruntime.InferenceSession('FOLDER/model.onnx').run(None, {'images': images})",
     "timm": "timm.create_model('local-dir:FOLDER', pretrained=True).eval()((images - mean) / std)",
 }
+AS_THEY_ARE = "float32 (n, channels, size, size) in [0, 1]; the model normalises them itself"
 PIXELS = {
-    "torch": "float32 (n, channels, size, size) in [0, 1]; the model normalises them itself",
-    "onnx": "float32 (n, channels, size, size) in [0, 1]; the model normalises them itself",
+    "torch": AS_THEY_ARE,
+    "onnx": AS_THEY_ARE,
     "timm": "float32 (n, channels, size, size) in [0, 1], less the mean and divided by the std of config.json",
 }
 
@@ -41,7 +43,8 @@ def export(run: Path, folder: Path, *, form: Format, hospital_id: str | None = N
 
     Without ``hospital_id`` it is the shared model. Beside it lies ``model.json``: classes, size, which pixels it takes,
     and that line. The exported model answers logits (n, num_classes). Raises :class:`ExperimentError` where the run has
-    no such model, where parts of it stay in the hospitals and none is named, or where the network is none of timm's.
+    no such model, where parts of it stay in the hospitals and none is named, or where the network does not go into this
+    format; then there is no folder.
     """
     experiment = read_experiment(run)
     manifest = Manifest.load(run / "shards")
@@ -51,10 +54,13 @@ def export(run: Path, folder: Path, *, form: Format, hospital_id: str | None = N
     example = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     if folder.exists():
         raise ExperimentError(f"{folder} is there already; an export goes into a new folder")
-    if form == "timm":
-        _timm_name(experiment)
-    folder.mkdir(parents=True)
-    WRITERS[form](network, example, folder, experiment)
+    try:
+        files = WRITERS[form](network, example, experiment)
+    except ExperimentError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:  # of an exporter that cannot take the network
+        said = (str(error).splitlines() or [""])[0]
+        raise ExperimentError(f"this network does not go into {form}: {type(error).__name__}: {said}") from error
     card = {
         "classes": list(manifest.classes),
         "channels": shape[1],
@@ -66,7 +72,10 @@ def export(run: Path, folder: Path, *, form: Format, hospital_id: str | None = N
         "hospital": hospital_id or "none: the shared model",
         "note": "research software and no medical device",
     }
-    write_whole(folder / CARD, lambda path: path.write_text(json.dumps(card, indent=1) + "\n"))
+    try:
+        write_folder_durably(folder, {**files, CARD: _json(card)})
+    except OSError as error:
+        raise ExperimentError(f"cannot write {folder}: {error.strerror or error}") from error
     return str(card["use"])
 
 
@@ -85,24 +94,24 @@ def _classifier(trainer: Trainer, experiment: Experiment, run: Path, hospital_id
     return network
 
 
-def _write_torch(network: nn.Module, example: torch.Tensor, folder: Path, experiment: Experiment) -> None:  # noqa: ARG001
+def _as_torch(network: nn.Module, example: torch.Tensor, experiment: Experiment) -> dict[str, bytes]:  # noqa: ARG001
+    sink = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter's own use of what is deprecated
         batch = torch.export.Dim("n", min=1)
-        program = torch.export.export(network, (example.contiguous(),), dynamic_shapes=({0: batch},))
-        torch.export.save(program, folder / "model.pt2")
+        torch.export.save(torch.export.export(network, (example.contiguous(),), dynamic_shapes=({0: batch},)), sink)
+    return {"model.pt2": sink.getvalue()}
 
 
-def _write_onnx(network: nn.Module, example: torch.Tensor, folder: Path, experiment: Experiment) -> None:  # noqa: ARG001
-    write_whole(folder / "model.onnx", lambda path: path.write_bytes(onnx_of(network, example[:1])))
+def _as_onnx(network: nn.Module, example: torch.Tensor, experiment: Experiment) -> dict[str, bytes]:  # noqa: ARG001
+    return {"model.onnx": onnx_of(network, example[:1])}
 
 
-def _write_timm(network: nn.Module, example: torch.Tensor, folder: Path, experiment: Experiment) -> None:
+def _as_timm(network: nn.Module, example: torch.Tensor, experiment: Experiment) -> dict[str, bytes]:
     assert isinstance(network, Classifier)
     channels, size = example.shape[1], example.shape[2]
     num_classes = network(example[:1]).shape[1]
     state = {name: value.contiguous() for name, value in network.body.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     mean, std = (value.reshape(-1).expand(channels).tolist() for value in (network.mean, network.std))
     arguments: dict[str, Any] = {"in_chans": channels}
     if hasattr(network.body, "patch_embed"):  # a vision transformer is built for its size
@@ -119,7 +128,7 @@ def _write_timm(network: nn.Module, example: torch.Tensor, folder: Path, experim
             "num_classes": num_classes,
         },
     }
-    write_whole(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+    return {"model.safetensors": save(state, metadata={"format": "pt"}), "config.json": _json(config)}
 
 
 def _timm_name(experiment: Experiment) -> str:
@@ -132,8 +141,12 @@ def _timm_name(experiment: Experiment) -> str:
     return experiment.model.name
 
 
-WRITERS: dict[Format, Callable[[nn.Module, torch.Tensor, Path, Experiment], None]] = {
-    "torch": _write_torch,
-    "onnx": _write_onnx,
-    "timm": _write_timm,
+def _json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=1) + "\n").encode()
+
+
+WRITERS: dict[Format, Callable[[nn.Module, torch.Tensor, Experiment], dict[str, bytes]]] = {
+    "torch": _as_torch,
+    "onnx": _as_onnx,
+    "timm": _as_timm,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from own_ray import ray_of_our_own
 
 from actors.engine import RayEngine
 from actors.placement import ActorPlacement, GpuShares, with_share
@@ -43,17 +44,8 @@ def test_an_actor_without_a_share_computes_on_its_cpu(small: Experiment, shards:
 @pytest.fixture(scope="module")
 def two_gpus() -> Iterator[None]:
     """A Ray that is told of two GPUs."""
-    ray.init(
-        address="local",
-        num_cpus=4,
-        num_gpus=2,
-        include_dashboard=False,
-        object_store_memory=200 * 2**20,
-        log_to_driver=False,
-        logging_level="error",
-    )
-    yield
-    ray.shutdown()
+    with ray_of_our_own(num_gpus=2):
+        yield
 
 
 @pytest.mark.ray

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from fedplatform.core.messages import Predictions
+from fedplatform.core.messages import Predictions, RoundReport
 from fedplatform.core.rounds import predictions_of, predictions_table
 from fedplatform.learning.metrics import calibration_error, reliability
 from fedplatform.learning.site_figures import POOLED, _drawn_auc, figures_by_site
@@ -110,9 +110,17 @@ def test_predictions_come_out_of_their_table_as_they_went_in() -> None:
     of_patients = predictions("b", *drawn(0, 5, signal=1), groups=np.array([0, 0, 1, 2, 2]))
     sent = [of_patients, predictions("a", *drawn(1, 3, signal=1))]
     failed = Predictions.failed("c", ["test"], "it broke")
-    got = predictions_of(predictions_table([*sent, *failed]))
+    report = RoundReport(7, 0.5, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, (), tests=(*sent, *failed))
+    table = predictions_table(report)
+    assert predictions_of(table, round_number=8) == (), "an older file is not taken for the last round's"
+    got = predictions_of(table, round_number=7)
     assert [one.hospital_id for one in got] == ["b", "a"]
     for one, other in zip(got, sent, strict=True):
         assert one.probabilities.tobytes() == other.probabilities.tobytes()
         assert one.labels.tolist() == other.labels.tolist()
         assert one.groups.tolist() == other.groups.tolist()
+
+
+def test_groups_that_are_not_of_these_scans_are_refused() -> None:
+    with pytest.raises(ValueError, match="every scan has a group, got 2 of 3 scans"):
+        predictions("a", np.array([0.1, 0.2, 0.3]), np.array([0, 1, 0]), np.array([0, 1]))

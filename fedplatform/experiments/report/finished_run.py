@@ -120,8 +120,12 @@ def read_run(folder: Path) -> FinishedRun:
         rounds=rounds,
         samples=_samples(path) if path.is_file() else None,
         weights=start_card(folder / START)["words"] if (folder / START).is_file() else "",
-        tests=predictions_of(_table(folder / PREDICTIONS)) if (folder / PREDICTIONS).is_file() else (),
+        tests=_tests(folder / PREDICTIONS, round_number=rounds[-1].round_number),
     )
+
+
+def _tests(path: Path, *, round_number: int) -> tuple[Predictions, ...]:
+    return predictions_of(_table(path), round_number=round_number) if path.is_file() else ()
 
 
 def _settings(path: Path) -> dict[str, str]:
