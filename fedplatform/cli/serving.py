@@ -85,7 +85,8 @@ def publish(run_folder: Path, *, defence: str, healthy: str | None, registry: st
     help="torch: a program of torch.export; onnx; timm: a checkpoint, for a network of timm",
 )
 @click.option("--hospital", metavar="NAME", help="this hospital's own model [default: the one that all share]")
-def export(run_folder: Path, folder: Path, *, form: str, hospital: str | None) -> None:
+@click.option("--best", is_flag=True, help="the model of the best round on validation scans, not that of the last")
+def export(run_folder: Path, folder: Path, *, form: str, hospital: str | None, best: bool) -> None:
     """Write the trained classifier for programs that do not know this one, into a new FOLDER.
 
     RUN is a finished run. FOLDER gets the model and model.json: classes, size, which pixels it takes, and the line of
@@ -94,12 +95,12 @@ def export(run_folder: Path, folder: Path, *, form: str, hospital: str | None) -
     \b
     Examples:
       fedplatform export runs/lesions lesions-onnx --hospital hospital-00
-      fedplatform export runs/lesions lesions-timm --format timm
+      fedplatform export runs/lesions lesions-timm --format timm --best
     """
     with one_line_errors():
         from fedplatform.serving.export import export as write
 
-        use = write(run_folder, folder, form=form, hospital_id=hospital)  # type: ignore[arg-type]
+        use = write(run_folder, folder, form=form, hospital_id=hospital, best=best)  # type: ignore[arg-type]
         console.print(f"written: {folder}", soft_wrap=True)
         console.print(use, soft_wrap=True, markup=False)
 

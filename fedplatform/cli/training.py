@@ -28,8 +28,8 @@ from fedplatform.cli.terminal import console, one_line_errors, opened
     "--resume",
     "stopped",
     metavar="NAME",
-    help="go on with the run NAME, in place of DATA or RECIPE and settings; a finished one until --rounds N; "
-    "with --device on another device",
+    help="go on with the run NAME, in place of DATA or RECIPE and settings; a finished one until --rounds N; one that "
+    "its patience ended with another --patience; with --device on another device",
 )
 def run(
     recipe: str | None,
@@ -60,7 +60,8 @@ def run(
     train, and size, hospitals, partition and the like are found from the data.
 
     The run leaves runs/NAME/: experiment.yaml (resolved; runs the same again), rounds.parquet, hospitals.parquet,
-    global.safetensors, hospitals/*.safetensors (each hospital's own part) and report.html. The same figures go to
+    global.safetensors (the last model), best.safetensors (that of an earlier round, where it did better on validation
+    scans), hospitals/*.safetensors (each hospital's own part) and report.html. The same figures go to
     MLflow, in runs/mlflow.db unless MLFLOW_TRACKING_URI says otherwise.
 
     Every round ends in a checkpoint. An interrupted run resumes with --resume NAME after its last finished round, and
@@ -96,21 +97,26 @@ def run(
     """
     if (recipe is None) == (stopped is None):
         raise click.UsageError("give DATA, a RECIPE or --resume NAME", click.get_current_context())
-    if stopped is not None and (name or set(given(changes)) - {"rounds", "device"}):
+    if stopped is not None and (name or set(given(changes)) - {"rounds", "patience", "device"}):
         raise click.UsageError(
-            "a resumed run keeps its name and settings, all but --rounds and --device", click.get_current_context()
+            "a resumed run keeps its name and settings, all but --rounds, --patience and --device",
+            click.get_current_context(),
         )
     with one_line_errors():
         from fedplatform.cli.display import RoundTable, hospital_table
+        from fedplatform.core.messages import best_of
         from fedplatform.experiments.experiment import Experiment, ExperimentError
         from fedplatform.experiments.run import resume
         from fedplatform.experiments.run import run as run_experiment
         from fedplatform.experiments.run_folder import RunFolder
+        from fedplatform.experiments.weights import BEST
         from fedplatform.federated.secure import promise
 
         settings = given(changes)
-        rounds = int(str(settings["rounds"])) if stopped and "rounds" in settings else None
-        folder = RunFolder.reopen(runs, stopped, rounds=rounds) if stopped else None
+        rounds, patience = (
+            int(str(settings[name])) if stopped and name in settings else None for name in ("rounds", "patience")
+        )
+        folder = RunFolder.reopen(runs, stopped, rounds=rounds, patience=patience) if stopped else None
         settings = {**folder.read_settings(), **settings} if folder else resolved(str(recipe), settings)
         experiment = Experiment.from_settings(settings)
         on_a_cluster = engine == "ray" and address != "local"
@@ -137,6 +143,7 @@ def run(
                     shards=shards,
                     rounds=rounds,
                     device=str(settings["device"]) if "device" in given(changes) else None,
+                    patience=patience,
                     callbacks=[table],
                 )
             else:
@@ -157,6 +164,17 @@ def run(
         )
         if not last.beats_majority:
             console.print(f"always answering the same would be right in {last.majority:.3f}: this model does no better")
+        if last.round_number < experiment.rounds:
+            console.print(
+                f"ended after round {last.round_number} of {experiment.rounds}: {experiment.patience} rounds without a "
+                "better one on validation scans"
+            )
+        if (best := best_of(reports)) is not last:
+            console.print(
+                f"round {best.round_number} was best on validation scans: balanced accuracy "
+                f"{best.balanced_accuracy:.3f}, AUC {best.auc:.3f} on test scans; {folder.path / BEST} is its model",
+                soft_wrap=True,
+            )
         console.print(f"report: {folder.path / 'report.html'}", soft_wrap=True)
 
 

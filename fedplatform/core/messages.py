@@ -252,6 +252,10 @@ class RoundReport:
     hospitals: tuple[HospitalRecord, ...] = field(repr=False)
     confusion: tuple[tuple[int, ...], ...] = field(default=(), repr=False)  # rows: true class, columns: answer
     calibration_error: float = NAN
+    validation_balanced_accuracy: float = NAN  # of the pooled validation scans, as the two below
+    validation_auc: float = NAN
+    validation_loss: float = NAN
+    best_round: int = 0  # the best so far by validation; 0 where nothing was judged
     tests: tuple[Predictions, ...] = field(default=(), repr=False, compare=False)  # in no table
 
     def without_tests(self) -> RoundReport:
@@ -278,6 +282,12 @@ class RoundReport:
     def beats_majority(self) -> bool:
         """Whether more scans are answered rightly than by always saying the same; True where nothing was judged."""
         return not self.accuracy <= self.majority
+
+
+def best_of(reports: Sequence[RoundReport]) -> RoundReport:
+    """The report of the best round by validation; the last one where no round was judged by it."""
+    last = reports[-1]
+    return next((report for report in reports if report.round_number == last.best_round), last)
 
 
 def balanced_accuracy(confusion: Sequence[Sequence[int]]) -> float:

@@ -129,7 +129,7 @@ EXPERIMENT: dict[str, Option] = {
         "none",
     ),
     "algorithm": Option(
-        "local training: fedavg, fedprox, fedbn, fedbn_p, silo_bn, fedper, fedrep, ditto, apfl", "fedbn_p"
+        "local training: fedavg, fedprox, fedbn, fedbn_p, silo_bn, fedper, fedrep, ditto, apfl, scaffold", "fedbn_p"
     ),
     "objective": Option(
         "loss that local training minimises: cross_entropy(label_smoothing=0.0), adversarial(epsilon=0.015, steps=1), "
@@ -148,11 +148,32 @@ EXPERIMENT: dict[str, Option] = {
         "scans",
         ("scans", "groups", "classes"),
     ),
-    "optimiser": Option("local optimiser: sgd, or adamw with gradients clipped to norm 1", "sgd", ("sgd", "adamw")),
+    "optimiser": Option("local optimiser", "sgd", ("sgd", "adamw")),
     "rounds": Option("rounds of broadcast, training and aggregation", 10, int),
+    "patience": Option(
+        "end after so many rounds without a better one on validation scans, by balanced accuracy (0: never); the best "
+        "is kept beside the last in any case",
+        0,
+        int,
+    ),
+    "ema": Option(
+        "answer with the exponential moving average of the global models, each counting so many times the next, as 0.8 "
+        "(0: with the last model)",
+        0.0,
+        float,
+    ),
     "local_epochs": Option("epochs that a hospital trains in one round", 1, int),
     "batch_size": Option("scans in a training step", 32, int),
-    "learning_rate": Option("learning rate of the first round; it decays along a half cosine", 0.05, float),
+    "learning_rate": Option("largest learning rate of local training", 0.05, float),
+    "schedule": Option(
+        "learning rate from round to round: cosine, constant, step(every=10, factor=0.1); with rounds in which it "
+        "climbs, as cosine(warmup=2)",
+        "cosine",
+    ),
+    "clip": Option(
+        "largest L2 norm of the gradient of a local step: auto (1 with adamw, any with sgd), a number, or 0 for any",
+        "auto",
+    ),
     "momentum": Option("momentum of local SGD, reset in every round", 0.9, float),
     "weight_decay": Option("weight decay of local training", 1e-4, float),
     "root_size": Option("scans in the server's own clean root set (0: none)", 100, int),

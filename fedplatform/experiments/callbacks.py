@@ -13,6 +13,7 @@ from fedplatform.data.shards import Manifest
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.experiments.run_folder import RunFolder
 from fedplatform.experiments.tracking import MlflowTracker
+from fedplatform.federated.selection import Best
 from fedplatform.learning.parameters import ParameterLayout
 
 
@@ -20,6 +21,7 @@ from fedplatform.learning.parameters import ParameterLayout
 class TrainedRun:
     """A run that is finished: ``weights`` (d,) in the order of ``layout``, and the reports of all its rounds.
 
+    ``best`` is the round that did best on validation scans, with its weights; None where nothing was judged.
     ``sample_images`` (m, c, h, w) uint8 are some of the server's own scans, ``samples`` what the model says of them
     (None without a root set).
     """
@@ -28,6 +30,7 @@ class TrainedRun:
     manifest: Manifest
     reports: tuple[RoundReport, ...]
     weights: np.ndarray
+    best: Best | None
     layout: ParameterLayout
     sample_images: np.ndarray
     samples: Predictions | None
@@ -90,9 +93,10 @@ class Recorder(Callback):
         self._folder.write_reports(reports)
 
     def finished(self, run: TrainedRun) -> None:
-        """``global.safetensors`` and ``samples.npz``."""
+        """``global.safetensors``, ``best.safetensors`` where an earlier round was better, and ``samples.npz``."""
         self._folder.write_reports(run.reports)
-        self._folder.write_model(run.weights, run.layout)
+        earlier = run.best is not None and run.best.round_number < run.reports[-1].round_number
+        self._folder.write_model(run.weights, run.layout, best=run.best.weights if run.best and earlier else None)
         if run.samples is not None:
             self._folder.write_samples(run.sample_images, run.samples, run.manifest.classes)
 

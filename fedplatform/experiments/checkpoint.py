@@ -24,12 +24,14 @@ from fedplatform.core.storable import Arrays, NotStorableError, from_plain, to_p
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.federated.aggregation import Aggregator, try_rule
 from fedplatform.federated.hospital_state import KEPT_ROUNDS, Launch, SupersededError
+from fedplatform.federated.selection import Best
 from fedplatform.federated.server import FederationState
 
 STATE, TENSORS, SUMS = "state.json", "state.safetensors", "SHA256SUMS"
 LAUNCH = "launch"  # the file that counts launches
 ROOT, MEMORY, OPTIMISER = "root", "memory", "optimiser"
-FREE = ("rounds", "device")  # what a run may go on with otherwise than it began
+AVERAGE, BEST = "average", "best"
+FREE = ("rounds", "patience", "device")  # what a run may go on with otherwise than it began
 DAMAGED = "damaged"
 
 
@@ -57,7 +59,7 @@ class CheckpointFolder:
         """Raise :class:`ExperimentError` where a checkpoint was written with other settings.
 
         One that it lacks, because the software did not have it then, had the value that is its default now. The number
-        of rounds and the device may differ: a run can go on for more than it began with, and on another machine.
+        of rounds, the patience and the device may differ: a run can go on for more than it began with, and on another machine.
         """
         found = {**_as_json(Experiment.defaults()), **settings}
         for name in {**self.experiment, **settings}:
@@ -155,6 +157,12 @@ class Checkpoints:
         arrays |= {f"{ROOT}/{name}": value.numpy() for name, value in state.root_personal.items()}
         arrays |= {f"{OPTIMISER}/{name}": value for name, value in state.moments.items()}
         written = {"round": state.round_number, "experiment": dict(self._place.experiment), "memory": tree}
+        if state.average is not None:
+            arrays[AVERAGE] = state.average
+        if state.best is not None:
+            written["best"] = [state.best.round_number, *state.best.score]
+            if state.best.weights is not state.answering:
+                arrays[BEST] = state.best.weights
         files = {STATE: json.dumps(written, indent=1).encode(), TENSORS: save(_in_rows(arrays))}
         for name, table in tables_of(checkpoint.reports).items():
             sink = io.BytesIO()
@@ -177,6 +185,12 @@ class Checkpoints:
             {name.removeprefix(part): value.copy() for name, value in arrays.items() if name.startswith(part)}
             for part in (f"{ROOT}/", f"{OPTIMISER}/")
         )
+        average = arrays[AVERAGE].copy() if AVERAGE in arrays else None
+        best = None
+        if "best" in written:
+            round_number, *score = written["best"]
+            answering = arrays["weights"] if average is None else average
+            best = Best(round_number, (score[0], score[1]), arrays.get(BEST, answering).copy())
         state = FederationState(
             round_number=written["round"],
             weights=arrays["weights"].copy(),
@@ -184,6 +198,8 @@ class Checkpoints:
             memory=from_plain(written["memory"], arrays, kinds=self._kinds),
             root_personal={name: torch.from_numpy(value) for name, value in personal.items()},
             moments=moments,
+            average=average,
+            best=best,
         )
         return Checkpoint(state, reports_of(*tables))
 

@@ -23,6 +23,7 @@ from fedplatform.federated.hospital import Hospital
 from fedplatform.federated.hospital_state import Launch
 from fedplatform.federated.root_set import RootSet
 from fedplatform.federated.secure import GroupedCohort
+from fedplatform.federated.selection import Best
 from fedplatform.federated.server import Federation, FederationState
 from fedplatform.federated.transport import TRANSPORTS
 from fedplatform.learning.training import LocalTraining, Trainer
@@ -32,9 +33,13 @@ SAMPLES = 24  # pictures in the report
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a finished federation hands over: the shared weights, and the server's own scans with their answers."""
+    """What a finished federation hands over: the shared weights, and the server's own scans with their answers.
+
+    ``best`` is the round that did best on validation scans, with its weights; None where nothing was judged.
+    """
 
     weights: np.ndarray  # (d,)
+    best: Best | None
     sample_images: np.ndarray  # (m, c, h, w) uint8
     samples: Predictions | None
 
@@ -151,6 +156,8 @@ class ServerRole:
             root=RootSet(self._root) if self._root and experiment.rule.needs_root else None,
             participants=experiment.participants,
             optimiser=experiment.server_optimiser,
+            ema=experiment.ema,
+            patience=experiment.patience,
             byzantine=frozenset(experiment.adversary().hospital_ids if experiment.attack is not None else ()),
         )
         self._checkpoints = checkpoints
@@ -180,16 +187,16 @@ class ServerRole:
 
     def outcome(self) -> Outcome:
         """The final weights and the server's own scans."""
+        weights, best = self._state.answering, self._state.best
         if self._root is None:
-            return Outcome(self._state.weights, np.zeros((0, 1, 1, 1), np.uint8), None)
-        weights = self._state.weights
+            return Outcome(weights, best, np.zeros((0, 1, 1, 1), np.uint8), None)
         self._root.personal = {**self._root.personal, **self._state.root_personal}
         # One pass over its own scans gives the server the batch normalisation that no hospital ever sends.
         self._root.train(weights, self._rounds)
         shown = np.linspace(0, len(self._root.training_labels) - 1, SAMPLES).astype(int)
         answers = self._root.evaluate(weights, [Role.ROOT])[0]
         samples = Predictions("root", Role.ROOT, answers.probabilities[shown], answers.labels[shown], answers.loss)
-        return Outcome(weights, np.asarray(self._root.training_images[shown]), samples)
+        return Outcome(weights, best, np.asarray(self._root.training_images[shown]), samples)
 
 
 class InProcessEngine:

@@ -45,13 +45,16 @@ from fedplatform.learning.training import (
     ALGORITHMS,
     AUGMENTATIONS,
     OBJECTIVES,
+    SCHEDULES,
     Algorithm,
     Augmentation,
+    Cosine,
     CrossEntropy,
     FedBNP,
     LocalTraining,
     Objective,
     SamplingName,
+    Schedule,
 )
 
 
@@ -118,6 +121,7 @@ def _describe_freeze(parts: tuple[str, ...]) -> str:
     return ",".join(parts) or "none"
 
 
+ADAMW_CLIP = 1.0  # as transformers need
 WHOLE, FRACTION = TypeAdapter(int), TypeAdapter(float)
 
 
@@ -174,9 +178,13 @@ class Experiment(Settings):
     sampling: SamplingName = Field("scans")
     optimiser: Literal["sgd", "adamw"] = Field("sgd")
     rounds: int = Field(10, ge=1)
+    patience: int = Field(0, ge=0)
+    ema: float = Field(0.0, ge=0, lt=1)
     local_epochs: int = Field(1, ge=1)
     batch_size: int = Field(32, ge=2)
     learning_rate: float = Field(0.05, gt=0)
+    schedule: Annotated[Schedule, parsed_by(SCHEDULES, "schedule"), written_by(SCHEDULES)] = Field(Cosine())
+    clip: Literal["auto"] | Annotated[float, Field(ge=0)] = Field("auto")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
     root_size: int = Field(100, ge=0)
@@ -357,6 +365,7 @@ class Experiment(Settings):
         Raises :class:`ExperimentError` where these cannot be had, or do not fit.
         """
         model = self.model
+        usual = ADAMW_CLIP if self.optimiser == "adamw" else 0.0
         if self.weights is not None:
             model = self.weights.start(model, self.freeze, channels=channels, num_classes=num_classes, size=self.size)
         return LocalTraining(
@@ -376,6 +385,8 @@ class Experiment(Settings):
             augmentation=self.augmentation,
             optimiser=self.optimiser,
             sampling=self.sampling,
+            schedule=self.schedule,
+            clip=usual if self.clip == "auto" else self.clip,
             compute=self.compute,
         )
 

@@ -130,6 +130,7 @@ def train(
             manifest,
             tuple(reports),
             outcome.weights,
+            outcome.best,
             Trainer(local_training(experiment, manifest)).layout,
             outcome.sample_images,
             outcome.samples,
@@ -218,22 +219,25 @@ def resume(
     shards: Path | None = None,
     rounds: int | None = None,
     device: str | None = None,
+    patience: int | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> list[RoundReport]:
     """Go on with a run that was stopped, from its newest intact checkpoint; the result is that of an unbroken run.
 
     Its last unfinished round is done anew. With ``rounds`` it goes on until so many are done, also where it was
     finished; its learning rate then follows the schedule of the new number, so that the result is not that of a run
-    which had them from the start. With a ``device`` it goes on there. Raises :class:`ExperimentError` where another
+    which had them from the start. With a ``device`` it goes on there; with another ``patience`` it goes on where that
+    ended it. Raises :class:`ExperimentError` where another
     process works on the run, its checkpoints cannot be used, or more rounds would outdate a defence that was trained
     for it.
     """
     with folder.alone():
-        if rounds is not None and (folder.path / "defence").exists():
+        if (rounds is not None or patience is not None) and (folder.path / "defence").exists():
             raise ExperimentError(
                 f"{folder.path / 'defence'} was trained for this run as it is; remove it to go on for more rounds"
             )
-        changes = {name: value for name, value in (("rounds", rounds), ("device", device)) if value is not None}
+        asked = {"rounds": rounds, "device": device, "patience": patience}
+        changes = {name: value for name, value in asked.items() if value is not None}
         experiment = Experiment.from_settings({**folder.read_settings(), **changes})
         say_device(engine, experiment)
         if changes:

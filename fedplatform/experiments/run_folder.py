@@ -20,7 +20,7 @@ from fedplatform.core.messages import Predictions, RoundReport
 from fedplatform.core.rounds import PREDICTIONS, predictions_table, reports_of, tables_of
 from fedplatform.core.specification import nearest
 from fedplatform.experiments.experiment import ExperimentError
-from fedplatform.experiments.weights import GLOBAL, START
+from fedplatform.experiments.weights import BEST, GLOBAL, START
 from fedplatform.federated.cohort import ATTACKS
 from fedplatform.federated.hospital_state import EARLIER
 from fedplatform.learning.parameters import ParameterLayout
@@ -57,8 +57,10 @@ class RunFolder:
         return cls.create(runs, name if number == 1 else f"{name}-{number}")
 
     @classmethod
-    def reopen(cls, runs: Path, name: str, *, rounds: int | None = None) -> Self:
+    def reopen(cls, runs: Path, name: str, *, rounds: int | None = None, patience: int | None = None) -> Self:
         """The folder of a run that was stopped, or of a finished one that goes on until ``rounds`` are done.
+
+        One that its patience ended goes on with another ``patience``.
 
         Raises :class:`ExperimentError` where nothing is left to do, the run kept no checkpoint, or is not there.
         """
@@ -70,7 +72,14 @@ class RunFolder:
             raise ExperimentError(f"run {name!r} is finished and kept no checkpoint; start a new one with --weights")
         if rounds is not None and rounds <= done:
             raise ExperimentError(f"run {name!r} has done {done} rounds; --rounds is more than that, got {rounds}")
-        if is_finished and rounds is None and done >= int(str(folder.read_settings()["rounds"])):
+        settings = folder.read_settings()
+        waits = int(str(settings["patience"])) if patience is None else patience
+        if is_finished and waits and (best := folder.read_reports()[-1].best_round) and done - best >= waits:
+            raise ExperimentError(
+                f"run {name!r} ended after {done} rounds, {done - best} without a better one on validation scans; "
+                f"--patience {done - best + 1} or more goes on, and --patience 0 until the last"
+            )
+        if is_finished and rounds is None and done >= int(str(settings["rounds"])):
             raise ExperimentError(f"run {name!r} is finished after {done} rounds; --rounds N goes on until round N")
         return folder
 
@@ -159,10 +168,12 @@ class RunFolder:
             raise ExperimentError(f"{self.path} holds no rounds of a run") from error
         return reports_of(*tables)
 
-    def write_model(self, weights: np.ndarray, layout: ParameterLayout) -> None:
-        """The shared part of the model as ``global.safetensors``."""
-        tensors = {name: torch.from_numpy(value) for name, value in layout.unflatten(weights).items()}
-        self._whole(MODEL, lambda path: save_file(tensors, path))
+    def write_model(self, weights: np.ndarray, layout: ParameterLayout, *, best: np.ndarray | None = None) -> None:
+        """The shared part of the model as ``global.safetensors``; that of a better round as ``best.safetensors``."""
+        (self.path / BEST).unlink(missing_ok=True)
+        for name, vector in ((MODEL, weights), *([(BEST, best)] if best is not None else [])):
+            tensors = {name: torch.from_numpy(value) for name, value in layout.unflatten(vector).items()}
+            self._whole(name, lambda path, tensors=tensors: save_file(tensors, path))  # type: ignore[misc]
 
     def write_samples(self, images: np.ndarray, predictions: Predictions, classes: Sequence[str]) -> None:
         """A few of the server's own scans, never a hospital's, with what the final model says of them."""

@@ -34,6 +34,7 @@ from fedplatform.learning.parameters import batch_norm_names
 
 IMAGENET, REGISTRY = "imagenet", "models:/"
 GLOBAL, START = "global.safetensors", "start.safetensors"  # of a run folder: what it ended with and what it began with
+BEST = "best.safetensors"  # and what an earlier round had, where that did better on validation scans
 FILES = (".safetensors", ".pth", ".pt", ".bin")
 REGISTERED = re.compile(r"(?P<model>models:/[^/@]+)(?P<version>/\d+|/latest|@[^/]+)?(/(?P<file>.+))?")
 RUNS_DATABASE = Path("runs/mlflow.db")  # where runs are tracked unless MLFLOW_TRACKING_URI says otherwise

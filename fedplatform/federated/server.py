@@ -28,6 +28,7 @@ from fedplatform.federated.arrivals import Arrivals
 from fedplatform.federated.cohort import Cohort
 from fedplatform.federated.root_set import RootSet
 from fedplatform.federated.secure import GroupedCohort, GroupMemory
+from fedplatform.federated.selection import Best, better, moving_average
 from fedplatform.federated.server_optimiser import Average, Moments, ServerOptimiser
 from fedplatform.learning.metrics import judge
 from fedplatform.learning.parameters import ParameterLayout, PersonalState
@@ -43,6 +44,13 @@ class FederationState:
     memory: object = None  # what the aggregation rule hands itself over the rounds: reputations, what it has learned
     root_personal: PersonalState = field(default_factory=dict)  # the personal part of the server's own hospital
     moments: Moments = field(default_factory=dict)  # what the server's optimiser carries on
+    average: np.ndarray | None = None  # (d,) float32, over the models of all rounds, where one is asked for
+    best: Best | None = None  # the round that did best on validation scans
+
+    @property
+    def answering(self) -> np.ndarray:
+        """The weights (d,) that answer for a scan: the average over rounds where there is one, else the newest."""
+        return self.weights if self.average is None else self.average
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +61,8 @@ class Federation:
     the weights stay and the report says why. ``root`` is the server's own small clean data set as a hospital, needed
     by rules that compare with it. ``byzantine`` only marks the truth in the records and is never shown to the rule. In
     every round the seed draws ``participants`` of the hospitals, None for all; all are asked to judge the new model.
+    With ``ema`` > 0 that is the moving average over the rounds' models. ``patience`` > 0 ends the training after
+    so many rounds without a better one by validation.
     """
 
     cohort: Cohort
@@ -65,6 +75,8 @@ class Federation:
     byzantine: frozenset[str] = field(default=frozenset())
     participants: int | None = None
     optimiser: ServerOptimiser = field(default_factory=Average)
+    ema: float = 0.0
+    patience: int = 0
 
     def start(self, weights: np.ndarray) -> FederationState:
         """The state before the first round."""
@@ -74,9 +86,14 @@ class Federation:
 
     def rounds(self, state: FederationState, *, until: int) -> Iterator[tuple[FederationState, RoundReport]]:
         """Run up to and including round ``until``, handing out state and report after each."""
-        while state.round_number < until:
+        while state.round_number < until and not self._is_settled(state):
             state, report = self.run_round(state)
             yield state, report
+
+    def _is_settled(self, state: FederationState) -> bool:
+        """Whether no round was better by validation for as long as one is waited for."""
+        best = state.best
+        return bool(self.patience) and best is not None and state.round_number - best.round_number >= self.patience
 
     def run_round(self, state: FederationState) -> tuple[FederationState, RoundReport]:
         """One round; a function of the state and of nothing else that changes."""
@@ -94,11 +111,16 @@ class Federation:
         weights = state.weights.copy()
         weights[: self.layout.num_shared] += step
         weights[self.layout.num_shared :] += statistics
-        state = FederationState(number, weights, aggregate, memory, self._root_personal(), moments)
+        average = None
+        if self.ema:
+            average = moving_average(state.average, weights, decay=self.ema, rounds=number)
+        best = state.best
+        state = FederationState(number, weights, aggregate, memory, self._root_personal(), moments, average)
         aggregated = time.monotonic()
-        answers = self.cohort.evaluate(state.weights, (Role.VALIDATION, Role.TEST))
+        answers = self.cohort.evaluate(state.answering, (Role.VALIDATION, Role.TEST))
         tests = [predictions for predictions in answers if predictions.role == Role.TEST]
         validation = judge([p for p in answers if p.role == Role.VALIDATION], num_classes=self.num_classes)
+        state = replace(state, best=better(best, validation, round_number=number, weights=state.answering))
         pooled = judge(tests, num_classes=self.num_classes)
         report = RoundReport(
             round_number=number,
@@ -107,6 +129,10 @@ class Federation:
             auc=pooled.auc,
             loss=pooled.loss,
             validation_accuracy=validation.accuracy,
+            validation_balanced_accuracy=balanced_accuracy(validation.confusion.tolist()),
+            validation_auc=validation.auc,
+            validation_loss=validation.loss,
+            best_round=state.best.round_number if state.best else 0,
             train_seconds=trained - started,
             aggregate_seconds=aggregated - trained,
             evaluate_seconds=time.monotonic() - aggregated,
@@ -184,6 +210,8 @@ class Federation:
         step, moved = aggregate.delta.astype(np.float32, copy=aggregate.delta.base is not None), still[1]
         if statistics.shape[1]:
             moved = combine_statistics(self.rule, statistics, aggregate=aggregate)
+            if self.participants is not None:  # the federation's control variate is a mean over all hospitals
+                self.layout.controls(moved)[:] *= np.float32(self.participants / len(self.cohort.hospital_ids))
         if not (np.isfinite(step).all() and np.isfinite(moved).all()):
             return *still, self._without_effect(replies, number, "the aggregate is not finite"), state.memory
         rows = {update.hospital_id: row for row, update in enumerate(updates)}

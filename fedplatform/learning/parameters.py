@@ -69,13 +69,15 @@ class ParameterLayout:
     """The order of the travelling vector: ``num_shared`` weights, then (if not personal) the batch normalisation.
 
     Only the first ``num_shared`` entries ever enter a distance, a cosine or a norm. ``names`` and ``shapes`` describe
-    the travelling entries; ``personal`` names the state that never leaves the hospital.
+    the travelling entries; ``personal`` names the state that never leaves the hospital. Behind them all come, under an
+    algorithm that has any, ``num_controls`` control variates, which are no part of the model.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     num_shared: int
     personal: tuple[str, ...]
+    num_controls: int = 0
 
     @property
     def shared_names(self) -> tuple[str, ...]:
@@ -84,11 +86,12 @@ class ParameterLayout:
         return tuple(name for name, end in zip(self.names, sizes, strict=True) if end <= self.num_shared)
 
     @staticmethod
-    def of(model: nn.Module, *, personal: frozenset[str]) -> ParameterLayout:
+    def of(model: nn.Module, *, personal: frozenset[str], controls: bool = False) -> ParameterLayout:
         """Read the layout off a model of which the state named in ``personal`` stays in the hospital.
 
         What is not trained (mean/std, counters, frozen layers) is left out: every process that builds the model has it
-        already, and an attacker cannot move what nobody sends. Raises ValueError for a name that the model
+        already, and an attacker cannot move what nobody sends. With ``controls`` there is a control variate for each
+        shared weight. Raises ValueError for a name that the model
         does not have.
         """
         state = model.state_dict()
@@ -101,22 +104,28 @@ class ParameterLayout:
         shared = [name for name in travelling if name in trained and name not in batch_norm]
         normal = [name for name in travelling if name in batch_norm and state[name].is_floating_point()]
         names = shared + normal
+        num_shared = sum(state[name].numel() for name in shared)
         return ParameterLayout(
             names=tuple(names),
             shapes=tuple(tuple(state[name].shape) for name in names),
-            num_shared=sum(state[name].numel() for name in shared),
+            num_shared=num_shared,
             personal=tuple(name for name in state if name in personal),
+            num_controls=num_shared if controls else 0,
         )
 
     @property
     def size(self) -> int:
         """Length d of the travelling vector."""
-        return sum(math.prod(shape) for shape in self.shapes)
+        return sum(math.prod(shape) for shape in self.shapes) + self.num_controls
 
     def flatten(self, model: nn.Module) -> np.ndarray:
-        """The travelling weights of a model as one (d,) float32 vector, copied to the host once, block by block."""
+        """The travelling weights of a model as one (d,) float32 vector, copied to the host once, block by block.
+
+        Control variates are zero in it.
+        """
         state = model.state_dict()
         flat = np.empty(self.size, np.float32)
+        self.controls(flat)[:] = 0
         for name, block in self._blocks(flat):
             torch.from_numpy(block).copy_(state[name].detach())
         return flat
@@ -130,6 +139,22 @@ class ParameterLayout:
         state = model.state_dict()
         for name, block in self._blocks(weights):
             state[name].copy_(torch.tensor(block))  # a copy, for what was sent may be read-only
+
+    def joined(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Named arrays as the (d,) vector that :meth:`unflatten` cuts; control variates are zero in it.
+
+        Raises ValueError where they are another model's.
+        """
+        flat = np.zeros(self.size, np.float32)
+        if {name: value.shape for name, value in tensors.items()} != dict(zip(self.names, self.shapes, strict=True)):
+            raise ValueError("these arrays are of another model")
+        for name, block in self._blocks(flat):
+            block[...] = tensors[name]
+        return flat
+
+    def controls(self, weights: np.ndarray) -> np.ndarray:
+        """The control variates (num_controls,) in a (d,) vector, a view."""
+        return weights[self.size - self.num_controls :]
 
     def _blocks(self, weights: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """The parts of a (d,) vector by name, each a view in its own shape."""

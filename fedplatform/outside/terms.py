@@ -31,7 +31,7 @@ TRAINING = (
         "rounds",
         "local_epochs",
     ),
-    *("batch_size", "learning_rate", "momentum", "weight_decay", "deadline_s", "seed"),
+    *("batch_size", "learning_rate", "schedule", "clip", "momentum", "weight_decay", "deadline_s", "seed"),
 )
 
 

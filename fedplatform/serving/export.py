@@ -19,6 +19,7 @@ from fedplatform.data.shards import Manifest
 from fedplatform.experiments.defence.load import read_classifier, read_experiment
 from fedplatform.experiments.engine import local_training
 from fedplatform.experiments.experiment import Experiment
+from fedplatform.experiments.weights import BEST, GLOBAL
 from fedplatform.learning.models import Classifier, TimmModel
 from fedplatform.learning.training import Trainer
 from fedplatform.serving.onnx_engine import onnx_of
@@ -38,10 +39,11 @@ PIXELS = {
 }
 
 
-def export(run: Path, folder: Path, *, form: Format, hospital_id: str | None = None) -> str:
+def export(run: Path, folder: Path, *, form: Format, hospital_id: str | None = None, best: bool = False) -> str:
     """Write the classifier of a finished run into a new ``folder``; returns the line of Python that uses it.
 
-    Without ``hospital_id`` it is the shared model. Beside it lies ``model.json``: classes, size, which pixels it takes,
+    Without ``hospital_id`` it is the shared model; with ``best`` that of the best round on validation scans, which needs
+    an algorithm by which nothing stays in the hospitals, for these keep the part of the last round. Beside it lies ``model.json``: classes, size, which pixels it takes,
     and that line. The exported model answers logits (n, num_classes). Raises :class:`ExperimentError` where the run has
     no such model, where parts of it stay in the hospitals and none is named, or where the network does not go into this
     format; then there is no folder.
@@ -49,7 +51,7 @@ def export(run: Path, folder: Path, *, form: Format, hospital_id: str | None = N
     experiment = read_experiment(run)
     manifest = Manifest.load(run / "shards")
     trainer = Trainer(local_training(experiment.replace(device="cpu"), manifest))
-    network = _classifier(trainer, experiment, run, hospital_id)
+    network = _classifier(trainer, experiment, run, hospital_id, best=best)
     shape = (2, manifest.settings.channels, manifest.settings.size, manifest.settings.size)
     example = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     if folder.exists():
@@ -69,6 +71,7 @@ def export(run: Path, folder: Path, *, form: Format, hospital_id: str | None = N
         "answer": "logits (n, classes); softmax gives probabilities",
         "use": HOW[form].replace("FOLDER", str(folder)),
         "run": run.resolve().name,
+        "round": "best on validation scans" if best else "last",
         "hospital": hospital_id or "none: the shared model",
         "note": "research software and no medical device",
     }
@@ -79,16 +82,24 @@ def export(run: Path, folder: Path, *, form: Format, hospital_id: str | None = N
     return str(card["use"])
 
 
-def _classifier(trainer: Trainer, experiment: Experiment, run: Path, hospital_id: str | None) -> Classifier:
+def _classifier(
+    trainer: Trainer, experiment: Experiment, run: Path, hospital_id: str | None, *, best: bool
+) -> Classifier:
     known = experiment.hospital_ids()
+    if best and trainer.has_own_part:
+        raise ExperimentError(
+            f"under {experiment.settings()['algorithm']} a part of the model stays in each hospital, and that of the "
+            "best round is not kept: export without --best"
+        )
     if hospital_id is not None and hospital_id not in known:
         raise ExperimentError(f"no hospital is called {hospital_id!r}; there are {', '.join(known)}")
-    if hospital_id is None and trainer.initial_personal:
+    if hospital_id is None and trainer.has_own_part:
         raise ExperimentError(
             f"under {experiment.settings()['algorithm']} a part of the model stays in each hospital: --hospital NAME "
             f"says whose, one of {', '.join(known)}"
         )
-    network = read_classifier(trainer, run, hospital_id or known[0])
+    file = BEST if best and (run / BEST).exists() else GLOBAL
+    network = read_classifier(trainer, run, hospital_id or known[0], file=file)
     if not isinstance(network, Classifier):
         raise ExperimentError(f"the run trained a {type(network).__name__}, which is no classifier")
     return network

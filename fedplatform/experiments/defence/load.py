@@ -145,7 +145,7 @@ class DefendedRun:
 
     def _has_model(self, hospital_id: str) -> bool:
         return all(
-            not self.trainer.initial_personal or (folder / "hospitals" / f"{hospital_id}.safetensors").is_file()
+            not self.trainer.has_own_part or (folder / "hospitals" / f"{hospital_id}.safetensors").is_file()
             for folder in (self.path, self.path / DEFENCE / TUNED)
         )
 
@@ -175,23 +175,22 @@ def read_experiment(path: Path) -> Experiment:
     return experiment if experiment.weights is None else experiment.from_start(path / START)
 
 
-def read_weights(trainer: Trainer, path: Path) -> np.ndarray:
+def read_weights(trainer: Trainer, path: Path, *, file: str = GLOBAL) -> np.ndarray:
     """The shared weights (d,) of a finished run; raises :class:`ExperimentError` where they are another network's."""
-    tensors = load_file(path / "global.safetensors")
-    if {name: tuple(value.shape) for name, value in tensors.items()} != dict(
-        zip(trainer.layout.names, trainer.layout.shapes, strict=True)
-    ):
-        raise ExperimentError(f"{path / 'global.safetensors'} does not hold the network of this experiment")
-    return np.concatenate([tensors[name].numpy().ravel() for name in trainer.layout.names])
+    tensors = {name: value.numpy() for name, value in load_file(path / file).items()}
+    try:
+        return trainer.layout.joined(tensors)
+    except ValueError as error:
+        raise ExperimentError(f"{path / file} does not hold the network of this experiment") from error
 
 
-def read_classifier(trainer: Trainer, path: Path, hospital_id: str) -> nn.Module:
-    """A hospital's personal classifier from a folder with ``global.safetensors`` and ``hospitals/``, ready for use."""
+def read_classifier(trainer: Trainer, path: Path, hospital_id: str, *, file: str = GLOBAL) -> nn.Module:
+    """A hospital's personal classifier from a folder with the shared ``file`` and ``hospitals/``, ready for use."""
     state = path / "hospitals" / f"{hospital_id}.safetensors"
-    if trainer.initial_personal and not state.is_file():
+    if trainer.has_own_part and not state.is_file():
         raise ExperimentError(f"{state} is missing: the personal part of {hospital_id}'s model")
     personal = load_file(state) if state.is_file() else {}
-    return trainer.model_of(read_weights(trainer, path), personal)
+    return trainer.model_of(read_weights(trainer, path, file=file), personal)
 
 
 def _scans(shard: Shard, role: Role, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedplatform.core.messages import best_of
 from fedplatform.core.wording import count, listing, percent
 from fedplatform.experiments.report.finished_run import FinishedRun, HospitalHistory
 
@@ -24,7 +25,14 @@ def headline(run: FinishedRun) -> str:
     )
     if not final.beats_majority:
         score += f", no more than the {percent(final.majority)} of always answering the same"
-    return f"{crowd} {trained} {span} and ended with {score}; {_verdict(hospitals)}."
+    said = f"{crowd} {trained} {span} and ended with {score}; {_verdict(hospitals)}."
+    best = best_of(run.rounds)
+    if best is not final:
+        said += (
+            f" Round {best.round_number} was best on validation scans, with balanced accuracy "
+            f"{percent(best.balanced_accuracy)} and AUC {percent(best.auc)} on test scans; best.safetensors is its model."
+        )
+    return said
 
 
 def _verdict(hospitals: Sequence[HospitalHistory]) -> str:

@@ -12,6 +12,7 @@ from fedplatform.learning.training.algorithms import (
     FedPer,
     FedProx,
     FedRep,
+    Scaffold,
     SiloBN,
 )
 from fedplatform.learning.training.augmentation import (
@@ -32,6 +33,7 @@ from fedplatform.learning.training.objectives import (
     Trades,
 )
 from fedplatform.learning.training.sampling import SamplingName
+from fedplatform.learning.training.schedule import SCHEDULES, Constant, Cosine, Schedule, Step
 from fedplatform.learning.training.trainer import LEAST_BATCH, LocalTraining, Stopped, Trainer
 
 __all__ = [
@@ -40,11 +42,14 @@ __all__ = [
     "AUGMENTATIONS",
     "LEAST_BATCH",
     "OBJECTIVES",
+    "SCHEDULES",
     "AdversarialTraining",
     "Algorithm",
     "Anatomy",
     "Augmentation",
     "Batch",
+    "Constant",
+    "Cosine",
     "CrossEntropy",
     "Ditto",
     "FedAvg",
@@ -60,8 +65,11 @@ __all__ = [
     "Orientation",
     "PersonalState",
     "SamplingName",
+    "Scaffold",
     "Scanner",
+    "Schedule",
     "SiloBN",
+    "Step",
     "Stopped",
     "Trades",
     "Trainer",

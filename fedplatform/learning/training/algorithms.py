@@ -49,6 +49,20 @@ class OwnModel(Protocol):
     def lam(self) -> float: ...
 
 
+@runtime_checkable
+class ControlVariates(Protocol):
+    """An algorithm whose hospitals correct every step by c - c_i: the federation's control variate less their own.
+
+    c travels behind the weights in the vector, as long as its shared part; c_i stays in the hospital.
+    """
+
+    corrects_drift: ClassVar[bool]
+
+    def require(self, *, optimiser: str, momentum: float) -> None:
+        """Raise ValueError for an optimiser whose steps are not the learning rate times the gradient."""
+        ...
+
+
 @dataclass(frozen=True)
 class FedAvg:
     """Plain local training; everything is shared (McMahan et al., AISTATS 2017)."""
@@ -176,6 +190,31 @@ class APFL:
         return frozenset()
 
 
+@dataclass(frozen=True)
+class Scaffold:
+    """FedAvg whose steps are corrected for the drift towards each hospital's own optimum (Karimireddy et al., ICML 2020).
+
+    Control variates by the paper's option II: after K steps of size eta from x to y, c_i becomes
+    c_i - c + (x - y) / (K eta), and c moves by the share of hospitals in the round times the mean of these changes. A
+    rule that is robust takes their median in place of the mean. An update is twice as long as the weights.
+    """
+
+    corrects_drift: ClassVar[bool] = True
+    mu: ClassVar[float] = 0.0
+
+    def personal(self, model: nn.Module) -> frozenset[str]:  # noqa: ARG002
+        """No part of the model."""
+        return frozenset()
+
+    def require(self, *, optimiser: str, momentum: float) -> None:
+        """Raise ValueError unless a step is the learning rate times the gradient."""
+        if optimiser != "sgd" or momentum:
+            raise ValueError(
+                "scaffold corrects plain gradient steps, of --optimiser sgd --momentum 0, "
+                f"got {optimiser} with momentum {momentum:g}"
+            )
+
+
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
@@ -186,6 +225,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedrep": FedRep,
     "ditto": Ditto,
     "apfl": APFL,
+    "scaffold": Scaffold,
 }
 
 

@@ -30,18 +30,19 @@ from fedplatform.learning.parameters import (
     names_that_stay,
     plain_copy,
 )
-from fedplatform.learning.training.algorithms import Algorithm, HeadFirst, OwnModel
+from fedplatform.learning.training.algorithms import Algorithm, ControlVariates, HeadFirst, OwnModel
 from fedplatform.learning.training.augmentation import Augmentation
 from fedplatform.learning.training.network_check import require_answers, require_plain_weights
 from fedplatform.learning.training.objectives import Batch, CrossEntropy, Movable, Objective
 from fedplatform.learning.training.own_model import ALPHA, OWN, first_copy, mix_in
 from fedplatform.learning.training.sampling import SamplingName, epoch_order, odds_of
+from fedplatform.learning.training.schedule import Cosine, Schedule
 from fedplatform.learning.training.sgd import Sgd
 
 PREDICTION_BATCH = 128
 LEAST_BATCH = 2  # batch normalisation has no variance of one scan
 SETTLING_SCANS = 128  # enough for a mean and a variance
-LARGEST_GRADIENT = 1.0  # L2 norm to which AdamW's gradients are clipped, as transformers need
+OWN_CONTROL = "control_variate"  # the name of a hospital's own in its personal state
 
 P = TypeVar("P", Pictures, np.ndarray)
 
@@ -68,12 +69,13 @@ class LocalTraining:
     augmentation: Augmentation | None = None
     optimiser: OptimiserName = "sgd"
     sampling: SamplingName = "scans"
+    schedule: Schedule = field(default_factory=Cosine)
+    clip: float = 0.0  # the largest L2 norm of a step's gradient; 0 leaves it as it is
     compute: Compute = field(default_factory=Compute)
 
     def learning_rate_in(self, round_number: int) -> float:
-        """The step size of a round: it falls along a half cosine, so that the last rounds settle (Loshchilov, 2017)."""
-        done = min(round_number - 1, self.rounds) / self.rounds
-        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
+        """The step size of a round."""
+        return self.learning_rate * self.schedule.share(round_number, rounds=self.rounds)
 
 
 class Stopped(Exception):  # noqa: N818 - an order that was obeyed, not an error
@@ -97,12 +99,17 @@ class Trainer:
             )
             require_plain_weights(network)
             self.model: nn.Module = laid_out(network, channels=training.channels, size=training.size)
-        stays = training.algorithm.personal(self.model) | names_that_stay(self.model)
-        self.layout = ParameterLayout.of(self.model, personal=stays)
+        algorithm = training.algorithm
+        stays = algorithm.personal(self.model) | names_that_stay(self.model)
+        corrected = isinstance(algorithm, ControlVariates)
+        if isinstance(algorithm, ControlVariates):
+            algorithm.require(optimiser=training.optimiser, momentum=training.momentum)
+        self.layout = ParameterLayout.of(self.model, personal=stays, controls=corrected)
         self.initial_weights = self.layout.flatten(self.model)
         self.initial_personal: PersonalState = {
             **self._personal(),
-            **(first_copy(self.model, training.algorithm) if isinstance(training.algorithm, OwnModel) else {}),
+            **(first_copy(self.model, algorithm) if isinstance(algorithm, OwnModel) else {}),
+            **({OWN_CONTROL: torch.zeros(self.layout.num_shared)} if corrected else {}),
         }
         kept = {*self.layout.names, *self.layout.personal}
         self._constants = {name: value.clone() for name, value in self.model.named_buffers() if name not in kept}
@@ -111,6 +118,11 @@ class Trainer:
     def compute(self) -> Compute:
         """What this process computes with. Raises :class:`ComputeError` where it has no such device."""
         return self.training.compute.here()
+
+    @property
+    def has_own_part(self) -> bool:
+        """Whether a hospital's model differs from the shared one."""
+        return bool(set(self.initial_personal) - {OWN_CONTROL})
 
     @cached_property
     def objective(self) -> Objective:
@@ -185,6 +197,7 @@ class Trainer:
         optimiser = self._optimiser(self.model.parameters(), round_number)
         shared = set(self.layout.shared_names)
         pulled = [(p, p.detach().clone()) for name, p in self.model.named_parameters() if name in shared]
+        corrections = self._corrections(weights, personal)
         losses: list[torch.Tensor] = []
         for epochs, trained in self._phases():
             with _only(self.model, trained), _own_draws(generator), self.compute.computing():
@@ -205,13 +218,18 @@ class Trainer:
                             # The gradient of mu/2 ||w - w_t||^2, without that term's graph over all weights.
                             if parameter.grad is not None:
                                 parameter.grad.add_(parameter.detach() - start, alpha=algorithm.mu)
-                    self._step(optimiser)
+                    self._clip(self.model.parameters())
+                    for (parameter, _), correction in zip(pulled, corrections, strict=False):
+                        if parameter.grad is not None:
+                            parameter.grad.add_(correction)
+                    optimiser.step()
                     losses.append(loss.detach())
         delta = self.layout.flatten(self.model)
         delta -= weights
         # Read once and here: a GPU would be waited for at every step.
         mean = float(np.mean(torch.stack(losses).cpu().double().numpy())) if losses else float("nan")
-        return delta, {**personal, **self._personal()}, mean
+        own = self._new_control(delta, weights, personal, steps=len(losses), round_number=round_number)
+        return delta, {**personal, **self._personal(), **own}, mean
 
     def fit_own(
         self,
@@ -264,7 +282,8 @@ class Trainer:
                 for name, slope in slopes.items():
                     uphill = uphill + (slope * (own[name] - shared[name])).sum().to(exact)
                     own[name].grad = alpha * slope
-                self._step(optimiser)
+                self._clip(own.values())
+                optimiser.step()
                 for name, value in own.items():
                     value.lerp_(shared[name], pull)
                 if algorithm.learns_alpha:
@@ -415,10 +434,30 @@ class Trainer:
             return torch.optim.AdamW(parameters, lr=rate, weight_decay=setting.weight_decay)
         return Sgd(parameters, learning_rate=rate, momentum=setting.momentum, weight_decay=setting.weight_decay)
 
-    def _step(self, optimiser: Sgd | torch.optim.AdamW) -> None:
-        if isinstance(optimiser, torch.optim.AdamW):
-            nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], LARGEST_GRADIENT)
-        optimiser.step()
+    def _clip(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Shorten the gradient of a step to the largest norm that is allowed."""
+        if self.training.clip:
+            nn.utils.clip_grad_norm_(parameters, self.training.clip)
+
+    def _corrections(self, weights: np.ndarray, personal: PersonalState) -> list[torch.Tensor]:
+        """c - c_i, in the shapes of the shared parameters and on their device; none without control variates."""
+        if not self.layout.num_controls:
+            return []
+        drift = self.compute.sent(self.layout.controls(weights) - personal[OWN_CONTROL].numpy())
+        shapes = self.layout.shapes[: len(self.layout.shared_names)]
+        parts = drift.split([math.prod(shape) for shape in shapes])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _new_control(
+        self, delta: np.ndarray, weights: np.ndarray, personal: PersonalState, *, steps: int, round_number: int
+    ) -> PersonalState:
+        """The hospital's own control variate after training; its change goes into ``delta``. By option II of SCAFFOLD."""
+        if not self.layout.num_controls:
+            return {}
+        change = self.layout.controls(delta)
+        walked = steps * self.training.learning_rate_in(round_number)
+        change[:] = -delta[: self.layout.num_shared] / walked - self.layout.controls(weights) if walked else 0
+        return {OWN_CONTROL: personal[OWN_CONTROL] + torch.from_numpy(change)}
 
 
 @contextmanager
