@@ -81,6 +81,7 @@ MARKERS = {
             "test_defended_classifier",
             "test_export",
             "test_participation",
+            "test_tasks_run",
         ),
     ),
 }
