@@ -118,9 +118,9 @@ class ParquetSource:
             return tuple(metadata[b"classes"].decode().split(","))
         features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         told = features.get("label", {})
-        if isinstance(told, dict) and isinstance(told.get("feature"), dict):  # of each place of a list
-            told = told["feature"]
-        return tuple(told.get("names") or ()) or None if isinstance(told, dict) else None
+        # Of a list, the hub says what stands in each of its places, in one of two ways.
+        told = told[0] if isinstance(told, list) else told.get("feature") or told
+        return tuple(told.get("names") or ()) or None
 
     @cached_property
     def _codes(self) -> tuple[int, ...]:
@@ -135,14 +135,7 @@ class ParquetSource:
     def index(self) -> pa.Table:
         """One row a scan: ``label`` and whatever of ``group``, ``fold``, ``site`` and ``split`` the file has."""
         names = self._schema.names
-        columns = {"label": self._matrix() if self._findings else self._read("label")}
-        if self._findings or self._is_listed:
-            pass  # a list says of each class whether the scan has it
-        elif self._words is not None:
-            columns["label"] = pc.index_in(columns["label"], value_set=pa.array(self._words)).cast(pa.int64())
-        elif self._names is None:
-            codes = pa.array(self._codes, columns["label"].type)
-            columns["label"] = pc.index_in(columns["label"], value_set=codes).cast(pa.int64())
+        columns = {"label": self._matrix() if self._findings else self._numbered()}
         if self.patient_column is not None:
             group = self._read(self.patient_column)
             if not pa.types.is_integer(group.type):
@@ -161,6 +154,15 @@ class ParquetSource:
                 )
             columns["split"] = pa.array([SPLIT_NAMES[name] for name in found], pa.string())
         return pa.table(columns)
+
+    def _numbered(self) -> Any:
+        """The column of labels with the classes numbered; a list says of each of them whether the scan has it."""
+        column = self._read("label")
+        if self._words is not None:
+            return pc.index_in(column, value_set=pa.array(self._words)).cast(pa.int64())
+        if self._names is None and not self._is_listed:
+            return pc.index_in(column, value_set=pa.array(self._codes, column.type)).cast(pa.int64())
+        return column
 
     def _matrix(self) -> pa.FixedSizeListArray:
         """The columns of findings as one column of lists."""

@@ -62,6 +62,11 @@ def write_rows(file: Path, metadata: dict[str, str] | None = None, **columns: ob
     return file
 
 
+def hub(label: object) -> dict[str, str]:
+    """Metadata as Hugging Face's library writes them."""
+    return {"huggingface": json.dumps({"info": {"features": {"label": label}}})}
+
+
 def columns_of(labels: np.ndarray) -> dict[str, list[int]]:
     return {f"label_{name}": labels[:, number].tolist() for number, name in enumerate(FINDINGS)}
 
@@ -72,17 +77,22 @@ def columns_of(labels: np.ndarray) -> dict[str, list[int]]:
         lambda file: write_rows(file, {"classes": ",".join(FINDINGS)}, label=LABELS.tolist()),
         lambda file: write_rows(file, {"classes": ",".join(FINDINGS)}, label=list_column(LABELS)),
         lambda file: write_rows(file, {"classes": ",".join(FINDINGS)}, label=LABELS.astype(bool).tolist()),
-        lambda file: write_rows(
-            file,
-            {"huggingface": json.dumps({"info": {"features": {"label": {"feature": {"names": FINDINGS}}}}})},
-            label=LABELS.tolist(),
-        ),
+        lambda file: write_rows(file, hub({"feature": {"names": FINDINGS}}), label=LABELS.tolist()),
+        lambda file: write_rows(file, hub([{"names": FINDINGS}]), label=LABELS.tolist()),
         lambda file: write_rows(file, **columns_of(LABELS)),
         lambda file: write_rows(
             file, **{name: [bool(v) for v in values] for name, values in columns_of(LABELS).items()}
         ),
     ],
-    ids=["lists", "fixed lists", "lists of booleans", "names of the hub", "columns", "columns of booleans"],
+    ids=[
+        "lists",
+        "fixed lists",
+        "lists of booleans",
+        "names of the hub",
+        "names of the hub in a list",
+        "columns",
+        "columns of booleans",
+    ],
 )
 def test_a_parquet_file_says_findings_in_lists_or_in_columns(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     source = ParquetSource(write(tmp_path / "chest.parquet"))
