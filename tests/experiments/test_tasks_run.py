@@ -316,6 +316,11 @@ def test_grades_are_learned_and_judged_by_kappa_under_either_objective(
     assert "Mean absolute error, in grades" in page
 
 
+def test_a_page_names_the_classes_where_the_server_keeps_no_scans(grades: object, tmp_path: Path) -> None:
+    result = fp.run(**{**FEW, "root_size": 0}, data=grades, task="ordinal", folder=tmp_path / "run")
+    assert "none / mild / moderate / severe" in result.report()
+
+
 def test_classes_without_order_have_no_kappa(grades: object, tmp_path: Path) -> None:
     result = fp.run(**FEW, data=grades, folder=tmp_path / "run")
     assert result.rounds[["quadratic_kappa", "mean_absolute_error"]].isna().all(axis=None)

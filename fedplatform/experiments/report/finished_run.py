@@ -15,6 +15,8 @@ import yaml
 
 from fedplatform.core.messages import HospitalRecord, HospitalState, Predictions, RoundReport
 from fedplatform.core.rounds import PREDICTIONS, TableError, predictions_of, reports_of
+from fedplatform.data.error import DataError
+from fedplatform.data.shards import Manifest
 from fedplatform.experiments.report.error import ReportError
 from fedplatform.experiments.weights import START, start_card
 
@@ -77,7 +79,8 @@ class FinishedRun:
     """What a run folder says: its settings as text, its rounds, and the server's sample scans if it kept any.
 
     ``weights`` says in one line what it started from; empty where that was random. ``tests`` is what its last model
-    says of the hospitals' test scans, by hospital.
+    says of the hospitals' test scans, by hospital. ``classes`` are the names of the classes, empty where nothing in
+    the folder tells them.
     """
 
     name: str
@@ -86,6 +89,7 @@ class FinishedRun:
     samples: Samples | None
     weights: str = ""
     tests: tuple[Predictions, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @property
     def hospitals(self) -> tuple[HospitalHistory, ...]:
@@ -115,14 +119,24 @@ def read_run(folder: Path) -> FinishedRun:
     if not rounds or not all(report.hospitals for report in rounds):
         raise ReportError(f"a run folder holds at least one round and every round a hospital, {folder} does not")
     path = folder / "samples.npz"
+    samples = _samples(path) if path.is_file() else None
     return FinishedRun(
         name=settings.get("name", folder.resolve().name),
         settings=settings,
         rounds=rounds,
-        samples=_samples(path) if path.is_file() else None,
+        samples=samples,
         weights=start_card(folder / START)["words"] if (folder / START).is_file() else "",
         tests=_tests(folder / PREDICTIONS, round_number=rounds[-1].round_number),
+        classes=samples.classes if samples else _dealt_classes(folder / "shards"),
     )
+
+
+def _dealt_classes(shards: Path) -> tuple[str, ...]:
+    """The classes of the scans that were dealt, where the run still has them."""
+    try:
+        return Manifest.load(shards).classes
+    except DataError:
+        return ()
 
 
 def _tests(path: Path, *, round_number: int) -> tuple[Predictions, ...]:

@@ -145,7 +145,7 @@ def _confusion(run: FinishedRun) -> _Confusion | None:
 
 
 def _class_names(run: FinishedRun, count: int) -> tuple[str, ...]:
-    return run.samples.classes if run.samples else tuple(f"class {label}" for label in range(count))
+    return run.classes or tuple(f"class {label}" for label in range(count))
 
 
 @dataclass(frozen=True)
