@@ -53,16 +53,15 @@ def run(
     DATA is your own: a folder with one subfolder a class, an .npz or a .parquet file. Settings that suit it are found
     from the data and shown in a table with the reasons; what you give as an option wins (docs/data.md).
 
-    RECIPE is one that comes with the package (lesions, br35h, br35h_pretrained, br35h_robust, alzheimer, lc25000,
-    mnist, cifar10);
-    FILE.yaml is your own, or the experiment.yaml that an earlier run left. Every setting in it can be changed by the
+    RECIPE is one that comes with the package (lesions, br35h, br35h_pretrained, br35h_robust, alzheimer, ham10000,
+    lc25000, mnist, cifar10); FILE.yaml is your own, or the experiment.yaml that an earlier run left. Every setting in it can be changed by the
     option of its name; the defaults below hold where neither says anything. With your own --data a recipe says how to
     train, and size, hospitals, partition and the like are found from the data.
 
     The run leaves runs/NAME/: experiment.yaml (resolved; runs the same again), rounds.parquet, hospitals.parquet,
     global.safetensors (the last model), best.safetensors (that of an earlier round, where it did better on validation
-    scans), hospitals/*.safetensors (each hospital's own part) and report.html. The same figures go to
-    MLflow, in runs/mlflow.db unless MLFLOW_TRACKING_URI says otherwise.
+    scans), hospitals/*.safetensors (each hospital's own part) and report.html. The same figures go to MLflow, in
+    runs/mlflow.db unless MLFLOW_TRACKING_URI says otherwise.
 
     Every round ends in a checkpoint. An interrupted run resumes with --resume NAME after its last finished round, and
     ends with the weights of an uninterrupted run, bit for bit (docs/faults.md). A finished run goes on with --resume

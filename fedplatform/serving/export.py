@@ -42,11 +42,11 @@ PIXELS = {
 def export(run: Path, folder: Path, *, form: Format, hospital_id: str | None = None, best: bool = False) -> str:
     """Write the classifier of a finished run into a new ``folder``; returns the line of Python that uses it.
 
-    Without ``hospital_id`` it is the shared model; with ``best`` that of the best round on validation scans, which needs
-    an algorithm by which nothing stays in the hospitals, for these keep the part of the last round. Beside it lies ``model.json``: classes, size, which pixels it takes,
-    and that line. The exported model answers logits (n, num_classes). Raises :class:`ExperimentError` where the run has
-    no such model, where parts of it stay in the hospitals and none is named, or where the network does not go into this
-    format; then there is no folder.
+    Without ``hospital_id`` it is the shared model; with ``best`` that of the best round on validation scans, where
+    nothing stays in the hospitals, for these keep the part of the last round. Beside it lies ``model.json``: classes,
+    size, which pixels it takes, and that line. The exported model answers logits (n, num_classes). Raises
+    :class:`ExperimentError` where the run has no such model, where parts of it stay in the hospitals and none is named,
+    or where the network does not go into this format; then there is no folder.
     """
     experiment = read_experiment(run)
     manifest = Manifest.load(run / "shards")

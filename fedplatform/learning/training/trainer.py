@@ -451,7 +451,7 @@ class Trainer:
     def _new_control(
         self, delta: np.ndarray, weights: np.ndarray, personal: PersonalState, *, steps: int, round_number: int
     ) -> PersonalState:
-        """The hospital's own control variate after training; its change goes into ``delta``. By option II of SCAFFOLD."""
+        """The hospital's own control variate after training, by SCAFFOLD's option II; ``delta`` gets its change."""
         if not self.layout.num_controls:
             return {}
         change = self.layout.controls(delta)
