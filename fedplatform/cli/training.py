@@ -54,9 +54,9 @@ def run(
     from the data and shown in a table with the reasons; what you give as an option wins (docs/data.md).
 
     RECIPE is one that comes with the package (lesions, br35h, br35h_pretrained, br35h_robust, alzheimer, ham10000,
-    lc25000, mnist, cifar10); FILE.yaml is your own, or the experiment.yaml that an earlier run left. Every setting in it can be changed by the
-    option of its name; the defaults below hold where neither says anything. With your own --data a recipe says how to
-    train, and size, hospitals, partition and the like are found from the data.
+    lc25000, mnist, cifar10); FILE.yaml is your own, or the experiment.yaml that an earlier run left. Every setting in
+    it can be changed by the option of its name; the defaults below hold where neither says anything. With your own
+    --data a recipe says how to train, and size, hospitals, partition and the like are found from the data.
 
     The run leaves runs/NAME/: experiment.yaml (resolved; runs the same again), rounds.parquet, hospitals.parquet,
     global.safetensors (the last model), best.safetensors (that of an earlier round, where it did better on validation
@@ -104,6 +104,7 @@ def run(
     with one_line_errors():
         from fedplatform.cli.display import RoundTable, hospital_table
         from fedplatform.core.messages import best_of
+        from fedplatform.core.wording import count
         from fedplatform.experiments.experiment import Experiment, ExperimentError
         from fedplatform.experiments.run import resume
         from fedplatform.experiments.run import run as run_experiment
@@ -165,8 +166,8 @@ def run(
             console.print(f"always answering the same would be right in {last.majority:.3f}: this model does no better")
         if last.round_number < experiment.rounds:
             console.print(
-                f"ended after round {last.round_number} of {experiment.rounds}: {experiment.patience} rounds without a "
-                "better one on validation scans"
+                f"ended after round {last.round_number} of {experiment.rounds}: "
+                f"{count(experiment.patience, 'round')} without a better one on validation scans"
             )
         if (best := best_of(reports)) is not last:
             console.print(

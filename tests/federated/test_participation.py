@@ -114,21 +114,36 @@ def command(*words: object, runs: Path) -> list[str]:
     return [sys.executable, "-m", "fedplatform", "run", *map(str, words), "--runs", str(runs), "--engine", "local"]
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_of_a_round_costs_no_bit_under_participation_and_fedadam(tmp_path: Path) -> None:
     words = (
-        *("lesions", "--size", 16, "--scans", 240, "--hospitals", 8, "--byzantine", 0, "--rule", "mean"),
+        *(
+            "lesions",
+            "--size",
+            16,
+            "--scans",
+            240,
+            "--hospitals",
+            8,
+            "--partition",
+            "iid",
+            "--byzantine",
+            0,
+            "--rule",
+            "mean",
+        ),
         *("--participation", 0.5, "--server-optimiser", "fedadam(learning_rate=0.02)", "--ema", 0.5),
         *("--rounds", 5, "--local-epochs", 6, "--root-size", 0),
     )
     unbroken = subprocess.run(command(*words, "--name", "unbroken", runs=tmp_path), capture_output=True, check=False)
     assert unbroken.returncode == 0, unbroken.stderr
-    hurt = subprocess.Popen(command(*words, "--name", "hurt", runs=tmp_path), stdout=subprocess.PIPE, text=True)
-    assert hurt.stdout is not None
-    for line in hurt.stdout:
-        if line.startswith("round 2/5"):
-            hurt.kill()  # SIGKILL; round 3 is under way
-            break
-    assert hurt.wait() == -9
+    with subprocess.Popen(command(*words, "--name", "hurt", runs=tmp_path), stdout=subprocess.PIPE, text=True) as hurt:
+        assert hurt.stdout is not None
+        for line in hurt.stdout:
+            if line.startswith("round 2/5"):
+                hurt.kill()  # SIGKILL; round 3 is under way
+                break
+    assert hurt.returncode == -9
     assert not (tmp_path / "hurt" / "global.safetensors").exists()
     resumed = subprocess.run(command("--resume", "hurt", runs=tmp_path), capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
