@@ -81,6 +81,8 @@ MARKERS = {
             "test_defended_classifier",
             "test_export",
             "test_participation",
+            "test_selection",
+            "test_scaffold",
         ),
     ),
 }
