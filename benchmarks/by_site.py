@@ -288,7 +288,7 @@ def fill(
         scans = Scans.read(data, seed=seed, size=size)
         for part in parts:
             for row in rows:
-                file = cells / f"{data}-{row}-seed{seed}-part{part}.parquet"
+                file = cells / f"{Path(data).stem}-{row}-seed{seed}-part{part}.parquet"
                 if file.exists():
                     continue
                 started, spent = time.monotonic(), os.times()
@@ -309,7 +309,7 @@ def table(data: str, cells: Path) -> pd.DataFrame:
     found: dict[tuple[str, int], pd.DataFrame] = {}
     for row in ROWS:
         for seed in range(100):
-            files = sorted(cells.glob(f"{data}-{row}-seed{seed}-part*.parquet"))
+            files = sorted(cells.glob(f"{Path(data).stem}-{row}-seed{seed}-part*.parquet"))
             if len(files) == PARTS:
                 found[row, seed] = pd.concat(map(pd.read_parquet, files)).sort_values("scan")
     lines = []
