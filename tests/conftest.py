@@ -81,6 +81,8 @@ MARKERS = {
             "test_defended_classifier",
             "test_export",
             "test_participation",
+            "test_cross_site",
+            "test_withdrawal",
         ),
     ),
 }

@@ -26,6 +26,7 @@ from fedplatform.experiments.engine import local_training
 from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
 from fedplatform.experiments.weights import GLOBAL, START
 from fedplatform.learning.models import ModelBuilder
+from fedplatform.learning.parameters import PersonalState
 from fedplatform.learning.training import Trainer
 
 DEFENCE, SETTINGS, TUNED = "defence", "defence.yaml", "tuned"
@@ -184,12 +185,17 @@ def read_weights(trainer: Trainer, path: Path, *, file: str = GLOBAL) -> np.ndar
         raise ExperimentError(f"{path / file} does not hold the network of this experiment") from error
 
 
-def read_classifier(trainer: Trainer, path: Path, hospital_id: str, *, file: str = GLOBAL) -> nn.Module:
-    """A hospital's personal classifier from a folder with the shared ``file`` and ``hospitals/``, ready for use."""
+def read_personal(trainer: Trainer, path: Path, hospital_id: str) -> PersonalState:
+    """A hospital's own part, from ``hospitals/`` in a folder; empty where nothing stays in a hospital."""
     state = path / "hospitals" / f"{hospital_id}.safetensors"
     if trainer.has_own_part and not state.is_file():
         raise ExperimentError(f"{state} is missing: the personal part of {hospital_id}'s model")
-    personal = load_file(state) if state.is_file() else {}
+    return load_file(state) if state.is_file() else {}
+
+
+def read_classifier(trainer: Trainer, path: Path, hospital_id: str, *, file: str = GLOBAL) -> nn.Module:
+    """A hospital's personal classifier from a folder with the shared ``file`` and ``hospitals/``, ready for use."""
+    personal = read_personal(trainer, path, hospital_id)
     return trainer.model_of(read_weights(trainer, path, file=file), personal)
 
 
