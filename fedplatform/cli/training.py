@@ -132,7 +132,14 @@ def run(
             console.print(promise(experiment.privacy, rounds=experiment.rounds), soft_wrap=True)
         with (
             telling_faults(str(experiment.data), lambda: experiment.open_data(data_folder)),
-            opened(engine, address, hosts, experiment, outside=outside) as runner,
+            opened(
+                engine,
+                address,
+                hosts,
+                experiment,
+                outside=outside,
+                withdrawn=folder.withdrawals if folder else (),
+            ) as runner,
             RoundTable(title, rounds=experiment.rounds, console=console) as table,
         ):
             if folder:
