@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fedplatform.core.wording import number, percent, shorten
+from fedplatform.core.wording import percent, shorten
 from fedplatform.experiments.report.frame import CROWD, Frame
 
 TITLES = {"auc": "AUC", "balanced_accuracy": "Balanced accuracy"}
@@ -51,12 +51,13 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class CrossSite:
-    """The section of the page; of one model for all there are no ``rows``."""
+    """The section of the page; of one model for all there are no ``rows``. ``scans`` are the fewest and most at a site."""
 
     maps: tuple[SiteMatrix, ...]
     rows: tuple[ModelRow, ...]
     summary: str
     empty: tuple[str, ...]  # sites without a figure
+    scans: tuple[int, int]
 
     @property
     def is_shared(self) -> bool:
@@ -76,10 +77,11 @@ def draw_cross_site(table: pd.DataFrame, *, num_classes: int) -> CrossSite:
     )
     unknown = figures["auc"].isna() & figures["balanced_accuracy"].isna()
     empty = tuple(site for site in sites if unknown[site].all())
+    scans = int(table["scans"].min()), int(table["scans"].max())
     if models != sites:
-        return CrossSite(maps, (), "", empty)
+        return CrossSite(maps, (), "", empty, scans)
     rows = tuple(_row(place, figures) for place in range(len(models)))
-    return CrossSite(maps, rows, _summary(rows, figures["auc"]), empty)
+    return CrossSite(maps, rows, _summary(rows, figures["auc"]), empty, scans)
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -94,7 +96,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 def _frame(models: Sequence[str], sites: Sequence[str]) -> tuple[Frame, bool]:
     """Where each cell stands, and whether a figure fits into it. Long names of sites are numbered like their rows."""
     width = min(46, max(16, ROOM // len(sites)))
-    height = 28 if len(models) <= CROWD else 18
+    height = 30 if len(models) <= CROWD else 18
     ticks, labels = short_names(sites), [shorten(name) for name in models]
     if max(map(len, ticks)) * LETTER > width and list(models) == list(sites):
         ticks = [str(place) for place in range(1, len(sites) + 1)]
@@ -156,7 +158,7 @@ def _summary(rows: Sequence[ModelRow], aucs: pd.DataFrame) -> str:
         return "No hospital's model has an AUC both at its own site and at another."
     own, others = both.mean(axis=0)
     change = 100 * (others - own)
-    words = f"loses {number(-change)} points of AUC" if change < 0 else f"gains {number(change)} points of AUC"
+    words = f"{'loses' if change < 0 else 'gains'} {abs(change):.1f} points of AUC"
     elsewhere = aucs.to_numpy(float).copy()
     np.fill_diagonal(elsewhere, np.nan)
     row, column = map(int, np.unravel_index(np.nanargmin(elsewhere), elsewhere.shape))

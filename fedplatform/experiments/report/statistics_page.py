@@ -17,7 +17,7 @@ MOST_CURVES = 16  # that colours and dashes tell apart
 
 @dataclass(frozen=True)
 class CountCell:
-    """One role and class of a hospital: what is shown, and its share of the hospital's largest cell in the role."""
+    """One role and class of a hospital: what is shown, and its share of what is shown in the role."""
 
     text: str
     share: float
@@ -70,7 +70,7 @@ def _headline(sites: Sequence[SiteStatistics], classes: Sequence[str]) -> str:
         return "No hospital has answered."
     some = "at least " if any(site.suppressed for site in sites) else ""
     said = (
-        f"{count(len(sites), 'hospital')} with {some}{sum(site.shown for site in sites):,} scans of {listing(classes)}"
+        f"{count(len(sites), 'hospital')} with {some}{sum(site.shown for site in sites):,} scans of the classes {listing(classes)}"
     )
     lacking = [site.hospital_id for site in sites if site.lacking]
     if lacking:
@@ -89,10 +89,10 @@ def _headline(sites: Sequence[SiteStatistics], classes: Sequence[str]) -> str:
 def _row(site: SiteStatistics, classes: Sequence[str]) -> SiteRow:
     cells = []
     for counts in site.counts.values():
-        largest = max((number or 0 for number in counts), default=0)
+        together = sum(number or 0 for number in counts)
         for number in counts:
             text = f"< {site.least} patients" if number is None else f"{number:,}"
-            cells.append(CountCell(text, (number or 0) / largest if largest else math.nan))
+            cells.append(CountCell(text, (number or 0) / together if together else math.nan))
     missing = [f"no {classes[label]}" for label in site.lacking]
     if site.without_patient:
         missing.append("no scan names its patient: near-identical pictures stand for one")
@@ -117,7 +117,8 @@ def _sums(sites: Sequence[SiteStatistics], roles: Sequence[str], classes: Sequen
     for role in roles:
         for label in range(len(classes)):
             of_all = [site.counts[role][label] for site in sites]
-            sums.append(f"{'≥ ' if None in of_all else ''}{sum(number or 0 for number in of_all):,}")
+            told = sum(number or 0 for number in of_all)
+            sums.append("–" if None in of_all and not told else f"{'≥ ' if None in of_all else ''}{told:,}")
     return sums
 
 
