@@ -128,6 +128,8 @@ def run(
             f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.byzantine} Byzantine, "
             f"attack {experiment.attack_slug}, rule {experiment.rule_slug}"
         )
+        for one in folder.withdrawals if folder else ():
+            console.print(f"without {one.hospital_id}, which withdrew after round {one.after_round}", soft_wrap=True)
         if experiment.privacy is not None:
             console.print(promise(experiment.privacy, rounds=experiment.rounds), soft_wrap=True)
         with (

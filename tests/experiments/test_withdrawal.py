@@ -245,6 +245,25 @@ def test_scans_that_other_runs_use_are_not_deleted_but_named(small: Experiment, 
     assert (shards / f"{name}.parquet").read_bytes() == before
 
 
+def test_behind_masks_the_others_are_grouped_among_themselves(small: Experiment, shards: Path, tmp_path: Path) -> None:
+    experiment = small.replace(
+        rule="median", attack="sign_flip", privacy="grouped(size=2)", transport="exact", rounds=2, quorum=2
+    )
+    with pytest.raises(PulledPlugError):
+        run(
+            experiment, engine=InProcessEngine(), runs=tmp_path, name="masked", shards=shards,
+            callbacks=[pull_the_plug(1)],
+        )  # fmt: skip
+    folder = RunFolder(tmp_path / "masked")
+    name = an_honest_one(folder)
+    withdraw(folder, name)
+    assert name not in {member for test in memory(folder).tests for member in test.members}
+    last = resume(folder, engine=InProcessEngine())[-1]
+    assert {record.hospital_id: record.state for record in last.hospitals}[name] is HospitalState.WITHDRAWN
+    assert last.had_effect
+    assert name not in {member for test in memory(folder).tests for member in test.members}
+
+
 def test_a_group_keeps_what_was_found_of_it_under_no_name() -> None:
     tests = (GroupTest(1, ("a", "b"), 0.2), GroupTest(2, ("b", "c"), 0.9), GroupTest(2, ("a", "d"), 1.0))
     before = GroupMemory(tests, ((1.0, 2.0),), ("a", "b"), inner={"a": 1, "c": 2})
@@ -278,7 +297,23 @@ def test_the_command_says_what_was_deleted_and_what_cannot_be(copied: RunFolder)
     assert "holds no run" in refused.stderr
     further = fedplatform(["run", "--resume", "scan", "--runs", ".", "--engine", "local"], copied.path.parent)
     assert further.returncode == 0, further.stderr
+    assert f"without {name}, which withdrew after round 2" in further.stdout
     assert "round 4/4" in further.stdout
+
+
+def test_who_has_withdrawn_is_asked_for_no_statistics_either(copied: RunFolder) -> None:
+    name = an_honest_one(copied)
+    withdraw(copied, name)
+    words = ["data", "statistics", str(copied.path), "--engine", "local"]
+    done = fedplatform(words, copied.path.parent)
+    assert done.returncode == 0, done.stderr
+    assert name not in done.stdout
+    told = pd.read_parquet(copied.path / "statistics.parquet")
+    assert told["hospital"].nunique() == 4
+    assert name not in set(told["hospital"])
+    refused = fedplatform([*words, "--hospitals", "3"], copied.path.parent)
+    assert refused.returncode == 1
+    assert "is a run, and its scans are dealt already" in refused.stderr
 
 
 def test_a_withdrawal_survives_the_disk(tmp_path: Path) -> None:

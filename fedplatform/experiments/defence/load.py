@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fedplatform.core.compute import CPU
+from fedplatform.core.withdrawal import read_withdrawals
 from fedplatform.data.images import scans_at_once, to_images
-from fedplatform.data.shards import Manifest, Shard
+from fedplatform.data.shards import Manifest, Shard, ShardSummary
 from fedplatform.data.splits import Role
 from fedplatform.defence.kind import KindGate, fit_gates
 from fedplatform.defence.presets import CleanScanLimits, HospitalParts
@@ -80,15 +81,20 @@ class DefendedRun:
         Raises :class:`ExperimentError` where there is none.
         """
         byzantine = self.experiment.adversary().hospital_ids if self.experiment.attack is not None else ()
-        counts = (shard.counts for shard in self.manifest.hospitals)
         tested = tuple(
             name
-            for name, count in zip(self.experiment.inside, counts, strict=True)
-            if name not in byzantine and any(count[Role.VALIDATION]) and any(count[Role.TEST])
+            for name, shard in self._shards().items()
+            if name not in byzantine and any(shard.counts[Role.VALIDATION]) and any(shard.counts[Role.TEST])
         )
         if not tested:
             raise ExperimentError(f"{self.path}: no honest hospital has both validation and test scans")
         return tested
+
+    def _shards(self) -> dict[str, ShardSummary]:
+        """The shards by hospital, in order, but for those that have withdrawn."""
+        gone = {one.hospital_id for one in read_withdrawals(self.path)}
+        pairs = zip(self.experiment.inside, self.manifest.hospitals, strict=True)
+        return {name: shard for name, shard in pairs if name not in gone}
 
     def hospital(self, hospital_id: str) -> HospitalParts:
         """One hospital's parts, read from its own shard and state."""
@@ -117,7 +123,7 @@ class DefendedRun:
         half of them carry no gate.
         """
         scans = {}
-        for name, of_hospital in zip(self.experiment.inside, self.manifest.hospitals, strict=True):
+        for name, of_hospital in self._shards().items():
             shard = Shard.open(self.shards / of_hospital.file)
             roles = [role for role in (Role.TRAIN, Role.VALIDATION) if any(of_hospital.counts[role])]
             parts = []
@@ -138,7 +144,7 @@ class DefendedRun:
         """
         hospitals = [
             replace(self.hospital(hospital_id), settings=settings)
-            for hospital_id, shard in zip(self.experiment.inside, self.manifest.hospitals, strict=True)
+            for hospital_id, shard in self._shards().items()
             if any(shard.counts[Role.VALIDATION]) and self._has_model(hospital_id)
         ]
         calibrated = [(each.calibrated(defence), each.validation[0]) for each in hospitals]
