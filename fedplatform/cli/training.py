@@ -128,11 +128,20 @@ def run(
             f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.byzantine} Byzantine, "
             f"attack {experiment.attack_slug}, rule {experiment.rule_slug}"
         )
+        for one in folder.withdrawals if folder else ():
+            console.print(f"without {one.hospital_id}, which withdrew after round {one.after_round}", soft_wrap=True)
         if experiment.privacy is not None:
             console.print(promise(experiment.privacy, rounds=experiment.rounds), soft_wrap=True)
         with (
             telling_faults(str(experiment.data), lambda: experiment.open_data(data_folder)),
-            opened(engine, address, hosts, experiment, outside=outside) as runner,
+            opened(
+                engine,
+                address,
+                hosts,
+                experiment,
+                outside=outside,
+                withdrawn=folder.withdrawals if folder else (),
+            ) as runner,
             RoundTable(title, rounds=experiment.rounds, console=console) as table,
         ):
             if folder:

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
 from fedplatform.core.messages import HospitalRecord, HospitalState, Predictions, RoundReport
 from fedplatform.core.rounds import PREDICTIONS, TableError, predictions_of, reports_of
+from fedplatform.core.withdrawal import Withdrawal, read_withdrawals
+from fedplatform.experiments.cross_site_table import read_cross_site
 from fedplatform.experiments.report.error import ReportError
 from fedplatform.experiments.weights import START, start_card
 
@@ -76,7 +79,8 @@ class FinishedRun:
     """What a run folder says: its settings as text, its rounds, and the server's sample scans if it kept any.
 
     ``weights`` says in one line what it started from; empty where that was random. ``tests`` is what its last model
-    says of the hospitals' test scans, by hospital.
+    says of the hospitals' test scans, by hospital; ``cross_site`` is of :func:`read_cross_site`, ``withdrawals`` who
+    has left.
     """
 
     name: str
@@ -85,6 +89,8 @@ class FinishedRun:
     samples: Samples | None
     weights: str = ""
     tests: tuple[Predictions, ...] = ()
+    cross_site: pd.DataFrame | None = None
+    withdrawals: tuple[Withdrawal, ...] = ()
 
     @property
     def hospitals(self) -> tuple[HospitalHistory, ...]:
@@ -121,6 +127,8 @@ def read_run(folder: Path) -> FinishedRun:
         samples=_samples(path) if path.is_file() else None,
         weights=start_card(folder / START)["words"] if (folder / START).is_file() else "",
         tests=_tests(folder / PREDICTIONS, round_number=rounds[-1].round_number),
+        cross_site=read_cross_site(folder, round_number=rounds[-1].round_number),
+        withdrawals=read_withdrawals(folder),
     )
 
 
