@@ -85,6 +85,7 @@ MARKERS = {
             "test_scaffold",
             "test_cross_site",
             "test_withdrawal",
+            "test_tasks_run",
         ),
     ),
 }

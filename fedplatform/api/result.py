@@ -7,6 +7,7 @@ import shutil
 import weakref
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -18,6 +19,9 @@ from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from fedplatform.learning.site_figures import SiteFigures
 
 
 class Page(str):
@@ -88,14 +92,6 @@ class Result:
         >>> list(sites.index)
         ['hospital-00', 'hospital-01', 'hospital-02', 'all sites']
         """
-        from fedplatform.learning.site_figures import figures_by_site
-
-        last = int(self.rounds.index[-1])
-        file = self.path / PREDICTIONS
-        predictions = predictions_of(pq.read_table(file), round_number=last) if file.is_file() else ()
-        if not predictions:
-            raise ExperimentError(f"{self.path} kept no predictions of its last round")
-        figures = figures_by_site(predictions)
         rows = [
             {
                 "site": one.site,
@@ -107,7 +103,7 @@ class Result:
                 "specificity": one.specificity,
                 "calibration_error": one.calibration_error,
             }
-            for one in figures
+            for one in self._site_figures
         ]
         return pd.DataFrame(rows).set_index("site")
 
@@ -130,6 +126,50 @@ class Result:
         found = read_cross_site(self.path, round_number=int(self.rounds.index[-1]))
         return cross_site(self.path) if found is None else found
 
+    @cached_property
+    def findings(self) -> pd.DataFrame:
+        """The same of each finding by itself, one row a site and finding, where a scan has any number of them.
+
+        ``scans`` counts those with the finding; ``auc`` and ``balanced_accuracy`` have their intervals; sensitivity and
+        specificity are at a probability of .5. A finding that all scans of a site have, or none, has no AUC and is left
+        out of the means in :attr:`sites`. Raises :class:`ExperimentError` where a scan has one class.
+
+        >>> import fedplatform as fp
+        >>> import numpy as np
+        >>> random = np.random.default_rng(0)
+        >>> mine = fp.from_arrays(random.random((90, 16, 16)), random.integers(0, 2, (90, 2)), classes=["a", "b"])
+        >>> fp.run(data=mine, hospitals=3, byzantine=0, rule="mean", rounds=1).findings.loc["all sites"].index.tolist()
+        ['a', 'b']
+        """
+        if not any(one.findings for one in self._site_figures):
+            raise ExperimentError(f"a scan has one class under task {self.experiment.task}; sites has the figures")
+        rows = [
+            {
+                "site": site.site,
+                "finding": name,
+                "scans": one.scans,
+                **{f"auc{end}": value for end, value in one.auc.named()},
+                **{f"balanced_accuracy{end}": value for end, value in one.balanced_accuracy.named()},
+                "accuracy": one.accuracy,
+                "sensitivity": one.sensitivity,
+                "specificity": one.specificity,
+            }
+            for site in self._site_figures
+            for name, one in zip(self.classes, site.findings, strict=True)
+        ]
+        return pd.DataFrame(rows).set_index(["site", "finding"])
+
+    @cached_property
+    def _site_figures(self) -> tuple[SiteFigures, ...]:
+        from fedplatform.learning.site_figures import figures_by_site
+
+        last = int(self.rounds.index[-1])
+        file = self.path / PREDICTIONS
+        predictions = predictions_of(pq.read_table(file), round_number=last) if file.is_file() else ()
+        if not predictions:
+            raise ExperimentError(f"{self.path} kept no predictions of its last round")
+        return figures_by_site(predictions)
+
     def _table(self, name: str) -> pd.DataFrame:
         table: pd.DataFrame = pq.read_table(self.path / name).to_pandas()
         return table
@@ -146,7 +186,9 @@ class Result:
         return Page(write_report(self.path).read_text(encoding="utf-8"))
 
     def scans(self, hospital_id: str, *, role: str = "test") -> tuple[torch.Tensor, torch.Tensor]:
-        """A hospital's scans of a role (train, validation or test): images (n, c, h, w) in [0, 1] and labels (n,).
+        """A hospital's scans of a role (train, validation or test): images (n, c, h, w) in [0, 1], and labels.
+
+        These are (n,), or (n, k) of 0 and 1 where a scan has any number of findings.
 
         Raises :class:`ExperimentError` for an unknown hospital or role.
         """

@@ -123,7 +123,7 @@ def experiment_of(
     rules: Sequence[str] = (),
     attacks: Sequence[str] = (),
 ) -> Experiment:
-    """An experiment from what :func:`run` takes; scans in memory bring their own size and a root set that fits.
+    """An experiment from what :func:`run` takes; scans in memory bring their size, their task and a root set that fits.
 
     ``rules`` and ``attacks`` are what a comparison tries.
     """
@@ -138,4 +138,6 @@ def experiment_of(
     if isinstance(data, InMemoryScans):
         given.setdefault("size", max(8, data.side))
         given.setdefault("root_size", min(100, len(data.labels) // ROOT_SHARE))
+        if data.is_multilabel:
+            given.setdefault("task", "multilabel")
     return Experiment.from_settings(given)

@@ -18,7 +18,7 @@ def data() -> None:
     """List data sets, audit them for leaks, and partition them over hospitals.
 
     Your own data needs no code: a folder with one subfolder a class (PNG, JPEG, TIFF, DICOM, NIfTI), an .npz in the
-    layout of MedMNIST or Keras, or a Parquet file with the columns image and label.
+    layout of MedMNIST or Keras, or a Parquet file with the columns image and label, or label_NAME for each finding.
     """
 
 
@@ -98,7 +98,7 @@ def partition(recipe: str, folder: Path, *, data_folder: Path | None, **changes:
         with telling_faults(data, experiment.open_data), counting_bar("dealing scans to hospitals") as progress:
             manifest = partition_data(experiment, folder, data_folder=data_folder, progress=progress)
         roles = list(manifest.hospitals[0].counts)
-        table = Table("shard", *roles, title=f"scans by class: {' / '.join(manifest.classes)}", title_justify="left")
+        table = Table("shard", *roles, title=f"scans by class: {' / '.join(manifest.counted)}", title_justify="left")
         for shard in [*manifest.hospitals, *([manifest.root] if manifest.root else [])]:
             table.add_row(shard.file, *(" / ".join(map(str, shard.counts.get(role, ()))) for role in roles))
         console.print(table)
@@ -185,7 +185,7 @@ def statistics(
                 name = str(experiment.data)
                 with telling_faults(name, experiment.open_data), counting_bar("dealing scans to hospitals") as progress:
                     partition_data(experiment, shards, data_folder=data_folder, progress=progress)
-            classes = Manifest.load(shards).classes
+            classes = Manifest.load(shards).counted
             with opened(engine, address, hosts, experiment, withdrawn=withdrawn) as runner:
                 sites = runner.statistics(experiment, shards, least=least, withdrawn=withdrawn)
         folder = out or (run.path if run else Path(f"statistics-{experiment.data_slug}"))

@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from fedplatform.core.tasks import confusions
+
 NAN = float("nan")
 TRAINING_RAISED = "its training raised"  # how the reason of a hospital whose own code failed begins
 WITHOUT_EFFECT = "round without effect"  # how the reason of everybody begins where the model stays as it was
@@ -69,7 +71,8 @@ class Reply:
 class Predictions:
     """What the current model says of one hospital's own scans in a role (``test``); the scans themselves stay.
 
-    ``probabilities`` is (m, num_classes) float32, ``labels`` (m,) int64, ``loss`` the mean cross-entropy. ``failure``
+    ``probabilities`` is (m, num_classes) float32, ``labels`` (m,) int64 or (m, num_classes) where a scan has any number
+    of findings (:mod:`fedplatform.core.tasks`), ``loss`` the mean cross-entropy. ``failure``
     says in one line why there are none, where the hospital could not answer. ``groups`` (m,) int64 numbers the patients
     from 0, so that scans which belong together are known and nobody behind them; left out, each scan is by itself.
     """
@@ -239,7 +242,13 @@ class HospitalRecord:
 
 @dataclass(frozen=True)
 class RoundReport:
-    """One row of ``rounds.parquet`` and the hospitals' rows beneath it. Figures are of the pooled test scans."""
+    """One row of ``rounds.parquet`` and the hospitals' rows beneath it. Figures are of the pooled test scans.
+
+    Where a scan has any number of findings, ``label_auc`` has one figure a finding, NaN for one that all test scans
+    have or none; accuracy, AUC and the like are means over findings, and ``confusion`` is (2 k, 2 k), of finding j the
+    rows and columns 2 j (without) and 2 j + 1 (with). Of ordered classes there is Cohen's kappa with quadratic weights,
+    and how many classes an answer is off in the mean.
+    """
 
     round_number: int
     accuracy: float
@@ -257,6 +266,9 @@ class RoundReport:
     validation_auc: float = NAN
     validation_loss: float = NAN
     best_round: int = 0  # the best so far by validation; 0 where nothing was judged
+    label_auc: tuple[float, ...] = field(default=(), repr=False)
+    quadratic_kappa: float = NAN
+    mean_absolute_error: float = NAN
     tests: tuple[Predictions, ...] = field(default=(), repr=False, compare=False)  # in no table
 
     def without_tests(self) -> RoundReport:
@@ -271,13 +283,16 @@ class RoundReport:
     @property
     def balanced_accuracy(self) -> float:
         """The mean over the classes of the share of their scans that were answered rightly; NaN where one has none."""
-        return balanced_accuracy(self.confusion)
+        return balanced_accuracy(self.confusion, findings=len(self.label_auc))
 
     @property
     def majority(self) -> float:
-        """The accuracy of always answering with the most frequent class of the test scans; NaN without any."""
-        counts = [sum(row) for row in self.confusion]
-        return max(counts) / sum(counts) if sum(counts) else NAN
+        """The accuracy of always giving the most frequent answer, to each finding by itself; NaN without test scans."""
+        shares = []
+        for question in confusions(self.confusion, findings=len(self.label_auc)):
+            counts = [sum(row) for row in question]
+            shares.append(max(counts) / sum(counts) if sum(counts) else NAN)
+        return sum(shares) / len(shares)
 
     @property
     def beats_majority(self) -> bool:
@@ -291,9 +306,13 @@ def best_of(reports: Sequence[RoundReport]) -> RoundReport:
     return next((report for report in reports if report.round_number == last.best_round), last)
 
 
-def balanced_accuracy(confusion: Sequence[Sequence[int]]) -> float:
-    """The mean over the classes of the share of their scans that were answered rightly; NaN where one has none."""
-    counts = [sum(row) for row in confusion]
-    if not counts or not all(counts):
-        return NAN
-    return sum(row[label] / sum(row) for label, row in enumerate(confusion)) / len(counts)
+def balanced_accuracy(confusion: Sequence[Sequence[int]], *, findings: int = 0) -> float:
+    """The mean over the classes of the share of their scans that were answered rightly; NaN where one has none.
+
+    Of several ``findings`` the mean of (sensitivity + specificity) / 2 over those that some scans have and some not.
+    """
+    known = []
+    for question in confusions(confusion, findings=findings):
+        if question and all(map(sum, question)):
+            known.append(sum(row[label] / sum(row) for label, row in enumerate(question)) / len(question))
+    return sum(known) / len(known) if known else NAN

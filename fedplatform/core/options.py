@@ -131,11 +131,19 @@ EXPERIMENT: dict[str, Option] = {
     "algorithm": Option(
         "local training: fedavg, fedprox, fedbn, fedbn_p, silo_bn, fedper, fedrep, ditto, apfl, scaffold", "fedbn_p"
     ),
+    "task": Option(
+        "what a scan's label is: multiclass (one class), multilabel (any number of findings, each yes or no), ordinal "
+        "(a grade: classes in order, lowest first)",
+        "multiclass",
+        ("multiclass", "multilabel", "ordinal"),
+    ),
     "objective": Option(
-        "loss that local training minimises: cross_entropy(label_smoothing=0.0), adversarial(epsilon=0.015, steps=1), "
-        "trades(epsilon=0.015, beta=6.0), or generative (the network's own loss). Against classes of unequal size: "
-        "cross_entropy(class_weights=balanced), cross_entropy(logit_adjustment=1.0), cross_entropy(focal=2.0)",
+        "loss that local training minimises: cross_entropy(label_smoothing=0.0), binary_cross_entropy (multilabel), "
+        "ordinal, adversarial(epsilon=0.015, steps=1), trades(epsilon=0.015, beta=6.0), or generative (the network's "
+        "own loss). Against classes of unequal size: cross_entropy(class_weights=balanced), "
+        "binary_cross_entropy(class_weights=balanced), cross_entropy(logit_adjustment=1.0), cross_entropy(focal=2.0)",
         "cross_entropy",
+        shown="the task's: cross_entropy, binary_cross_entropy, ordinal",
     ),
     "augmentation": Option(
         "data augmentation in training: none, mirror, orientation, anatomy, scanner, or your own as FILE.py:CLASS",

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from fedplatform.core.errors import FedplatformError
 from fedplatform.core.messages import NAN, HospitalRecord, HospitalState, Predictions, RoundReport
+from fedplatform.core.tasks import is_multilabel
 
 PREDICTIONS = "predictions.parquet"  # what the last model says of the test scans
 NOT_COLUMNS = ("hospitals", "tests")  # of a report
@@ -49,14 +50,17 @@ def reports_of(rounds: pa.Table, hospitals: pa.Table) -> tuple[RoundReport, ...]
 
 
 def predictions_table(report: RoundReport) -> pa.Table:
-    """What a round's model says of test scans, a row each: hospital, group within it, label, a probability a class."""
+    """What a round's model says of test scans, a row each: hospital, group within it, label, a probability a class.
+
+    Where a scan has any number of findings, its label is a list of 0 and 1.
+    """
     judged = [one for one in report.tests if len(one.labels)]
     return pa.table(
         {
             "round": pa.array([report.round_number for one in judged for _ in one.labels], pa.int64()),
             "hospital": pa.array([one.hospital_id for one in judged for _ in one.labels], pa.string()),
             "group": pa.array([int(group) for one in judged for group in one.groups], pa.int64()),
-            "label": pa.array([int(label) for one in judged for label in one.labels], pa.int64()),
+            "label": pa.array([label for one in judged for label in one.labels.tolist()], _label_type(judged)),
             "probabilities": pa.array([row for one in judged for row in one.probabilities], pa.list_(pa.float32())),
         }
     )
@@ -70,7 +74,7 @@ def predictions_of(table: pa.Table, *, round_number: int) -> tuple[Predictions, 
     if set(table.column("round").to_pylist()) != {round_number}:
         return ()
     hospitals = np.array(table.column("hospital").to_pylist())
-    labels, groups = (table.column(name).to_numpy() for name in ("label", "group"))
+    labels, groups = (np.array(table.column(name).to_pylist(), np.int64) for name in ("label", "group"))
     rows = table.column("probabilities").to_pylist()
     found = []
     for name in dict.fromkeys(hospitals.tolist()):
@@ -80,9 +84,14 @@ def predictions_of(table: pa.Table, *, round_number: int) -> tuple[Predictions, 
     return tuple(found)
 
 
+def _label_type(judged: Sequence[Predictions]) -> Any:
+    lists = any(is_multilabel(one.labels) for one in judged)
+    return pa.list_(pa.int64()) if lists else pa.int64()
+
+
 def _row_of_round(report: RoundReport) -> dict[str, object]:
     row = {field.name: getattr(report, field.name) for field in fields(report) if field.name not in NOT_COLUMNS}
-    return {**row, "confusion": [list(line) for line in report.confusion]}
+    return {**row, "confusion": [list(line) for line in report.confusion], "label_auc": list(report.label_auc)}
 
 
 def _rows(table: pa.Table, kind: type, *, file: str, skip: tuple[str, ...] = ()) -> list[dict[str, Any]]:
@@ -104,4 +113,6 @@ def _rows(table: pa.Table, kind: type, *, file: str, skip: tuple[str, ...] = ())
             row["state"] = HospitalState(row["state"])
         if "confusion" in row:
             row["confusion"] = tuple(tuple(line) for line in row["confusion"])
+        if "label_auc" in row:
+            row["label_auc"] = tuple(math.nan if value is None else value for value in row["label_auc"])
     return rows

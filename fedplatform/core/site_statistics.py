@@ -29,8 +29,9 @@ class PatientBin:
 class SiteStatistics:
     """One hospital's scans in numbers; a cell of ``counts`` with fewer than ``least`` patients is suppressed.
 
-    ``counts`` are scans by role and class: None where suppressed, 0 where there is none. All other figures are of the
-    scans in cells that are shown, and of no other: nothing here depends on what a suppressed cell holds, so no total
+    ``counts`` are scans by role and class: None where suppressed, 0 where there is none. Where a scan has any number of
+    findings they are by finding, those without one last, and of scans with no suppressed finding. All other figures are
+    of the ``shown`` scans, which are in no suppressed cell: nothing here depends on what such a cell holds, so no total
     and no sum gives it away. ``patients`` and ``scans_per_patient`` are of these scans, and so are, by channel,
     ``histogram`` (shares of the pixels, :data:`BINS` each), ``means`` and ``deviations`` (pixels in [0, 1]); they are
     empty where no cell is shown. ``names_patients`` says whether the data set named the patient of every scan (True) or
@@ -43,6 +44,7 @@ class SiteStatistics:
     size: int = 0
     channels: int = 0
     counts: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    shown: int = 0
     patients: int = 0
     scans_per_patient: tuple[PatientBin, ...] = ()
     histogram: tuple[tuple[float, ...], ...] = ()
@@ -50,11 +52,6 @@ class SiteStatistics:
     deviations: tuple[float, ...] = ()
     names_patients: bool | None = None
     failure: str = ""
-
-    @property
-    def shown(self) -> int:
-        """Scans in the cells that are shown."""
-        return sum(count or 0 for counts in self.counts.values() for count in counts)
 
     @property
     def suppressed(self) -> int:

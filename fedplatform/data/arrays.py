@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from fedplatform.core.tasks import is_multilabel
 from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
-from fedplatform.data.index import Integers
+from fedplatform.data.index import Integers, list_column
 from fedplatform.data.pictures import BATCH, batches
 
+LABEL_NAMES = "label_names"  # of an array that names the findings; the layouts have none
 # (pictures, labels, published split) of every part, by layout.
 LAYOUTS = {
     "MedMNIST": (
@@ -31,8 +33,9 @@ LAYOUTS = {
 class ArraySource:
     """Scans in an npz file of the MedMNIST (Yang et al., 2023) or the Keras layout; the published split is kept.
 
-    Pictures are uint8 (n, h, w), (n, h, w, 1) or (n, h, w, 3), labels whole numbers (n,) or (n, 1). Pictures are
-    read from the archive piece by piece, so a 10 GB file does not have to fit in memory.
+    Pictures are uint8 (n, h, w), (n, h, w, 1) or (n, h, w, 3), labels whole numbers (n,) or (n, 1). Labels (n, k) of 0
+    and 1 say which of k findings each scan has, as in ChestMNIST; ``label_names`` (k,) may name them. Pictures are read
+    from the archive piece by piece, so a 10 GB file does not have to fit in memory.
     """
 
     path: Path
@@ -54,7 +57,7 @@ class ArraySource:
 
     @cached_property
     def _labels(self) -> dict[str, np.ndarray]:
-        """Labels (n,) int64 by published split."""
+        """Labels (n,) or (n, k) int64 by published split."""
         labels: dict[str, np.ndarray] = {}
         for images, name, split in _parts_of(self._shapes):
             try:
@@ -62,24 +65,43 @@ class ArraySource:
                     values = archive[name]
             except (OSError, zipfile.BadZipFile, ValueError) as error:
                 raise _refused(self.path, error) from error
-            rows = self._shapes[images][0]
-            if values.shape not in ((rows,), (rows, 1)) or not np.issubdtype(values.dtype, np.integer):
-                raise DataError(
-                    f"{self.path}: {name} must hold one whole number a picture ({rows}), "
-                    f"got {values.dtype} {values.shape}"
-                )
-            labels[split] = values.reshape(-1).astype(np.int64)
+            labels[split] = _checked(values, rows=self._shapes[images][0], what=f"{self.path}: {name}")
+        if len({part.shape[1:] for part in labels.values()}) > 1:
+            shapes = ", ".join(f"{split} {part.shape}" for split, part in labels.items())
+            raise DataError(f"{self.path}: every part has labels of the same findings, got {shapes}")
         return labels
+
+    @cached_property
+    def _all_labels(self) -> Integers:
+        """The labels of all parts, (n,) or (n, k) int64."""
+        return np.concatenate(list(self._labels.values()))
 
     @cached_property
     def _codes(self) -> np.ndarray:
         """The numbers that occur as labels, ascending, (k,) int64."""
-        return np.unique(np.concatenate(list(self._labels.values())))
+        return np.unique(self._all_labels)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The numbers that occur as labels: the layouts carry no names."""
-        return tuple(map(str, self._codes))
+        """The numbers that occur as labels; of findings their names where the file has any, else their numbers."""
+        if not is_multilabel(self._all_labels):
+            return tuple(map(str, self._codes))
+        count = self._all_labels.shape[1]
+        return self._label_names(count) or tuple(map(str, range(count)))
+
+    def _label_names(self, count: int) -> tuple[str, ...]:
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                names = archive[LABEL_NAMES] if LABEL_NAMES in archive.files else None
+        except (OSError, zipfile.BadZipFile, ValueError) as error:
+            raise _refused(self.path, error) from error
+        if names is None:
+            return ()
+        if names.shape != (count,) or names.dtype.kind != "U" or len(set(names.tolist())) < count:
+            raise DataError(
+                f"{self.path}: {LABEL_NAMES} must hold {count} different names, got {names.dtype} {names.shape}"
+            )
+        return tuple(map(str, names.tolist()))
 
     @property
     def channels(self) -> int:
@@ -89,9 +111,10 @@ class ArraySource:
     def index(self) -> pa.Table:
         """One row a scan: ``label`` and the published ``split``."""
         splits = [np.full(len(part), split) for split, part in self._labels.items()]
+        labels = self._all_labels
         return pa.table(
             {
-                "label": np.searchsorted(self._codes, np.concatenate(list(self._labels.values()))),
+                "label": list_column(labels) if is_multilabel(labels) else np.searchsorted(self._codes, labels),
                 "split": pa.array(np.concatenate(splits).tolist(), pa.string()),
             }
         )
@@ -118,6 +141,21 @@ class ArraySource:
                             yield from np.frombuffer(data, np.uint8).reshape(rows, *picture)
         except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
             raise _refused(self.path, error) from error
+
+
+def _checked(values: np.ndarray, *, rows: int, what: str) -> Integers:
+    """Labels as (n,) or (n, k) int64."""
+    is_whole = np.issubdtype(values.dtype, np.integer)
+    if values.shape in ((rows,), (rows, 1)) and is_whole:
+        return values.reshape(-1).astype(np.int64)
+    if values.ndim != 2 or len(values) != rows or not values.shape[1] or not (is_whole or values.dtype == np.bool_):
+        raise DataError(
+            f"{what} must hold one whole number a picture ({rows}), got {values.dtype} {values.shape}; where a scan "
+            "has any number of findings, a row of 0 and 1 a picture"
+        )
+    if not np.isin(values, (0, 1)).all():
+        raise DataError(f"{what} must hold 0 or 1 of each finding, got {values.min()} to {values.max()}")
+    return values.astype(np.int64)
 
 
 def _parts(names: set[str], path: Path) -> tuple[tuple[str, str, str], ...]:

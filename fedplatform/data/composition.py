@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from fedplatform.core.tasks import has, needed_everywhere
 from fedplatform.data.error import DataError
 from fedplatform.data.index import Index
 
@@ -15,7 +16,7 @@ def rarest_class_by_site(index: Index) -> tuple[str, list[float]]:
     """The rarest class, and its share at each site; none where there are no sites."""
     label = int(index.class_counts.argmin())
     sites = [] if index.sites is None else [index.sites == site for site in np.unique(index.sites)]
-    return index.classes[label], [float((index.labels[here] == label).mean()) for here in sites]
+    return index.classes[label], [float(has(index.labels[here], label).mean()) for here in sites]
 
 
 def sites_differ_in_mix(index: Index) -> bool:
@@ -40,14 +41,13 @@ def patients_at_several_sites(index: Index) -> int:
 
 def require_enough(index: Index) -> None:
     """Raise DataError for a class of fewer than three patients, or scans, in words that say what to do."""
-    for label, name in enumerate(index.classes):
-        here = index.labels == label
+    for words, here in needed_everywhere(index.labels, index.classes):
         scans = int(here.sum())
         count = scans if index.groups is None else len(np.unique(index.groups[here]))
         if 0 < count < 3:
             what = f"{scans} scans" if index.groups is None else f"scans of {count} patients"
             raise DataError(
-                f"class {name!r} has {what}; training, validation and test need one each, and a network needs dozens"
+                f"{words} has {what}; training, validation and test need one each, and a network needs dozens"
             )
 
 

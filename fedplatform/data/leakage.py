@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fedplatform.core.seeding import numpy_generator
+from fedplatform.core.tasks import distinct
 from fedplatform.data.brightness import Pixels
 from fedplatform.data.index import Index, Integers
 from fedplatform.data.source import Source
@@ -32,7 +33,8 @@ class AuditReport:
     """What is known of a data set's leaks; counts are of scans unless said otherwise.
 
     ``searched`` scans were searched for twins and ``queries`` of them looked up (fewer than ``scans`` where the set is
-    large). ``duplicates`` repeat an earlier scan pixel by pixel, ``conflicting`` have such a copy of another class.
+    large). Where a scan has any number of findings, the rarest that it has stands for its class. ``duplicates`` repeat
+    an earlier scan pixel by pixel, ``conflicting`` have such a copy of another class.
     ``given_groups`` is None where the source has none; ``found_groups`` are components of near-identical pictures,
     ``twins`` the scans in a component of more than one, ``largest_group`` the size of the largest. The accuracies are
     those of the nearest neighbour on raw pixels (cosine at 64 x 64, grey, zero mean), over five test parts of a fifth
@@ -82,7 +84,8 @@ def audit(
     if len(index) > max_scans:
         kept = np.sort(generator.choice(len(index), max_scans, replace=False))
     pixels, digests = _small_pictures(source, kept, len(index))
-    labels = index.labels[kept]
+    kinds = index.kinds
+    labels = kinds[kept]
 
     thumbnails = np.stack([thumbnail(picture) for picture in pixels])
     found = find_groups(thumbnails, labels, threshold)
@@ -103,7 +106,7 @@ def audit(
         splits.append(published)
     hits = _nearest_neighbour_hits(pixels, labels, splits, queries)
 
-    copies, conflicting = _copies(digests, index.labels)
+    copies, conflicting = _copies(digests, distinct(index.labels))
     report = AuditReport(
         classes=index.classes,
         class_counts=tuple(int(count) for count in index.class_counts),
@@ -119,7 +122,7 @@ def audit(
         random_accuracies=_by_part(hits[0], by_picture[queries]),
         group_safe_accuracies=_by_part(hits[1], by_group[queries]),
         published_accuracy=None if published is None else _by_part(hits[2], published[queries])[-1],
-        majority=float(index.class_counts.max() / len(index)),
+        majority=float(np.bincount(kinds).max() / len(index)),
         warnings=(),
     )
     return replace(report, warnings=_warnings(report))
@@ -179,7 +182,7 @@ def search_groups(thumbnails: Floats, index: Index, *, threshold: float = THRESH
     found = np.arange(len(index))
     for at_least in (threshold, *(higher for higher in STRICTER if higher > threshold)):
         found = find_groups(thumbnails, strata, at_least)
-        if not _too_coarse(int(np.bincount(found).max()), scans=len(index), classes=len(index.classes)):
+        if not _too_coarse(int(np.bincount(found).max()), scans=len(index), classes=len(index.kind_names)):
             break
     return found
 

@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from fedplatform.core.tasks import is_multilabel
 from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
+from fedplatform.data.index import list_column
 from fedplatform.data.pictures import batches
 
 
@@ -18,8 +20,8 @@ from fedplatform.data.pictures import batches
 class InMemoryScans:
     """Scans in memory, a :class:`fedplatform.data.source.Source`; made by :func:`from_arrays`.
 
-    ``pixels`` is (n, h, w) or (n, h, w, 3) uint8, ``labels`` (n,) int64, ``groups`` (n,) int64 and ``sites`` (n,) str
-    or None.
+    ``pixels`` is (n, h, w) or (n, h, w, 3) uint8, ``labels`` (n,) or (n, k) int64, ``groups`` (n,) int64 and ``sites``
+    (n,) str or None.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -35,13 +37,18 @@ class InMemoryScans:
         return 3 if self.pixels.ndim == 4 else 1
 
     @property
+    def is_multilabel(self) -> bool:
+        """Whether a scan has any number of findings."""
+        return is_multilabel(self.labels)
+
+    @property
     def side(self) -> int:
         """The longer side of a scan, in pixels."""
         return int(max(self.pixels.shape[1:3]))
 
     def index(self) -> pa.Table:
         """One row a scan: label, and group and site where they are known."""
-        columns: dict[str, object] = {"label": self.labels}
+        columns: dict[str, object] = {"label": list_column(self.labels) if self.is_multilabel else self.labels}
         if self.groups is not None:
             columns["group"] = self.groups
         if self.sites is not None:
@@ -75,7 +82,8 @@ def from_arrays(
 
     ``images`` is (n, h, w), (n, c, h, w) or (n, h, w, c) with one or three channels: uint8, or floats in [0, 1], which
     are kept to 8 bits. ``labels`` (n,) are whole numbers; ``classes`` names them in ascending order (default: the
-    numbers themselves). ``groups`` (n,) says which scans belong together, such as those of one patient: no split cuts a
+    numbers themselves). Labels (n, k) of 0 and 1 say which of k findings a scan has, and ``classes`` names these.
+    ``groups`` (n,) says which scans belong together, such as those of one patient: no split cuts a
     group. Without, near-identical scans are searched for. ``sites`` (n,) names the hospital of each scan. Raises
     :class:`DataError` where they do not fit together.
 
@@ -85,13 +93,7 @@ def from_arrays(
     """
     pixels = _pixels(np.asarray(images))
     n = len(pixels)
-    numbers = np.asarray(labels)
-    if numbers.shape != (n,) or not np.issubdtype(numbers.dtype, np.integer):
-        raise DataError(f"labels are one whole number a scan ({n}), got {numbers.dtype} {numbers.shape}")
-    found, places = np.unique(numbers, return_inverse=True)
-    names = tuple(map(str, found)) if classes is None else tuple(classes)
-    if len(names) != len(found):
-        raise DataError(f"{len(found)} different labels need as many classes, got {len(names)}")
+    places, names = _labels(np.asarray(labels), n, classes)
     kept = None if groups is None else np.asarray(groups)
     if kept is not None and (kept.shape != (n,) or not np.issubdtype(kept.dtype, np.integer)):
         raise DataError(f"groups are one whole number a scan ({n}), got {kept.dtype} {kept.shape}")
@@ -99,12 +101,34 @@ def from_arrays(
         raise DataError(f"sites are one name a scan ({n}), got {len(sites)}")
     return InMemoryScans(
         pixels,
-        places.astype(np.int64),
+        places,
         names,
         None if kept is None else kept.astype(np.int64),
         None if sites is None else np.asarray(sites, dtype=np.str_),
         name,
     )
+
+
+def _labels(
+    numbers: np.ndarray, n: int, classes: Sequence[str] | None
+) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """Labels (n,) from 0, or findings (n, k), and the names of the classes."""
+    if is_multilabel(numbers) and numbers.shape[1] > 1:
+        if len(numbers) != n or not np.isin(numbers, (0, 1)).all():
+            raise DataError(
+                f"labels of findings are 0 or 1, a row for each of {n} scans, got {numbers.dtype} {numbers.shape} of "
+                f"{numbers.min()} to {numbers.max()}"
+            )
+        places, found = numbers, np.arange(numbers.shape[1])
+    else:
+        if numbers.shape != (n,) or not np.issubdtype(numbers.dtype, np.integer):
+            raise DataError(f"labels are one whole number a scan ({n}), got {numbers.dtype} {numbers.shape}")
+        found, places = np.unique(numbers, return_inverse=True)
+    names = tuple(map(str, found)) if classes is None else tuple(classes)
+    if len(names) != len(found):
+        what = "findings" if is_multilabel(numbers) else "different labels"
+        raise DataError(f"{len(found)} {what} need as many classes, got {len(names)}")
+    return places.astype(np.int64), names
 
 
 def _pixels(images: np.ndarray) -> npt.NDArray[np.uint8]:

@@ -16,18 +16,22 @@ import pyarrow.parquet as pq
 
 from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
-from fedplatform.data.index import Integers
+from fedplatform.data.index import Integers, holds_lists, list_column
 from fedplatform.data.patients import COLUMNS, GIVEN, NOBODY
 from fedplatform.data.pictures import batches, decode
 
 # Read through a small buffer: a row group may be larger than all that is wanted in memory.
 BUFFER_BYTES = 1 << 20
+FINDING = "label_"  # begins the name of a column that says 0 or 1 of one finding
 SPLIT_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
 class ParquetSource:
     """Scans in a Parquet file: ``image`` (encoded bytes, or a struct with ``bytes``) and ``label`` (number or word).
+
+    A scan with any number of findings has a list of 0 and 1 as its ``label``, one for each finding, or, without that
+    column, one column of 0 and 1 for each, ``label_NAME``.
 
     Optional columns: the patient (number or word) in ``group``, ``patient``, ``subject_id`` or another of
     :data:`~fedplatform.data.patients.COLUMNS`, or in the column that ``patients`` names (``none``: in none);
@@ -58,13 +62,29 @@ class ParquetSource:
             schema = pq.read_schema(self.path)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{self.path}: not a Parquet file ({str(error).splitlines()[0]})") from error
-        for name in ("image", "label"):
+        findings = _finding_columns(schema.names)
+        for name in ("image", *(() if findings else ("label",))):
             if name not in schema.names:
                 raise DataError(f"{self.path}: needs a column {name!r}, got {', '.join(schema.names)}")
-        kind = schema.field("label").type
-        if not (_holds_words(kind) or pa.types.is_integer(kind)):
-            raise DataError(f"{self.path}: column 'label' must hold whole numbers or words, got {kind}")
+        for name in findings:
+            if not _says_yes_or_no(kind := schema.field(name).type):
+                raise DataError(f"{self.path}: column {name!r} must hold 0 or 1, got {kind}")
+        kind = None if findings else schema.field("label").type
+        if kind is not None and not (_holds_words(kind) or pa.types.is_integer(kind) or holds_lists(kind)):
+            raise DataError(
+                f"{self.path}: column 'label' must hold whole numbers, words, or lists of 0 and 1, got {kind}"
+            )
         return schema
+
+    @property
+    def _findings(self) -> tuple[str, ...]:
+        """The columns that say 0 or 1 of one finding each, in the order of the file."""
+        return _finding_columns(self._schema.names)
+
+    @property
+    def _is_listed(self) -> bool:
+        """Whether the label of a scan is a list."""
+        return not self._findings and holds_lists(self._schema.field("label").type)
 
     def _read(self, name: str) -> Any:
         return pq.read_table(self.path, columns=[name]).column(0).combine_chunks()
@@ -72,17 +92,22 @@ class ParquetSource:
     @cached_property
     def _words(self) -> tuple[str, ...] | None:
         """The classes of a label column that holds words, in alphabetical order."""
-        if not _holds_words(self._schema.field("label").type):
+        if self._findings or not _holds_words(self._schema.field("label").type):
             return None
         return tuple(sorted(word for word in self._read("label").unique().to_pylist() if word is not None))
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """The class names, by label."""
+        if self._findings:
+            return tuple(name.removeprefix(FINDING) for name in self._findings)
         if self._words is not None:
             return self._words
         if self._names is not None:
             return self._names
+        if self._is_listed:
+            lengths = pc.list_value_length(self._read("label"))
+            return tuple(map(str, range(pc.max(lengths).as_py() or 0)))
         return tuple(map(str, self._codes))
 
     @property
@@ -92,7 +117,10 @@ class ParquetSource:
         if b"classes" in metadata:
             return tuple(metadata[b"classes"].decode().split(","))
         features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        return tuple(features.get("label", {}).get("names") or ()) or None
+        told = features.get("label", {})
+        # Of a list, the hub says what stands in each of its places, in one of two ways.
+        told = told[0] if isinstance(told, list) else told.get("feature") or told
+        return tuple(told.get("names") or ()) or None
 
     @cached_property
     def _codes(self) -> tuple[int, ...]:
@@ -107,12 +135,7 @@ class ParquetSource:
     def index(self) -> pa.Table:
         """One row a scan: ``label`` and whatever of ``group``, ``fold``, ``site`` and ``split`` the file has."""
         names = self._schema.names
-        columns = {"label": self._read("label")}
-        if self._words is not None:
-            columns["label"] = pc.index_in(columns["label"], value_set=pa.array(self._words)).cast(pa.int64())
-        elif self._names is None:
-            codes = pa.array(self._codes, columns["label"].type)
-            columns["label"] = pc.index_in(columns["label"], value_set=codes).cast(pa.int64())
+        columns = {"label": self._matrix() if self._findings else self._numbered()}
         if self.patient_column is not None:
             group = self._read(self.patient_column)
             if not pa.types.is_integer(group.type):
@@ -131,6 +154,28 @@ class ParquetSource:
                 )
             columns["split"] = pa.array([SPLIT_NAMES[name] for name in found], pa.string())
         return pa.table(columns)
+
+    def _numbered(self) -> Any:
+        """The column of labels with the classes numbered; a list says of each of them whether the scan has it."""
+        column = self._read("label")
+        if self._words is not None:
+            return pc.index_in(column, value_set=pa.array(self._words)).cast(pa.int64())
+        if self._names is None and not self._is_listed:
+            return pc.index_in(column, value_set=pa.array(self._codes, column.type)).cast(pa.int64())
+        return column
+
+    def _matrix(self) -> pa.FixedSizeListArray:
+        """The columns of findings as one column of lists."""
+        columns = []
+        for name in self._findings:
+            column = self._read(name)
+            if column.null_count:
+                raise DataError(
+                    f"{self.path}: column {name!r} is empty in {column.null_count} of {len(column)} rows; it says 0 or "
+                    "1 of each scan"
+                )
+            columns.append(np.asarray(column.cast(pa.int64()).to_numpy()))
+        return list_column(np.stack(columns, axis=1))
 
     def images(self, *, size: int, channels: int) -> Iterator[np.ndarray]:
         """Decode the pictures in the order of the file, as uint8 (b, channels, size, size)."""
@@ -167,6 +212,14 @@ class ParquetSource:
                 column = batch.column(0).field("bytes") if is_struct else batch.column(0)
                 for value in column:
                     yield value.as_py()
+
+
+def _finding_columns(names: list[str]) -> tuple[str, ...]:
+    return () if "label" in names else tuple(name for name in names if name.startswith(FINDING) and name != FINDING)
+
+
+def _says_yes_or_no(kind: Any) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind))
 
 
 def _holds_words(kind: Any) -> bool:

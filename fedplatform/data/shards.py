@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fedplatform.core.files import write_whole
+from fedplatform.core.tasks import TaskName, kind_names, misfit, places_in_tally
 from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
-from fedplatform.data.index import Index, Integers, Strings
+from fedplatform.data.index import Index, Integers, Strings, holds_lists, matrix_of
 from fedplatform.data.leakage import THRESHOLD, groups_of
 from fedplatform.data.origin import Origin
 from fedplatform.data.partition import SERVER, Partition, spread
@@ -55,7 +56,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """One shard: its file, the scans of every class by role, and a digest of its pixels, labels and roles."""
+    """One shard: its file, the scans of every class by role, and a digest of its pixels, labels and roles.
+
+    Where a scan has any number of findings, the counts are of scans with each finding, and of those without any.
+    """
 
     file: str
     counts: dict[str, tuple[int, ...]]
@@ -66,7 +70,8 @@ class ShardSummary:
 class Manifest:
     """What lies in a folder of shards: ``hospitals`` in their order, and ``root`` or None where the server has none.
 
-    ``origins`` are the kinds of files that the scans' headers named.
+    ``origins`` are the kinds of files that the scans' headers named; ``is_multilabel`` says that a scan has any number
+    of findings.
     """
 
     settings: Settings
@@ -74,6 +79,12 @@ class Manifest:
     hospitals: tuple[ShardSummary, ...]
     root: ShardSummary | None
     origins: tuple[Origin, ...] = ()
+    is_multilabel: bool = False
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """What the counts of a shard are of."""
+        return kind_names(self.classes, multilabel=self.is_multilabel)
 
     @property
     def digest(self) -> str:
@@ -97,6 +108,7 @@ class Manifest:
                 hospitals=tuple(_summary(shard) for shard in found["hospitals"]),
                 root=_summary(found["root"]) if found["root"] else None,
                 origins=tuple(Origin(**origin) for origin in found["origins"]),
+                is_multilabel=found.get("is_multilabel", False),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: no folder of shards ({error})") from error
@@ -113,17 +125,25 @@ class Shard:
     classes: tuple[str, ...]
     channels: int
     size: int
+    is_multilabel: bool = False
     names_patients: bool | None = None
 
     @staticmethod
     def open(path: Path) -> Shard:
         """Read what the file says of itself, no pixels. Raises DataError where it is no shard."""
         try:
-            metadata = pq.read_schema(path).metadata or {}
+            schema = pq.read_schema(path)
+            metadata = schema.metadata or {}
             classes = tuple(json.loads(metadata[b"classes"]))
             named = metadata.get(PATIENTS)
-            known = None if named is None else named == NAMED
-            return Shard(path, classes, int(metadata[b"channels"]), int(metadata[b"size"]), known)
+            return Shard(
+                path,
+                classes,
+                int(metadata[b"channels"]),
+                int(metadata[b"size"]),
+                holds_lists(schema.field("label").type),
+                None if named is None else named == NAMED,
+            )
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise DataError(f"{path}: not a shard ({error})") from error
 
@@ -144,8 +164,9 @@ class Shard:
         return StoredPixels(self._bytes(role), shape, folder=self.path.parent)
 
     def labels(self, role: Role) -> Integers:
-        """The labels of a role, (n,) int64, in the order of the pictures."""
-        return np.asarray(self._column("label", role).to_numpy())
+        """The labels of a role, (n,) int64, or (n, classes) of findings, in the order of the pictures."""
+        column = self._column("label", role)
+        return matrix_of(column, len(self.classes)) if self.is_multilabel else np.asarray(column.to_numpy())
 
     def groups(self, role: Role) -> Integers:
         """The groups of a role, (n,) int64, in the order of the pictures."""
@@ -185,17 +206,21 @@ def partition(
     validation_fraction: float = 0.1,
     root_size: int = 100,
     scans: int = 0,
+    task: TaskName | None = None,
+    may_lack: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Split a source, spread it over hospitals and write the shards into a new ``folder``.
 
-    ``name`` is what the manifest calls the source; ``scans`` is of :func:`thin`, 0 for all; the rest is of
-    :func:`assign_roles`, :func:`spread` and :func:`write_shards`. Where the source gives no groups, near-identical
-    pictures (cosine of at least ``twin_threshold``) are searched for first.
+    ``name`` is what the manifest calls the source; ``scans`` is of :func:`thin`, 0 for all; ``task`` is what the data
+    must be of, None for any; the rest is of :func:`assign_roles`, :func:`spread` and :func:`write_shards`. Where the
+    source gives no groups, near-identical pictures (cosine of at least ``twin_threshold``) are searched for first.
     """
     if folder.exists():
         raise DataError(f"{folder}: exists already")
     index = Index.of(source)
+    if task is not None and (complaint := misfit(task, multilabel=index.is_multilabel)):
+        raise DataError(complaint)
     if split == "redrawn":
         index = replace(index, splits=None, folds=None)
     names_patients = index.groups is not None and split != "random"
@@ -209,6 +234,7 @@ def partition(
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
         root_size=root_size,
+        may_lack=may_lack,
     )
     if 0 < scans < len(index):
         roles = thin(index, roles, scans=scans, seed=seed, split=split)
@@ -260,7 +286,7 @@ def write_shards(
             hospital: stack.enter_context(
                 _ShardWriter(
                     unfinished / file,
-                    index.classes,
+                    index,
                     shape,
                     min(max(most_rows, 1), MOST_WAITING_ROWS),
                     names_patients=names_patients,
@@ -288,6 +314,7 @@ def write_shards(
             tuple(summaries[number] for number in range(num_hospitals)),
             summaries.get(SERVER),
             index.origins,
+            index.is_multilabel,
         )
         manifest.save(unfinished)
     return manifest
@@ -298,7 +325,7 @@ def delete_scans(folder: Path, file: str) -> None:
     path, manifest = folder / file, Manifest.load(folder)
     schema = pq.read_schema(path)
     write_whole(path, lambda place: pq.write_table(schema.empty_table(), place))
-    none = {role: (0,) * len(manifest.classes) for role in (role.value for role in Role)}
+    none = {role: (0,) * len(manifest.counted) for role in (role.value for role in Role)}
     empty = ShardSummary(file, none, sha256().hexdigest())
     hospitals = tuple(empty if shard.file == file else shard for shard in manifest.hospitals)
     replace(manifest, hospitals=hospitals).save(folder)
@@ -316,34 +343,30 @@ class _ShardWriter:
     """Gathers rows of one shard and writes them as row groups."""
 
     def __init__(
-        self,
-        path: Path,
-        classes: tuple[str, ...],
-        shape: tuple[int, int, int],
-        most_rows: int,
-        *,
-        names_patients: bool,
+        self, path: Path, index: Index, shape: tuple[int, int, int], most_rows: int, *, names_patients: bool
     ) -> None:
         self._path = path
         self._most_rows = most_rows
+        self._num_classes = len(index.classes)
+        label = pa.list_(pa.int64(), self._num_classes) if index.is_multilabel else pa.int64()
         self._schema = pa.schema(
             [
                 pa.field("pixels", pa.binary(int(np.prod(shape))), nullable=False),
-                pa.field("label", pa.int64(), nullable=False),
+                pa.field("label", label, nullable=False),
                 pa.field("group", pa.int64(), nullable=False),
                 pa.field("role", pa.string(), nullable=False),
                 pa.field("row", pa.int64(), nullable=False),
             ],
             metadata={
-                "classes": json.dumps(classes),
+                "classes": json.dumps(index.classes),
                 "channels": str(shape[0]),
                 "size": str(shape[1]),
                 PATIENTS: NAMED if names_patients else b"found",
             },
         )
-        self._waiting: list[tuple[bytes, int, int, str, int]] = []
+        self._waiting: list[tuple[bytes, int | list[int], int, str, int]] = []
         self._digest = sha256()
-        self._counts = {role.value: np.zeros(len(classes), np.int64) for role in Role}
+        self._counts = {role.value: np.zeros(len(index.kind_names), np.int64) for role in Role}
 
     def __enter__(self) -> _ShardWriter:
         self._file = pq.ParquetWriter(
@@ -359,12 +382,12 @@ class _ShardWriter:
             with suppress(OSError):  # the disk that failed once fails again; the first error is the one to tell
                 self._file.close()
 
-    def add(self, picture: Pixels, label: int, group: int, role: str, row: int) -> None:
-        pixels = picture.tobytes()
+    def add(self, picture: Pixels, label: np.int64 | Integers, group: int, role: str, row: int) -> None:
+        pixels, told = picture.tobytes(), label.tolist()
         self._digest.update(pixels)
-        self._digest.update(f"{label} {role} {row}\n".encode())
-        self._counts[role][label] += 1
-        self._waiting.append((pixels, int(label), int(group), str(role), row))
+        self._digest.update(f"{told} {role} {row}\n".encode())
+        self._counts[role][places_in_tally(label, self._num_classes)] += 1
+        self._waiting.append((pixels, told, int(group), str(role), row))
         if len(self._waiting) >= self._most_rows:
             self._flush()
 

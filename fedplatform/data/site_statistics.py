@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedplatform.core.site_statistics import BINS, LEAST, PatientBin, SiteStatistics
+from fedplatform.core.tasks import has
 from fedplatform.data.shards import Shard
 from fedplatform.data.splits import Role
 
@@ -26,11 +27,14 @@ def site_statistics(shard: Shard, hospital_id: str, *, least: int = LEAST) -> Si
     counts: dict[str, tuple[int | None, ...]] = {}
     levels = np.zeros((shard.channels, LEVELS), np.int64)
     patients: list[np.ndarray] = []
+    scans = 0
     for role in ROLES:
         labels, groups = shard.labels(role), shard.groups(role)
-        counts[role.value] = tuple(_cell(groups[labels == label], least) for label in range(len(shard.classes)))
-        shown = np.isin(labels, [label for label, count in enumerate(counts[role.value]) if count])
+        cells = [has(labels, label) for label in range(len(shard.classes))]
+        cells += [~np.any(cells, axis=0)] if shard.is_multilabel else []
+        counts[role.value], shown = _shown(cells, groups, least)
         patients.append(groups[shown])
+        scans += int(shown.sum())
         if shown.any():
             levels += _levels(shard, role, shown)
     scans_of = np.unique(np.concatenate(patients), return_counts=True)[1]
@@ -47,6 +51,7 @@ def site_statistics(shard: Shard, hospital_id: str, *, least: int = LEAST) -> Si
         size=shard.size,
         channels=shard.channels,
         counts=counts,
+        shown=scans,
         patients=len(scans_of),
         scans_per_patient=_patient_bins(scans_of, least),
         histogram=tuple(tuple(np.round(row, 5).tolist()) for row in shares) if has_any else (),
@@ -56,9 +61,23 @@ def site_statistics(shard: Shard, hospital_id: str, *, least: int = LEAST) -> Si
     )
 
 
-def _cell(groups: np.ndarray, least: int) -> int | None:
-    """How many scans a cell shows: of too few patients, but at least one, None."""
-    return len(groups) if not len(groups) or len(np.unique(groups)) >= least else None
+def _shown(cells: Sequence[np.ndarray], groups: np.ndarray, least: int) -> tuple[tuple[int | None, ...], np.ndarray]:
+    """How many scans each cell shows, None where it is suppressed, and which scans are in no suppressed one, (n,).
+
+    A cell with too few patients, but at least one, is suppressed and its scans with it. Where a scan may be in several
+    cells, that leaves fewer in the others, and so it goes on until none has too few.
+    """
+    shown, suppressed = np.ones(len(groups), bool), [False] * len(cells)
+    while few := [
+        number
+        for number, cell in enumerate(cells)
+        if not suppressed[number] and (cell & shown).any() and len(np.unique(groups[cell & shown])) < least
+    ]:
+        for number in few:
+            suppressed[number] = True
+            shown = shown & ~cells[number]
+    counts = (None if gone else int((cell & shown).sum()) for cell, gone in zip(cells, suppressed, strict=True))
+    return tuple(counts), shown
 
 
 def _levels(shard: Shard, role: Role, shown: np.ndarray) -> np.ndarray:

@@ -13,9 +13,10 @@ import pyarrow as pa
 class Source(Protocol):
     """A labelled set of scans, read in one fixed order.
 
-    ``classes`` are the class names, by label. ``index()`` is a table with one row a scan: ``label`` int64 and, where
-    the set has them, ``group`` int64 (patient, subject, near-identical pictures: never cut by a split), ``fold`` int64
-    0-9 (group-safe, class-balanced), ``site`` string (the scanner or hospital it came from), ``split`` string (the
+    ``classes`` are the class names, by label. ``index()`` is a table with one row a scan: ``label`` int64, or a list of
+    0 and 1, one for each class, where a scan has any number of findings; and, where the set has them, ``group`` int64
+    (patient, subject, near-identical pictures: never cut by a split), ``fold`` int64 0-9 (group-safe, class-balanced),
+    ``site`` string (the scanner or hospital it came from), ``split`` string (the
     published "train", "validation" or "test" that it belongs to), ``modality`` and ``body_part`` string, ``burned_in``
     bool (what the files' headers say). ``images`` yields the same scans in the same order
     as uint8 batches (b, channels, size, size), never more than a few hundred at a time.

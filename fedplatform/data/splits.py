@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedplatform.core.seeding import numpy_generator
+from fedplatform.core.tasks import needed_everywhere
 from fedplatform.data.error import DataError
 from fedplatform.data.index import Index, Integers, Strings
 
@@ -46,11 +47,15 @@ class Groups:
 
 
 def strata_of(index: Index) -> tuple[Integers, tuple[int, int]]:
-    """The stratum of every scan, (n,), and (sites, classes): stratum = site number * classes + label."""
+    """The stratum of every scan, (n,), and (sites, kinds): stratum = site number * kinds + kind.
+
+    The kind of a scan is its class; of several findings it is the rarest that it has.
+    """
+    kinds, count = index.kinds, len(index.kind_names)
     if index.sites is None:
-        return index.labels, (1, len(index.classes))
+        return kinds, (1, count)
     names, site = np.unique(index.sites, return_inverse=True)
-    return site * len(index.classes) + index.labels, (len(names), len(index.classes))
+    return site * count + kinds, (len(names), count)
 
 
 def assign_roles(
@@ -61,6 +66,7 @@ def assign_roles(
     test_fraction: float = 0.2,
     validation_fraction: float = 0.1,
     root_size: int = 100,
+    may_lack: bool = False,
 ) -> Strings:
     """Give every scan its :class:`Role`, (n,).
 
@@ -72,6 +78,7 @@ def assign_roles(
 
     Of few folds one at least is for the test and one for validation; of two, validation scans are drawn in groups.
     Raises DataError where a class has too few groups for all the roles, or a published split or a fold cuts a group.
+    One hospital of a federation ``may_lack`` a class in a role: its few scans are for training, and others judge.
     """
     if split not in get_args(Split):
         raise DataError(f"a split is one of {', '.join(get_args(Split))}, got {split!r}")
@@ -87,7 +94,7 @@ def assign_roles(
     if gap is not None:
         # Groups of unlike size: what is drawn first may have taken two where one would have left enough for all.
         roles, still = _draw(index, split, seed, fractions, root_size, sparing=True)
-        if still is not None:
+        if still is not None and not may_lack:
             raise gap
     return roles
 
@@ -166,11 +173,9 @@ def thin(index: Index, roles: Strings, *, scans: int, seed: int, split: Split = 
         thinned[here & taken[groups.of_scan]] = role
         remaining -= int(here.sum())
     for role in Role:
-        for label in np.unique(index.labels[roles == role]):
-            if not (thinned[index.labels == label] == role).any():
-                raise DataError(
-                    f"{scans} scans are too few: class {index.classes[label]!r} is left without {role} scans"
-                )
+        for words, here in needed_everywhere(index.labels, index.classes):
+            if (roles[here] == role).any() and not (thinned[here] == role).any():
+                raise DataError(f"{scans} scans are too few: {words} is left without {role} scans")
     return thinned
 
 
@@ -235,13 +240,12 @@ def _refuse_cuts(groups: Groups, parts: Integers, what: str) -> None:
 
 def _gap(index: Index, roles: Strings, required: list[Role], groups: Groups) -> DataError | None:
     """What to say where a class has no scans in a role that it needs; None where it has all."""
-    for label in np.flatnonzero(index.class_counts):
-        here = index.labels == label
+    for words, here in needed_everywhere(index.labels, index.classes):
         missing = [role for role in required if not (roles[here] == role).any()]
         if missing:
             count = len(np.unique(groups.of_scan[here]))
             return DataError(
-                f"class {index.classes[label]!r} has {count} groups, too few for a part in each of "
+                f"{words} has {count} groups, too few for a part in each of "
                 f"{', '.join(required)}: none is left for {', '.join(missing)}"
             )
     return None

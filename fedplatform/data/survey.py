@@ -82,7 +82,7 @@ def survey(
         side=int(np.median(sides)),
         sides=(int(sides.min()), int(sides.max())),
         grey=float(1 - colours.mean()),
-        mirrored=told_from_mirror(small, index.labels[rows]),
+        mirrored=told_from_mirror(small, index.kinds[rows]),
         found_groups=found,
         on_both_sides=crossing,
     )

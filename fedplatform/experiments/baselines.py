@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
 from fedplatform.core.messages import Predictions
+from fedplatform.core.tasks import certain, task_of
 from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.learning.metrics import Figures, judge
@@ -34,5 +35,7 @@ def nearest_neighbour(shards: Path) -> Figures:
     """Judge the :func:`look_up` on the test scans."""
     manifest = Manifest.load(shards)
     pictures, labels = _pooled(shards, Role.TEST)
-    answers = np.eye(len(manifest.classes), dtype=np.float32)[look_up(shards).predict(pictures)]
-    return judge([Predictions("all", Role.TEST, answers, labels, float("nan"))], num_classes=len(manifest.classes))
+    count = len(manifest.classes)
+    answers = certain(look_up(shards).predict(pictures), count)
+    predictions = Predictions("all", Role.TEST, answers, labels, float("nan"))
+    return judge([predictions], num_classes=count, task=task_of(labels))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from fedplatform.core.compute import one_thread
-from fedplatform.core.messages import Predictions, balanced_accuracy
+from fedplatform.core.messages import Predictions
 from fedplatform.data.device_pixels import placed
 from fedplatform.data.shards import MANIFEST, Manifest, Shard
 from fedplatform.data.splits import Role
@@ -53,14 +53,14 @@ def cross_site(
             labels, images = shard.labels(Role.TEST), placed(shard.pictures(Role.TEST), trainer.compute)
             for model, own in personal.items():
                 answers = Predictions(site, Role.TEST, trainer.predict(weights, own, images), labels, float("nan"))
-                figures = judge([answers], num_classes=len(manifest.classes))
+                figures = judge([answers], num_classes=len(manifest.classes), task=experiment.task)
                 rows.append(
                     {
                         "round": last,
                         "model": model,
                         "site": site,
                         "scans": len(labels),
-                        "balanced_accuracy": balanced_accuracy(figures.confusion.tolist()),
+                        "balanced_accuracy": figures.balanced_accuracy,
                         "auc": figures.auc,
                     }
                 )

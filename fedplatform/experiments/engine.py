@@ -13,6 +13,7 @@ import numpy as np
 from fedplatform.core.compute import one_thread
 from fedplatform.core.messages import Predictions, RoundReport
 from fedplatform.core.site_statistics import LEAST, SiteStatistics
+from fedplatform.core.tasks import misfit
 from fedplatform.core.withdrawal import Withdrawal
 from fedplatform.data.error import DataError
 from fedplatform.data.shards import ROOT, Manifest, Shard
@@ -97,8 +98,15 @@ class Engine(Protocol):
         ...
 
 
+def require_same_task(experiment: Experiment, manifest: Manifest) -> None:
+    """Raise :class:`ExperimentError` where shards are of another task than the experiment."""
+    if complaint := misfit(experiment.task, multilabel=manifest.is_multilabel):
+        raise ExperimentError(complaint)
+
+
 def local_training(experiment: Experiment, manifest: Manifest) -> LocalTraining:
-    """How hospitals train in an experiment on these shards."""
+    """How hospitals train in an experiment on these shards; raises :class:`ExperimentError` where the tasks differ."""
+    require_same_task(experiment, manifest)
     return experiment.local_training(channels=manifest.settings.channels, num_classes=len(manifest.classes))
 
 
@@ -192,6 +200,7 @@ class ServerRole:
             optimiser=experiment.server_optimiser,
             ema=experiment.ema,
             patience=experiment.patience,
+            task=experiment.task,
             byzantine=frozenset(experiment.adversary().hospital_ids if experiment.attack is not None else ()),
             withdrawn=tuple(withdrawn),
         )

@@ -26,6 +26,7 @@ from fedplatform.core.seeding import BYZANTINE, numpy_generator
 from fedplatform.core.settings import ExperimentError as ExperimentError
 from fedplatform.core.settings import Settings, parsed_by, written_by
 from fedplatform.core.specification import SpecificationError, build, describe, nearest, slug_of
+from fedplatform.core.tasks import TASKS, TaskName
 from fedplatform.data.partition import PARTITIONS, Iid, Partition
 from fedplatform.data.patients import GIVEN
 from fedplatform.data.source import Source
@@ -55,6 +56,8 @@ from fedplatform.learning.training import (
     Objective,
     SamplingName,
     Schedule,
+    body_outputs,
+    require_task,
 )
 
 
@@ -171,6 +174,7 @@ class Experiment(Settings):
     weights: Annotated[Weights | None, BeforeValidator(parse_weights), PlainSerializer(describe_weights)] = Field(None)
     freeze: Annotated[tuple[str, ...], BeforeValidator(_parse_freeze), PlainSerializer(_describe_freeze)] = Field(())
     algorithm: Annotated[Algorithm, parsed_by(ALGORITHMS, "algorithm"), written_by(ALGORITHMS)] = Field(FedBNP())
+    task: TaskName = Field("multiclass")
     objective: Annotated[Objective, parsed_by(OBJECTIVES, "objective"), written_by(OBJECTIVES)] = Field(CrossEntropy())
     augmentation: Annotated[
         Augmentation | None, BeforeValidator(_parse_augmentation), PlainSerializer(_describe_augmentation)
@@ -198,7 +202,7 @@ class Experiment(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Derive what is left open from what is given: f, the quorum, a rule's f, the pixels that weights expect."""
+        """Derive what is left open from what is given: f, quorum, a rule's f, the objective, the pixels of weights."""
         if not isinstance(values, dict):
             return values
         fields = cls.model_fields
@@ -213,6 +217,8 @@ class Experiment(Settings):
             hospitals = WHOLE.validate_python(filled.get("hospitals", fields["hospitals"].default))
         except ValidationError:
             return values  # the field's own check says it better
+        if filled.get("task") in TASKS:
+            filled.setdefault("objective", TASKS[filled["task"]].objective)
         filled["quorum"] = filled.get("quorum") or _share_of(hospitals, share) // 2 + 1
         if isinstance(rule := filled.get("rule"), str):
             filled["rule"] = parse_rule(rule, f=filled["f"])
@@ -250,6 +256,7 @@ class Experiment(Settings):
             raise ValueError(f"masks hide whole numbers: privacy takes transport exact, got {self.transport}")
         if self.freeze and self.weights is None:
             raise ValueError(f"freeze {','.join(self.freeze)} needs weights: random layers that never learn are no use")
+        require_task(self.task, self.objective, self.model)
         if self.places:
             require_distinct(self.places, count=self.hospitals)
         self.rule.require(hospitals=self.seen_by_rule(self.participants), has_root=self.root_size > 0)
@@ -367,7 +374,8 @@ class Experiment(Settings):
         model = self.model
         usual = ADAMW_CLIP if self.optimiser == "adamw" else 0.0
         if self.weights is not None:
-            model = self.weights.start(model, self.freeze, channels=channels, num_classes=num_classes, size=self.size)
+            outputs = body_outputs(self.objective, num_classes)
+            model = self.weights.start(model, self.freeze, channels=channels, num_classes=outputs, size=self.size)
         return LocalTraining(
             model=model,
             algorithm=self.algorithm,
@@ -387,6 +395,7 @@ class Experiment(Settings):
             sampling=self.sampling,
             schedule=self.schedule,
             clip=usual if self.clip == "auto" else self.clip,
+            task=self.task,
             compute=self.compute,
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedplatform.core.tasks import NO_FINDING
 from fedplatform.data.composition import (
     patients_at_several_sites,
     patients_on_both_sides,
@@ -209,12 +210,9 @@ class _Proposing:
         self.choices.append(Choice("data", self.path, f"{len(index):,} scans; {kind}"))
         shown = [f"{name} {count:,}" for name, count in zip(index.classes, index.class_counts, strict=True)]
         more = f" and {len(shown) - SHOWN_CLASSES} more" if len(shown) > SHOWN_CLASSES else ""
-        most = int(index.class_counts.argmax())
-        share = index.class_counts[most] / len(index)
-        why = f"always {index.classes[most]!r} would be right in {share:.0%}"
-        self.choices.append(Choice("classes", ", ".join(shown[:SHOWN_CLASSES]) + more, why))
-        if share > 0.7:
-            self.warnings.append(f"{share:.0%} of the scans are {index.classes[most]!r}: read macro-F1 and AUC as well")
+        self.choices.append(Choice("classes", ", ".join(shown[:SHOWN_CLASSES]) + more, self._mix(index)))
+        if index.is_multilabel:
+            self._choose("task", "multilabel", "labels say yes or no of each finding")
         colour = source.channels == 3
         why = "colour" if colour else "grey"
         if colour and seen.grey == 1:
@@ -224,6 +222,17 @@ class _Proposing:
         elif not colour and seen.grey < 0.99:
             why = f"grey as the first picture, though {1 - seen.grey:.0%} are in colour"
         self.choices.append(Choice("channels", str(source.channels), why))
+
+    def _mix(self, index: Index) -> str:
+        """What is most frequent, and a warning where that is nearly everything."""
+        counts = np.bincount(index.kinds, minlength=len(index.kind_names))
+        most = len(index.classes) if index.is_multilabel else int(counts.argmax())
+        share = counts[most] / len(index)
+        if index.is_multilabel:
+            return f"{share:.0%} of the scans have {NO_FINDING}"
+        if share > 0.7:
+            self.warnings.append(f"{share:.0%} of the scans are {index.classes[most]!r}: read macro-F1 and AUC as well")
+        return f"always {index.classes[most]!r} would be right in {share:.0%}"
 
     def _warn_of_twins(self, index: Index, seen: Survey) -> None:
         if seen.on_both_sides is None or seen.on_both_sides < TWINS_FROM:
@@ -372,6 +381,7 @@ ORDER = (
         "weights",
         "freeze",
         "algorithm",
+        "task",
         "objective",
         "augmentation",
         "sampling",

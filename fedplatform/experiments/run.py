@@ -6,25 +6,26 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fedplatform.core.messages import TRAINING_RAISED, WITHOUT_EFFECT, HospitalState, RoundReport
+from fedplatform.core.tasks import TASKS
 from fedplatform.core.withdrawal import Withdrawal
 from fedplatform.data.shards import MANIFEST, Manifest, Progress, delete_scans
 from fedplatform.data.shards import partition as write_partition
 from fedplatform.data.splits import Role
 from fedplatform.experiments.callbacks import Callback, Mlflow, Recorder, ReportPage, TrainedRun, closing
 from fedplatform.experiments.checkpoint import require_storable
-from fedplatform.experiments.engine import Engine, local_training
+from fedplatform.experiments.engine import Engine, local_training, require_same_task
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.run_folder import RunFolder
 from fedplatform.experiments.weights import write_start
 from fedplatform.experiments.withdrawal import require_enough
 from fedplatform.learning.parameters import batch_norm_names
-from fedplatform.learning.training import FedBN, FedBNP, SiloBN, Trainer
+from fedplatform.learning.training import FedBN, FedBNP, SiloBN, Trainer, body_outputs
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ def partition_data(
         split=experiment.split,
         root_size=experiment.root_size,
         scans=experiment.scans,
+        task=experiment.task,
         seed=experiment.seed,
         size=experiment.size,
         channels=source.channels,
@@ -196,6 +198,7 @@ def run(
                 _deal(experiment, shards, data_folder, callbacks)
             else:  # so that whoever goes on with this run finds them
                 manifest = Manifest.load(shards)
+                require_same_task(experiment, manifest)
                 rehearse(experiment, channels=manifest.settings.channels, num_classes=len(manifest.classes))
                 (folder.path / "shards").symlink_to(os.path.relpath(shards.resolve(), folder.path.resolve()))
             experiment = _with_start(experiment, folder, shards, callbacks)
@@ -281,7 +284,7 @@ def _with_start(experiment: Experiment, folder: RunFolder, shards: Path, callbac
         fitted, origin = experiment.weights.fitted(
             experiment.model,
             channels=manifest.settings.channels,
-            num_classes=len(manifest.classes),
+            num_classes=body_outputs(experiment.objective, len(manifest.classes)),
             size=experiment.size,
         )
         words = write_start(folder.start, fitted, source=experiment.weights.source, origin=origin)
@@ -301,7 +304,17 @@ def _deal(experiment: Experiment, shards: Path, data_folder: Path | None, callba
             callback.dealing(done, total)
 
     manifest = partition_data(experiment, shards, data_folder=data_folder, progress=progress)
-    counts = sum(np.array(shard.counts[Role.TRAIN]) for shard in manifest.hospitals)
-    if np.count_nonzero(counts) < 2:  # a site may have one, and the federation not
-        only = manifest.classes[int(np.argmax(counts))]
+    counts = {role: np.sum([shard.counts[role] for shard in manifest.hospitals], axis=0) for role in Role}
+    if np.count_nonzero(counts[Role.TRAIN]) < 2:  # a site may have one, and the federation not
+        only = manifest.counted[int(np.argmax(counts[Role.TRAIN]))]
         raise ExperimentError(f"a classifier needs two classes, got training scans of {only!r} only")
+    _say_labels(experiment, manifest, counts)
+
+
+def _say_labels(experiment: Experiment, manifest: Manifest, counts: Mapping[Role, np.ndarray]) -> None:
+    """Say what nobody sees in a figure: in which order grades are taken, and which findings no test scan shows."""
+    if TASKS[experiment.task].is_ordered:
+        log.warning("task ordinal takes the classes in this order, lowest first: %s", ", ".join(manifest.classes))
+    absent = [name for name, count in zip(manifest.classes, counts[Role.TEST], strict=False) if not count]
+    if manifest.is_multilabel and absent:
+        log.warning("no test scan has %s: left out of the mean AUC and of balanced accuracy", ", ".join(absent))

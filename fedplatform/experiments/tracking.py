@@ -24,6 +24,8 @@ ROUND_METRICS = (
     "macro_f1",
     "auc",
     "loss",
+    "quadratic_kappa",
+    "mean_absolute_error",
     "validation_accuracy",
     "train_seconds",
     "aggregate_seconds",

@@ -12,6 +12,7 @@ import numpy as np
 from fedplatform.core.mapped import release, scratch
 from fedplatform.core.messages import HospitalState, Predictions, Reply, Update
 from fedplatform.core.site_statistics import LEAST, SiteStatistics
+from fedplatform.core.tasks import misfit
 from fedplatform.data.error import DataError
 from fedplatform.data.shards import Shard
 from fedplatform.data.splits import Role
@@ -82,6 +83,8 @@ class CohortPlan:
                 f"{shard.path}: the federation has {wanted[0]} classes, {wanted[1]} channels and {wanted[2]} pixels a "
                 f"side, {hospital_id}'s shard {len(shard.classes)}, {shard.channels} and {shard.size}"
             )
+        if complaint := misfit(training.task, multilabel=shard.is_multilabel):
+            raise DataError(f"{shard.path}: {complaint}")
         if shard.classes != self.classes:
             raise DataError(
                 f"{shard.path}: the federation's classes are {', '.join(self.classes)} in this order, "

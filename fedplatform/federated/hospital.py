@@ -13,6 +13,7 @@ import torch
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.core.seeding import torch_generator
 from fedplatform.core.site_statistics import LEAST, SiteStatistics
+from fedplatform.core.tasks import mean_loss
 from fedplatform.data.device_pixels import Pictures, placed
 from fedplatform.data.shards import Shard
 from fedplatform.data.site_statistics import site_statistics
@@ -136,8 +137,7 @@ class Hospital:
         images, labels, groups = self._scans(role)
         probabilities = self.trainer.predict(weights, self.personal, images)
         if probabilities.shape[1]:
-            chosen = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1.0)
-            loss = float(-np.log(chosen).mean()) if len(labels) else float("nan")
+            loss = mean_loss(probabilities, labels)
         else:
             loss = self.trainer.plain_loss(weights, self.personal, images, labels)
         return Predictions(self.hospital_id, role, probabilities, labels, loss, groups=groups)

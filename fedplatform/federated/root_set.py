@@ -9,6 +9,7 @@ import torch
 
 from fedplatform.core.messages import Rehearsal
 from fedplatform.core.seeding import torch_generator
+from fedplatform.core.tasks import flipped, kinds_of, num_kinds
 from fedplatform.federated.hospital import Hospital, never_stop
 from fedplatform.learning.models.freezing import training_mode
 from fedplatform.learning.training import Batch
@@ -107,9 +108,10 @@ class RootInRound:
     def _deal(self, concentration: float, draw: np.random.Generator) -> np.ndarray:
         """The scans of one made-up hospital: a third of the root scans, drawn by a random preference for classes."""
         labels = self.hospital.training_labels
-        liking = draw.dirichlet(np.full(self._num_classes, concentration)) + 1e-3
-        chances = liking[labels] / liking[labels].sum()
-        return draw.choice(len(labels), size=max(len(labels) // 3, LEAST_SCANS), replace=False, p=chances)
+        kinds, count = kinds_of(labels), num_kinds(labels, self.hospital.trainer.training.num_classes)
+        liking = draw.dirichlet(np.full(count, concentration)) + 1e-3
+        chances = liking[kinds] / liking[kinds].sum()
+        return draw.choice(len(kinds), size=max(len(kinds) // 3, LEAST_SCANS), replace=False, p=chances)
 
     def _train(self, scans: np.ndarray, *, flip: bool, generator: torch.Generator) -> np.ndarray:
         """The shared part of what training on some of the root scans gives; (d,)."""
@@ -121,14 +123,10 @@ class RootInRound:
             self.weights,
             hospital.personal,
             images=hospital.training_images[scans],
-            labels=self._num_classes - 1 - labels if flip else labels,
+            labels=flipped(labels, training.num_classes) if flip else labels,
             groups=hospital.training_groups[scans],
             round_number=number,
             generator=generator,
             should_stop=never_stop,
         )
         return delta[: len(self.delta)]
-
-    @property
-    def _num_classes(self) -> int:
-        return self.hospital.trainer.training.num_classes

@@ -18,9 +18,9 @@ from fedplatform.core.messages import (
     Predictions,
     Reply,
     RoundReport,
-    balanced_accuracy,
 )
 from fedplatform.core.seeding import numpy_generator, torch_generator
+from fedplatform.core.tasks import TaskName
 from fedplatform.core.vectors import cosines_to
 from fedplatform.core.withdrawal import Withdrawal
 from fedplatform.data.splits import Role
@@ -31,7 +31,7 @@ from fedplatform.federated.root_set import RootSet
 from fedplatform.federated.secure import GroupedCohort, GroupMemory
 from fedplatform.federated.selection import Best, better, moving_average
 from fedplatform.federated.server_optimiser import Average, Moments, ServerOptimiser
-from fedplatform.learning.metrics import judge
+from fedplatform.learning.metrics import Figures, judge
 from fedplatform.learning.parameters import ParameterLayout, PersonalState
 
 
@@ -80,6 +80,7 @@ class Federation:
     ema: float = 0.0
     patience: int = 0
     withdrawn: tuple[Withdrawal, ...] = ()
+    task: TaskName = "multiclass"
 
     def start(self, weights: np.ndarray) -> FederationState:
         """The state before the first round."""
@@ -122,9 +123,9 @@ class Federation:
         aggregated = time.monotonic()
         answers = self.cohort.evaluate(state.answering, (Role.VALIDATION, Role.TEST))
         tests = [predictions for predictions in answers if predictions.role == Role.TEST]
-        validation = judge([p for p in answers if p.role == Role.VALIDATION], num_classes=self.num_classes)
+        validation = self._judged([p for p in answers if p.role == Role.VALIDATION])
         state = replace(state, best=better(best, validation, round_number=number, weights=state.answering))
-        pooled = judge(tests, num_classes=self.num_classes)
+        pooled = self._judged(tests)
         report = RoundReport(
             round_number=number,
             accuracy=pooled.accuracy,
@@ -132,7 +133,7 @@ class Federation:
             auc=pooled.auc,
             loss=pooled.loss,
             validation_accuracy=validation.accuracy,
-            validation_balanced_accuracy=balanced_accuracy(validation.confusion.tolist()),
+            validation_balanced_accuracy=validation.balanced_accuracy,
             validation_auc=validation.auc,
             validation_loss=validation.loss,
             best_round=state.best.round_number if state.best else 0,
@@ -142,9 +143,15 @@ class Federation:
             hospitals=tuple(self._with_accuracy(self._with_resting(records, number), tests)),
             confusion=tuple(tuple(int(count) for count in row) for row in pooled.confusion),
             calibration_error=pooled.calibration_error,
+            label_auc=pooled.label_auc,
+            quadratic_kappa=pooled.quadratic_kappa,
+            mean_absolute_error=pooled.mean_absolute_error,
             tests=tuple(tests),
         )
         return state, report
+
+    def _judged(self, predictions: Sequence[Predictions]) -> Figures:
+        return judge(predictions, num_classes=self.num_classes, task=self.task)
 
     def _root_personal(self) -> PersonalState:
         return {} if self.root is None else self.root.hospital.personal
@@ -296,13 +303,13 @@ class Federation:
             elif answer.failure:
                 yield _unjudged(record, answer.failure)
             else:
-                figures = judge([answer], num_classes=self.num_classes)
+                figures = self._judged([answer])
                 yield replace(
                     record,
                     accuracy=figures.accuracy,
                     loss=figures.loss,
                     judged=len(answer.labels),
-                    balanced_accuracy=balanced_accuracy(figures.confusion.tolist()),
+                    balanced_accuracy=figures.balanced_accuracy,
                     auc=figures.auc,
                 )
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedplatform.core.messages import NAN, Predictions
-from fedplatform.learning.metrics import area_under_roc, calibration_error
+from fedplatform.core.tasks import answers_of, as_questions, counts_by_class, is_multilabel
+from fedplatform.learning.metrics import area_of_finding, area_under_roc, calibration_error, mean_of_known
 
 DRAWS = 1000  # of the bootstrap; fewer where the scans are so many that chance leaves little open
 MOST_NUMBERS = 2 * 10**7  # draws times scans
@@ -30,11 +31,33 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class FindingFigures:
+    """One finding on a site's test scans, ``scans`` of which have it; the answer is yes above a probability of .5.
+
+    NaN where all scans have it or none, and for the one of sensitivity and specificity that no scan tells of.
+    """
+
+    scans: int
+    auc: Estimate
+    balanced_accuracy: Estimate
+    accuracy: float
+    sensitivity: float
+    specificity: float
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether some scans have it and some have not, so that it counts in the means."""
+        return bool(np.isfinite(self.auc.value))
+
+
+@dataclass(frozen=True)
 class SiteFigures:
     """One site's test scans, or those of all sites together.
 
     ``sensitivity`` and ``specificity`` are of the second of two classes, at the answer of the larger probability; NaN
-    for more classes. ``has_few`` says that a class has too few scans here to judge by.
+    for more classes. ``has_few`` says that a class has too few scans here to judge by. Where a scan has any number of
+    findings, ``class_counts`` are the scans with each, ``findings`` has one entry for each, and AUC and balanced
+    accuracy are the means over those that are judged.
     """
 
     site: str
@@ -46,6 +69,7 @@ class SiteFigures:
     sensitivity: float
     specificity: float
     calibration_error: float
+    findings: tuple[FindingFigures, ...] = ()
 
     @property
     def has_few(self) -> bool:
@@ -72,24 +96,99 @@ def _figures(site: str, predictions: Sequence[Predictions]) -> SiteFigures:
         numbers.append(own + groups)
         groups += int(own.max()) + 1
     strata = np.repeat(np.arange(len(predictions)), [len(one.labels) for one in predictions])
-    num_classes = probabilities.shape[1]
-    right = probabilities.argmax(axis=1) == labels
     weights = _bootstrap(np.concatenate(numbers), strata)
-    recalls = np.stack([_recall(right, labels == label, weights) for label in range(num_classes)])
-    recall = [float(right[labels == label].mean()) if (labels == label).any() else NAN for label in range(num_classes)]
-    scored = [1] if num_classes == 2 else range(num_classes)
-    drawn = np.mean([_drawn_auc(probabilities[:, label], labels == label, weights) for label in scored], axis=0)
+    num_classes = probabilities.shape[1]
+    figures = _of_findings if is_multilabel(labels) else _of_classes
+    balanced, auc, sensitivity, specificity, findings = figures(probabilities, labels, weights)
     return SiteFigures(
         site=site,
         scans=len(labels),
         groups=groups,
-        class_counts=tuple(np.bincount(labels, minlength=num_classes).tolist()),
-        balanced_accuracy=_estimate(float(np.mean(recall)), recalls.mean(axis=0)),
-        auc=_estimate(area_under_roc(probabilities, labels), drawn),
-        sensitivity=recall[1] if num_classes == 2 else NAN,
-        specificity=recall[0] if num_classes == 2 else NAN,
-        calibration_error=calibration_error(probabilities, labels),
+        class_counts=tuple(counts_by_class(labels, num_classes).tolist()),
+        balanced_accuracy=balanced,
+        auc=auc,
+        sensitivity=sensitivity,
+        specificity=specificity,
+        calibration_error=calibration_error(*as_questions(probabilities, labels)),
+        findings=findings,
     )
+
+
+Parts = tuple[Estimate, Estimate, float, float, tuple[FindingFigures, ...]]
+
+
+def _of_classes(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Parts:
+    """Balanced accuracy, AUC, sensitivity and specificity where a scan has one class."""
+    num_classes = probabilities.shape[1]
+    right = answers_of(probabilities, multilabel=False) == labels
+    recalls = np.stack([_recall(right, labels == label, weights) for label in range(num_classes)])
+    recall = [_share(right[labels == label]) for label in range(num_classes)]
+    scored = [1] if num_classes == 2 else range(num_classes)
+    drawn = np.mean([_drawn_auc(probabilities[:, label], labels == label, weights) for label in scored], axis=0)
+    return (
+        _estimate(float(np.mean(recall)), recalls.mean(axis=0)),
+        _estimate(area_under_roc(probabilities, labels), drawn),
+        recall[1] if num_classes == 2 else NAN,
+        recall[0] if num_classes == 2 else NAN,
+        (),
+    )
+
+
+def _of_findings(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Parts:
+    """The means over the findings, and each by itself, where a scan has any number of them."""
+    answers = answers_of(probabilities, multilabel=True)
+    each = [
+        _of_finding(probabilities[:, one], labels[:, one] > 0, answers[:, one] > 0, weights)
+        for one in range(labels.shape[1])
+    ]
+    judged = [(figures, areas, recalls) for figures, areas, recalls in each if figures.is_judged]
+    means = [mean_of_known([figures.balanced_accuracy.value for figures, _, _ in judged])]
+    means += [mean_of_known([figures.auc.value for figures, _, _ in judged])]
+    # A draw without a rare finding tells of the others.
+    drawn = [_mean_of_draws([recalls for _, _, recalls in judged], weights)]
+    drawn += [_mean_of_draws([areas for _, areas, _ in judged], weights)]
+    return _estimate(means[0], drawn[0]), _estimate(means[1], drawn[1]), NAN, NAN, tuple(one for one, _, _ in each)
+
+
+def _of_finding(
+    scores: np.ndarray, there: np.ndarray, said: np.ndarray, weights: np.ndarray
+) -> tuple[FindingFigures, np.ndarray, np.ndarray]:
+    """The figures of one finding, and its AUC and balanced accuracy in each draw."""
+    right = said == there
+    areas = _drawn_auc(scores, there, weights)
+    recalls = (_recall(right, there, weights) + _recall(right, ~there, weights)) / 2
+    sensitivity, specificity = _share(right[there]), _share(right[~there])
+    return (
+        FindingFigures(
+            scans=int(there.sum()),
+            auc=_estimate(area_of_finding(scores, there), areas),
+            balanced_accuracy=_estimate((sensitivity + specificity) / 2, recalls),
+            accuracy=_share(right),
+            sensitivity=sensitivity,
+            specificity=specificity,
+        ),
+        areas,
+        recalls,
+    )
+
+
+def _share(right: np.ndarray) -> float:
+    return float(right.mean()) if right.size else NAN
+
+
+def _mean_of_draws(figures: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """The mean of several figures in each draw, (draws,), over those that it tells of; NaN where it tells of none."""
+    if not figures:
+        return np.full(len(weights), np.nan)
+    table = np.stack(figures)
+    known = np.isfinite(table)
+    mean: np.ndarray = np.divide(
+        np.where(known, table, 0).sum(axis=0),
+        known.sum(axis=0),
+        out=np.full(len(weights), np.nan),
+        where=known.any(axis=0),
+    )
+    return mean
 
 
 def _bootstrap(groups: np.ndarray, strata: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fedplatform.core.messages import Predictions, Update
+from fedplatform.core.tasks import TASKS, TaskName
 from fedplatform.data.splits import Role
 from fedplatform.federated.arrivals import malformation
 from fedplatform.federated.transport import EXACT, Transport, TransportError
@@ -89,9 +90,10 @@ def encode_predictions(predictions: Sequence[Predictions]) -> bytes:
 
 
 def decode_predictions(
-    body: bytes, *, hospital_id: str, roles: Sequence[Role], num_classes: int
+    body: bytes, *, hospital_id: str, roles: Sequence[Role], num_classes: int, task: TaskName = "multiclass"
 ) -> tuple[Predictions, ...]:
     """Read predictions in these roles. Raises :class:`Refusal` for whatever is none."""
+    row, values = TASKS[task].row(num_classes), TASKS[task].values(num_classes)
     kinds: dict[str, Any] = {
         **{PROBABILITIES: np.float32, LABELS: np.int64, GROUPS: np.int64},
         **{MEAN_LOSS: np.float64, FAILURE: np.uint8},
@@ -100,18 +102,21 @@ def decode_predictions(
     read = []
     for role in roles:
         probabilities, labels, groups, loss, failure = (found[f"{role}.{name}"] for name in kinds)
-        scans = len(labels) if labels.ndim == 1 else -1
+        fits = labels.shape == (0,) or (labels.ndim > 0 and labels.shape[1:] == row)  # (0,) without an answer
+        scans = len(labels) if fits else -1
         if probabilities.shape not in ((scans, num_classes), (scans, 0)) or loss.shape != (1,):
+            form = f"(m, {', '.join(map(str, row))})" if row else "(m,)"
             raise Refusal(
                 Reason.MALFORMED,
-                f"predictions have shapes (m, {num_classes}), (m,) and (1,), "
+                f"predictions have shapes (m, {num_classes}), {form} and (1,), "
                 f"got {probabilities.shape}, {labels.shape} and {loss.shape}",
             )
         if not ((probabilities >= 0) & (probabilities <= 1)).all():  # NaN is neither
             raise Refusal(Reason.MALFORMED, "a probability is between 0 and 1")
-        if not ((labels >= 0) & (labels < num_classes)).all():
-            raise Refusal(Reason.MALFORMED, f"a label is one of {num_classes} classes")
-        if groups.shape != labels.shape or not ((groups >= 0) & (groups < scans)).all():
+        if not ((labels >= values.start) & (labels < values.stop)).all():
+            says = f"one of {num_classes} classes" if not row else f"0 or 1 of each of {num_classes} findings"
+            raise Refusal(Reason.MALFORMED, f"a label is {says}")
+        if groups.shape != (scans,) or not ((groups >= 0) & (groups < scans)).all():
             raise Refusal(Reason.MALFORMED, "groups number the patients of the scans, from 0 and below their number")
         if failure.ndim != 1 or (len(failure) and scans):
             raise Refusal(Reason.MALFORMED, "a hospital answers with predictions or with the reason for having none")

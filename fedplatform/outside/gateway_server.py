@@ -248,7 +248,13 @@ class GatewayServer:
             )
         assert self._order is not None
         classes = len(self._terms.classes)
-        return decode_predictions(body, hospital_id=header.hospital, roles=self._order.roles, num_classes=classes)
+        return decode_predictions(
+            body,
+            hospital_id=header.hospital,
+            roles=self._order.roles,
+            num_classes=classes,
+            task=self._terms.task,
+        )
 
     def _require_due(self, header: Header, hospital_id: str) -> None:
         """Raise :class:`Refusal` unless this is what this hospital is asked for now."""

@@ -61,6 +61,8 @@ class Membership:
     def what_leaves(self) -> Iterator[str]:
         """The terms, and field by field what leaves the house, in words."""
         terms, experiment, size = self._terms, self._terms.experiment(), self._trainer.layout.size
+        classes = len(terms.classes)
+        findings = classes if self._shard.is_multilabel else 0
         scans = {role: len(self._shard.labels(role)) for role in (Role.TRAIN, Role.VALIDATION, Role.TEST)}
         shown = scans[Role.VALIDATION] + scans[Role.TEST]
         yield f"federation: {terms.data}, {terms.hospitals} hospitals, run {terms.run}"
@@ -83,9 +85,13 @@ class Membership:
         yield f"    num_examples  1 number: {scans[Role.TRAIN]}"
         yield "    train_loss    1 number: the mean loss of training"
         yield "    seconds       1 number: how long training took"
-        yield f"  predictions, about {shown * (4 * len(terms.classes) + 16):,} bytes, of validation and test scans:"
-        yield f"    probabilities {shown} rows of {len(terms.classes)} numbers: the model's answers"
-        yield f"    labels        {shown} numbers: the true class of each of these scans"
+        width = 4 * classes + 8 * (findings or 1) + 8
+        yield f"  predictions, about {shown * width:,} bytes, of validation and test scans:"
+        yield f"    probabilities {shown} rows of {classes} numbers: the model's answers"
+        if findings:
+            yield f"    labels        {shown} rows of {findings} numbers: which findings each of these scans truly has"
+        else:
+            yield f"    labels        {shown} numbers: the true class of each of these scans"
         yield f"    groups        {shown} numbers: which of these scans are of one patient, numbered from 0"
         yield "    loss          1 number for each of the two: the mean loss of these answers"
         if self._trainer.layout.personal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from fedplatform.core.tasks import misfit
 from fedplatform.data.error import DataError
 from fedplatform.data.named_classes import NamedClasses
 from fedplatform.data.partition import Iid
@@ -24,7 +25,9 @@ def own_shard(data: Path, terms: Terms, folder: Path, *, progress: Callable[[int
         shard = Shard.open(data)
     except DataError:
         shard = _written(open_source(str(data)), terms, folder, progress=progress)
-    size = terms.experiment().size
+    size, task = terms.experiment().size, terms.experiment().task
+    if complaint := misfit(task, multilabel=shard.is_multilabel):
+        raise DataError(f"{data}: {complaint}")
     wanted, got = (terms.classes, terms.channels, size), (shard.classes, shard.channels, shard.size)
     if wanted != got:
         raise DataError(f"{data}: the federation trains on classes, channels, size {wanted}, got {got}")
@@ -50,6 +53,8 @@ def _written(source: Source, terms: Terms, folder: Path, *, progress: Callable[[
             folder=folder / name,
             split=experiment.split,
             root_size=0,
+            task=experiment.task,
+            may_lack=True,
             progress=progress,
         )
     return Shard.open(folder / name / "hospital-00.parquet")

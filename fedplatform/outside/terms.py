@@ -11,6 +11,7 @@ from pydantic import Field
 
 from fedplatform.core.compute import Compute
 from fedplatform.core.settings import ExperimentError, Settings
+from fedplatform.core.tasks import TASKS, TaskName
 from fedplatform.data.shards import Manifest
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.experiments.weights import read_start
@@ -24,6 +25,7 @@ TRAINING = (
         "split",
         "model",
         "algorithm",
+        "task",
         "objective",
         "augmentation",
         "sampling",
@@ -86,6 +88,12 @@ class Terms(Settings):
         )
         terms.experiment()
         return terms
+
+    @property
+    def task(self) -> TaskName:
+        """What a label is; one class where the terms say nothing."""
+        named = TASKS.get(str(self.training.get("task")))
+        return named.name if named else "multiclass"
 
     def experiment(self) -> Experiment:
         """The part of the experiment that a hospital sees. Raises :class:`ExperimentError`."""

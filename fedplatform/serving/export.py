@@ -15,12 +15,13 @@ from torch import nn
 
 from fedplatform.core.files import write_folder_durably
 from fedplatform.core.settings import ExperimentError
+from fedplatform.core.tasks import TASKS
 from fedplatform.data.shards import Manifest
 from fedplatform.experiments.defence.load import read_classifier, read_experiment
 from fedplatform.experiments.engine import local_training
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.experiments.weights import BEST, GLOBAL
-from fedplatform.learning.models import Classifier, TimmModel
+from fedplatform.learning.models import Classifier, OrdinalClassifier, TimmModel
 from fedplatform.learning.training import Trainer
 from fedplatform.serving.onnx_engine import onnx_of
 
@@ -42,11 +43,11 @@ PIXELS = {
 def export(run: Path, folder: Path, *, form: Format, hospital_id: str | None = None, best: bool = False) -> str:
     """Write the classifier of a finished run into a new ``folder``; returns the line of Python that uses it.
 
-    Without ``hospital_id`` it is the shared model; with ``best`` that of the best round on validation scans, where
-    nothing stays in the hospitals, for these keep the part of the last round. Beside it lies ``model.json``: classes,
-    size, which pixels it takes, and that line. The exported model answers logits (n, num_classes). Raises
-    :class:`ExperimentError` where the run has no such model, where parts of it stay in the hospitals and none is named,
-    or where the network does not go into this format; then there is no folder.
+    Without ``hospital_id`` it is the shared model; with ``best`` that of the best round on validation scans, which
+    needs an algorithm by which nothing stays in the hospitals, for these keep the part of the last round. Beside it
+    lies ``model.json``: classes, size, which pixels it takes, what its answers are, and that line. The exported model
+    answers logits (n, num_classes). Raises :class:`ExperimentError` where the run has no such model, where parts of it
+    stay in the hospitals and none is named, or where the network does not go into this format; then there is no folder.
     """
     experiment = read_experiment(run)
     manifest = Manifest.load(run / "shards")
@@ -68,7 +69,8 @@ def export(run: Path, folder: Path, *, form: Format, hospital_id: str | None = N
         "channels": shape[1],
         "size": shape[2],
         "images": PIXELS[form],
-        "answer": "logits (n, classes); softmax gives probabilities",
+        "task": experiment.task,
+        "answer": TASKS[experiment.task].answer,
         "use": HOW[form].replace("FOLDER", str(folder)),
         "run": run.resolve().name,
         "round": "best on validation scans" if best else "last",
@@ -120,6 +122,10 @@ def _as_onnx(network: nn.Module, example: torch.Tensor, experiment: Experiment) 
 
 def _as_timm(network: nn.Module, example: torch.Tensor, experiment: Experiment) -> dict[str, bytes]:
     assert isinstance(network, Classifier)
+    if isinstance(network, OrdinalClassifier):
+        raise ExperimentError(
+            "timm has no place for the ordinal objective's borders between classes; torch and onnx do"
+        )
     channels, size = example.shape[1], example.shape[2]
     num_classes = network(example[:1]).shape[1]
     state = {name: value.contiguous() for name, value in network.body.state_dict().items()}

@@ -14,8 +14,10 @@ import pytest
 import ray
 import torch
 from safetensors.numpy import load_file
+from shapes import FINDINGS, findings, scans
 from slow_hospitals import SlowCnn, wait_for
 
+import fedplatform as fp
 from actors.cohort import RayCohort
 from actors.engine import RayEngine, send_by_value
 from fedplatform.attacks.poisoning.attack import Situation
@@ -25,6 +27,7 @@ from fedplatform.core.withdrawal import Withdrawal
 from fedplatform.data.splits import Role
 from fedplatform.experiments.engine import InProcessEngine, ServerRole, cohort_plan
 from fedplatform.experiments.experiment import Experiment
+from fedplatform.experiments.run import partition_data
 from fedplatform.federated.cohort import InProcessCohort
 from fedplatform.federated.transport import TRANSPORTS, TransportName
 
@@ -75,6 +78,21 @@ def assert_the_same_personal_state(experiment: Experiment, some: Path, others: P
         here, there = (load_file(place / f"{name}.safetensors") for place in (some, others))
         assert here.keys() == there.keys()
         assert all(here[key].tobytes() == there[key].tobytes() for key in here)
+
+
+def test_findings_are_learned_on_ray_as_in_one_process(tmp_path: Path) -> None:
+    labels = findings(120)
+    mine = fp.from_arrays(scans(labels), labels, classes=FINDINGS, groups=np.arange(120) // 2)
+    settings = {"data": mine, "task": "multilabel", "size": 32, "hospitals": 3, "byzantine": 1, "rounds": 2}
+    experiment = Experiment.from_settings(
+        {**settings, "attack": "label_flip", "rule": "fltrust", "root_size": 20, "model": "small_cnn(width=4)"}
+    )
+    partition_data(experiment, tmp_path / "shards")
+    reference, before = weights_and_reports(InProcessEngine(), experiment, tmp_path / "shards", tmp_path / "process")
+    weights, reports = weights_and_reports(RayEngine(num_hosts=2), experiment, tmp_path / "shards", tmp_path / "ray")
+    assert weights.tobytes() == reference.tobytes()
+    assert [report.label_auc for report in reports] == [report.label_auc for report in before]
+    assert len(reports[-1].label_auc) == 3
 
 
 @pytest.mark.parametrize("transport", ["lossless", "half"])

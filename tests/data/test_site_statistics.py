@@ -22,9 +22,11 @@ from fedplatform.core.site_statistics import BINS, PatientBin, SiteStatistics
 from fedplatform.data.memory import from_arrays
 from fedplatform.data.partition import Iid
 from fedplatform.data.shards import Manifest, Shard, partition
-from fedplatform.data.site_statistics import ROLES, site_statistics
+from fedplatform.data.site_statistics import ROLES, _shown, site_statistics
+from fedplatform.data.splits import Role
 from fedplatform.experiments.engine import InProcessEngine
 from fedplatform.experiments.experiment import Experiment, ExperimentError
+from fedplatform.experiments.run import partition_data
 from fedplatform.experiments.site_statistics import statistics_table, write_statistics
 
 CLASSES = ("healthy", "lesion")
@@ -256,3 +258,31 @@ def test_the_command_asks_the_hospitals_of_a_recipe_and_leaves_table_and_page(tm
     assert "their scans are in no figure" in done.stdout
     assert (tmp_path / "told" / "statistics.html").is_file()
     assert pd.read_parquet(tmp_path / "told" / "statistics.parquet")["hospital"].nunique() == 3
+
+
+def test_a_scan_with_several_findings_hides_with_the_one_that_is_rare() -> None:
+    """What is shown is of scans without a rare finding, and nothing else; a cell that gets too small goes, too."""
+    finding, none = np.array([1] * 8 + [0] * 12) > 0, np.array([0] * 14 + [1] * 6) > 0
+    rare = np.array([1] * 4 + [0] * 16) > 0  # on half of the scans with the finding: four are left of it, too few
+    counts, shown = _shown([finding, rare, none], np.arange(20), 5)
+    assert counts == (None, None, 6)
+    assert shown.tolist() == [False] * 8 + [True] * 12
+    counts, shown = _shown([finding, rare, none], np.arange(20), 3)
+    assert counts == (8, 4, 6)
+    assert shown.all()
+
+
+def test_findings_are_counted_one_by_one_and_scans_once(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, (80, 2))
+    mine = from_arrays(random.random((80, 16, 16)), labels, classes=["a", "b"])
+    experiment = Experiment.from_settings(
+        {"data": mine, "task": "multilabel", "size": 16, "hospitals": 1, "byzantine": 0, "rule": "mean", "root_size": 0}
+    )
+    manifest = partition_data(experiment, tmp_path / "shards")
+    shard = Shard.open(tmp_path / "shards" / manifest.hospitals[0].file)
+    found = site_statistics(shard, "a", least=1)
+    assert manifest.counted == ("a", "b", "no finding")
+    train = shard.labels(Role.TRAIN)
+    assert found.counts["train"] == (*train.sum(axis=0).tolist(), int((train.sum(axis=1) == 0).sum()))
+    assert found.shown == 80

@@ -378,6 +378,63 @@ def test_a_hospital_that_cannot_answer_is_recorded_with_the_reason(sites: Path, 
     assert [record.judged for record in trained.reports[-1].hospitals] == [8, 8, 0]
 
 
+# Hospitals that lack a class
+
+
+def write_uneven_sites(file: Path, *, findings: bool) -> Path:
+    """Sites with all classes, without one, with one alone, and with a single training scan; classes are a, b, c.
+
+    With ``findings`` they are no classes but findings: the site with one class alone has scans of no finding.
+    """
+    mixes = {"all": (0, 1, 2), "lacks": (0, 1), "alone": (0,), "single": (2,)}
+    rows: list[dict[str, object]] = []
+    for site, mix in mixes.items():
+        parts = {"train": 1, "test": 2} if site == "single" else {"train": 12, "val": 4, "test": 6}
+        for part, count in parts.items():
+            for number in range(count):
+                label, n = mix[number % len(mix)], len(rows)
+                row: dict[str, object] = {"image": png(label, n), "site": site, "split": part, "group": n}
+                if findings:
+                    row |= {f"label_{name}": int(label == place) for place, name in ((1, "b"), (2, "c"))}
+                else:
+                    row["label"] = "abc"[label]
+                rows.append(row)
+    return write_parquet(file, rows)
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedbn_p"])
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "ordinal"])
+def test_a_hospital_that_lacks_a_class_or_has_one_alone_or_a_single_scan_takes_part(
+    tmp_path: Path, task: str, algorithm: str
+) -> None:
+    data = write_uneven_sites(tmp_path / "sites.parquet", findings=task == "multilabel")
+    experiment = tiny(data, hospitals=4, partition="site", task=task, algorithm=algorithm)
+    folder, reports = run(experiment, engine=InProcessEngine(), runs=tmp_path)
+    last = {record.hospital_id: record for record in reports[-1].hospitals}
+    assert len(reports) == 2
+    assert np.isfinite([reports[-1].loss, reports[-1].auc, reports[-1].balanced_accuracy]).all()
+    assert sorted(record.num_examples for record in last.values()) == [0, 12, 12, 12]
+    for (
+        record
+    ) in last.values():  # a single scan is no batch to train on, and its hospital judges the model all the same
+        assert (record.state is HospitalState.REPORTED) == (record.weight > 0) == (record.num_examples > 0)
+        assert record.judged >= 2
+    assert all(np.isfinite([record.accuracy, record.loss]).all() for record in last.values())
+    assert "report.html" in {file.name for file in folder.path.iterdir()}
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "ordinal"])
+def test_balanced_weights_make_no_number_infinite_where_a_class_is_missing(tmp_path: Path, task: str) -> None:
+    name = "binary_cross_entropy" if task == "multilabel" else "cross_entropy"
+    data = write_uneven_sites(tmp_path / "sites.parquet", findings=task == "multilabel")
+    objective = f"{name}(class_weights=balanced)"
+    experiment = tiny(data, hospitals=4, partition="site", task=task, objective=objective)
+    _, reports = run(experiment, engine=InProcessEngine(), runs=tmp_path)
+    trained_on = [record for record in reports[-1].hospitals if record.num_examples]
+    assert np.isfinite([record.train_loss for record in trained_on]).all()
+    assert np.isfinite(reports[-1].loss)
+
+
 # Labels
 
 
@@ -402,7 +459,7 @@ def test_a_report_on_many_classes_stays_small(tmp_path: Path) -> None:
     assert (folder.path / "report.html").stat().st_size < 1_000_000
 
 
-@pytest.mark.parametrize("labels", [[0.0, 1.0, 0.5], [[0, 1], [1, 0], [0, 1]]], ids=["fractions", "lists"])
+@pytest.mark.parametrize("labels", [[0.0, 1.0, 0.5], [[0, 1], [1], [0, 1]]], ids=["fractions", "uneven lists"])
 def test_labels_that_are_no_whole_numbers_are_refused_in_one_line(tmp_path: Path, labels: list[object]) -> None:
     rows = [{"image": png(n % 2, n), "label": label} for n, label in enumerate(labels)]
     source = ParquetSource(write_parquet(tmp_path / "labels.parquet", rows))

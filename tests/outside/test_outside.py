@@ -6,12 +6,14 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
@@ -20,7 +22,9 @@ from hypothesis import strategies as st
 from outside_helpers import Forger, Silent, answer, keys_of, reasons, roster_of, session, update
 from PIL import Image
 from safetensors.numpy import load, save
+from shapes import FINDINGS, findings, png, scans
 
+import fedplatform as fp
 from fedplatform.cli import fedplatform
 from fedplatform.core.compute import Compute
 from fedplatform.core.messages import HospitalState, Predictions, Update
@@ -30,6 +34,7 @@ from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
 from fedplatform.experiments.engine import InProcessEngine, ServerRole, cohort_plan
 from fedplatform.experiments.experiment import Experiment, ExperimentError
+from fedplatform.experiments.run import partition_data
 from fedplatform.experiments.weights import START, Weights, write_start
 from fedplatform.federated.cohort import InProcessCohort
 from fedplatform.federated.hospital_state import Launch
@@ -331,13 +336,16 @@ def joined(whole: Experiment) -> Experiment:
 
 @pytest.fixture(scope="module")
 def servers_part(dealt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return without_the_others(dealt, tmp_path_factory.mktemp("server") / "shards")
+
+
+def without_the_others(dealt: Path, folder: Path) -> Path:
     """What the server has of these shards: those of the three hospitals inside, and its own."""
-    folder = tmp_path_factory.mktemp("server") / "shards"
     shutil.copytree(dealt, folder)
     manifest = Manifest.load(dealt)
     for shard in manifest.hospitals[3:]:
         (folder / shard.file).unlink()
-    Manifest(manifest.settings, manifest.classes, manifest.hospitals[:3], manifest.root).save(folder)
+    replace(manifest, hospitals=manifest.hospitals[:3]).save(folder)
     return folder
 
 
@@ -378,6 +386,25 @@ def test_hospitals_outside_train_the_same_model_as_if_they_were_inside(
 ) -> None:
     whole, joined = whole.replace(transport=transport), joined.replace(transport=transport)
     train_inside_and_outside(whole, joined, dealt, servers_part, tmp_path)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "ordinal"])
+def test_hospitals_outside_learn_findings_and_grades_as_if_they_were_inside(
+    whole: Experiment, tmp_path: Path, task: str
+) -> None:
+    labels = findings(200)
+    if task == "multilabel":
+        mine = fp.from_arrays(scans(labels), labels, classes=FINDINGS, groups=np.arange(200) // 2)
+    else:
+        mine = fp.from_arrays(scans(labels), labels.sum(axis=1), groups=np.arange(200))
+    settings = {**whole.settings(), "data": mine, "task": task, "root_size": 20, "partition": "iid"}
+    del settings["objective"]
+    here = Experiment.from_settings(settings)
+    partition_data(here, tmp_path / "shards")
+    servers = without_the_others(tmp_path / "shards", tmp_path / "server")
+    train_inside_and_outside(here, here.replace(outside=OUTSIDE), tmp_path / "shards", servers, tmp_path / "run")
+    terms = terms_of(here.replace(outside=OUTSIDE), servers, tmp_path / "run/gateway")
+    assert terms.task == task
 
 
 @pytest.mark.parametrize("algorithm", ["fedbn_p", "fedavg"])
@@ -550,6 +577,84 @@ def test_a_site_with_one_of_the_classes_is_numbered_by_its_name(
     shard = own_shard(tmp_path / "scans", other, tmp_path / "own", progress=lambda *_: None)
     assert shard.classes == ("ill", "well")
     assert set(shard.labels(Role.TRAIN)) == {1}
+
+
+def parquet_of(file: Path, **columns: list[object]) -> Path:
+    pq.write_table(
+        pa.table({"image": [png(one) for one in scans(findings(len(columns["label_disc"])))], **columns}), file
+    )
+    return file
+
+
+def test_a_hospital_of_a_single_scan_or_of_a_class_that_few_have_joins(
+    joined: Experiment, servers_part: Path, tmp_path: Path
+) -> None:
+    terms = terms_of(joined, servers_part, tmp_path / "gateway").model_copy(update={"classes": ("ill", "well")})
+    random = np.random.default_rng(0)
+    for counts in ({"ill": 1}, {"ill": 1, "well": 9}, {"ill": 2, "well": 2}):
+        place = tmp_path / "-".join(f"{name}{count}" for name, count in counts.items())
+        for name, count in counts.items():
+            for number in range(count):
+                file = place / "scans" / name / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(random.integers(0, 256, (32, 32), np.uint8)).save(file)
+        shard = own_shard(place / "scans", terms, place / "own", progress=lambda *_: None)
+        assert {0} <= set(shard.labels(Role.TRAIN).tolist())
+        hospital = Membership("hospital-03", terms, shard, place).admit(None)
+        weights = Trainer(terms.local_training(Compute("cpu"))).initial_weights
+        assert np.isfinite(hospital.train(weights, 1).delta).all()
+        assert all(not one.failure for one in hospital.evaluate(weights, [Role.VALIDATION, Role.TEST]))
+
+
+def test_a_hospitals_own_findings_become_a_shard_where_each_is_named(
+    joined: Experiment, servers_part: Path, tmp_path: Path
+) -> None:
+    terms = terms_of(joined, servers_part, tmp_path / "gateway")
+    training = {**terms.training, "task": "multilabel", "objective": "binary_cross_entropy"}
+    terms = terms.model_copy(update={"classes": FINDINGS, "training": training})
+    labels = findings(40)
+    columns = {f"label_{name}": labels[:, place].tolist() for place, name in reversed([*enumerate(FINDINGS)])}
+    shard = own_shard(
+        parquet_of(tmp_path / "own.parquet", **columns), terms, tmp_path / "own", progress=lambda *_: None
+    )
+    for role in (Role.TRAIN, Role.VALIDATION, Role.TEST):
+        assert shard.labels(role).tolist() == labels[shard.rows(role)].tolist()
+    said = "\n".join(Membership("hospital-03", terms, shard, tmp_path).what_leaves())
+    assert "rows of 3 numbers: which findings each of these scans truly has" in said
+    del columns["label_bar"]
+    with pytest.raises(DataError, match="do not say which scans have bar"):
+        own_shard(parquet_of(tmp_path / "less.parquet", **columns), terms, tmp_path / "less", progress=lambda *_: None)
+    other = terms.model_copy(update={"training": {**training, "task": "multiclass", "objective": "cross_entropy"}})
+    with pytest.raises(DataError, match="task multiclass takes one class a scan"):
+        own_shard(shard.path, other, tmp_path / "other", progress=lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.array([[0, 2], [0, 1], [1, 0]]), "a label is 0 or 1 of each of 2 findings"),
+        (np.array([[0, -1], [0, 1], [1, 0]]), "a label is 0 or 1 of each of 2 findings"),
+        (np.array([0, 1, 1]), r"have shapes \(m, 2\), \(m, 2\) and \(1,\), got \(3, 2\), \(3,\)"),
+        (np.zeros((3, 3), np.int64), r"got \(3, 2\), \(3, 3\)"),
+        (np.zeros((3, 2, 1), np.int64), r"got \(3, 2\), \(3, 2, 1\)"),
+    ],
+)
+def test_findings_from_outside_are_read_or_refused(labels: np.ndarray, said: str) -> None:
+    probabilities = np.full((3, 2), 0.25, np.float32)
+    right = Predictions("a", "test", probabilities, np.array([[0, 1], [0, 0], [1, 1]]), 0.5)
+    form = {"hospital_id": "a", "roles": (Role.TEST,), "num_classes": 2, "task": "multilabel"}
+    (read,) = decode_predictions(encode_predictions([right]), **form)
+    assert read.labels.tolist() == right.labels.tolist()
+    failed = Predictions.failed("a", ["test"], "it broke")
+    assert decode_predictions(encode_predictions(failed), **form)[0].failure == "it broke"
+    nobody = Predictions("a", "test", probabilities[:0], labels[:0], float("nan")) if labels.shape == (3, 2) else None
+    if nobody is not None:
+        assert not len(decode_predictions(encode_predictions([nobody]), **form)[0].labels)
+    wrong = Predictions("a", "test", probabilities, labels, 0.5)
+    with pytest.raises(Refusal, match=said):
+        decode_predictions(encode_predictions([wrong]), **form)
+    with pytest.raises(Refusal, match="have shapes"):
+        decode_predictions(encode_predictions([right]), **{**form, "task": "multiclass"})
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

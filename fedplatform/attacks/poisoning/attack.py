@@ -36,7 +36,7 @@ class DataPoisoning(Protocol):
     def poison(
         self, images: np.ndarray, labels: np.ndarray, *, num_classes: int, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Map uint8 images (n, c, h, w) and labels (n,) to poisoned copies of them."""
+        """Map uint8 images (n, c, h, w) and labels (n,), or (n, k) of 0 and 1, to poisoned copies of them."""
         ...
 
 

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedplatform.core.tasks import flipped, has, with_label
+
 
 @dataclass(frozen=True)
 class LabelFlip:
     """Label flipping, y -> C - 1 - y (Tolpegin et al., ESORICS 2020, in the form of Fang et al., USENIX Security 2020).
 
     ``fraction`` in (0, 1] of the attacker's scans, drawn at random, gets the wrong label; the scans are left as they
-    are. With an odd number of classes the middle class keeps its label.
+    are. With an odd number of classes the middle class keeps its label. Where a scan has any number of findings, each
+    is turned round: what is there is denied and what is not is claimed.
     """
 
     fraction: float = 1.0
@@ -24,11 +27,11 @@ class LabelFlip:
     def poison(
         self, images: np.ndarray, labels: np.ndarray, *, num_classes: int, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Map images (n, c, h, w) and labels (n,) in 0..num_classes-1 to poisoned copies of them."""
-        flipped = labels.copy()
+        """Map images (n, c, h, w) and labels (n,) in 0..num_classes-1, or (n, k), to poisoned copies of them."""
+        poisoned = labels.copy()
         chosen = generator.permutation(len(labels))[: round(self.fraction * len(labels))]
-        flipped[chosen] = num_classes - 1 - labels[chosen]
-        return images.copy(), flipped
+        poisoned[chosen] = flipped(labels[chosen], num_classes)
+        return images.copy(), poisoned
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,9 @@ class Backdoor:
     """A backdoor by poisoned scans (BadNets, Gu et al., 2017): a scan with the trigger is to be read as ``target``.
 
     ``fraction`` in (0, 1] of the attacker's scans of other classes, drawn at random, is stamped and relabelled. The
-    rest stays clean, so that the model keeps its accuracy and nobody notices. Success is measured on scans of other
-    classes stamped by :func:`stamp_trigger`. Raises ValueError where there is no class ``target``.
+    rest stays clean, so that the model keeps its accuracy and nobody notices. Where a scan has any number of findings,
+    ``target`` is one of them, and a stamped scan gets it beside its own. Success is measured on scans of other classes
+    stamped by :func:`stamp_trigger`. Raises ValueError where there is no class ``target``.
     """
 
     target: int = 0
@@ -50,14 +54,14 @@ class Backdoor:
     def poison(
         self, images: np.ndarray, labels: np.ndarray, *, num_classes: int, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Map uint8 images (n, c, h, w) and labels (n,) to poisoned copies of them."""
+        """Map uint8 images (n, c, h, w) and labels (n,) or (n, k) to poisoned copies of them."""
         if not 0 <= self.target < num_classes:
             raise ValueError(f"Backdoor needs 0 <= target < {num_classes} classes, got target={self.target}")
-        others = generator.permutation(np.flatnonzero(labels != self.target))
+        others = generator.permutation(np.flatnonzero(~has(labels, self.target)))
         chosen = others[: round(self.fraction * len(others))]
         stamped, relabelled = images.copy(), labels.copy()
         stamped[chosen] = stamp_trigger(images[chosen])
-        relabelled[chosen] = self.target
+        relabelled[chosen] = with_label(labels[chosen], self.target)
         return stamped, relabelled
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fedplatform.core.compute import CPU
+from fedplatform.core.tasks import TASKS
 from fedplatform.core.withdrawal import read_withdrawals
 from fedplatform.data.images import scans_at_once, to_images
 from fedplatform.data.shards import Manifest, Shard, ShardSummary
@@ -28,7 +29,7 @@ from fedplatform.experiments.experiment import Experiment, ExperimentError, load
 from fedplatform.experiments.weights import GLOBAL, START
 from fedplatform.learning.models import ModelBuilder
 from fedplatform.learning.parameters import PersonalState
-from fedplatform.learning.training import Trainer
+from fedplatform.learning.training import Ordinal, Trainer
 
 DEFENCE, SETTINGS, TUNED = "defence", "defence.yaml", "tuned"
 KIND_SCANS = 500  # of a hospital and role, spread evenly: statistics are dozens, and all hospitals are held at once
@@ -52,6 +53,7 @@ class DefendedRun:
         self.path = path
         self.device = device
         self.experiment = read_experiment(path)
+        require_defensible(self.experiment)
         self.shards = shards or path / "shards"
         self.manifest = Manifest.load(self.shards)
         settings = path / DEFENCE / SETTINGS
@@ -180,6 +182,15 @@ def read_experiment(path: Path) -> Experiment:
         raise ExperimentError(f"{path} holds no finished run (experiment.yaml and global.safetensors)")
     experiment = Experiment.from_settings(load_settings(str(path / "experiment.yaml")))
     return experiment if experiment.weights is None else experiment.from_start(path / START)
+
+
+def require_defensible(experiment: Experiment) -> None:
+    """Raise :class:`ExperimentError` where a run's classifier is none that the scan defence is made for."""
+    if TASKS[experiment.task].is_multilabel or isinstance(experiment.objective, Ordinal):
+        raise ExperimentError(
+            f"the scan defence, its evaluation, certificates and service are for classifiers that choose one class by "
+            f"softmax, and this run has task {experiment.task} with objective {experiment.settings()['objective']}"
+        )
 
 
 def read_weights(trainer: Trainer, path: Path, *, file: str = GLOBAL) -> np.ndarray:

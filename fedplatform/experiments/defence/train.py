@@ -30,6 +30,7 @@ from fedplatform.experiments.defence.load import (
     DefendedRun,
     read_experiment,
     read_weights,
+    require_defensible,
 )
 from fedplatform.experiments.engine import Engine, local_training
 from fedplatform.experiments.experiment import Experiment, ExperimentError
@@ -109,6 +110,7 @@ class _Stages:
     def check(self) -> None:
         """Refuse now what would fail after hours."""
         require_enough(self.experiment, RunFolder(self.path).withdrawn)
+        require_defensible(self.experiment)
         if not self.experiment.root_size:
             raise ExperimentError("a sensor needs the server's root scans to attack a classifier; set root_size")
         setting, source = self._settings, self._manifest.settings

@@ -26,7 +26,8 @@ from fedplatform.experiments.weights import START, start_card
 class Samples:
     """A few of the server's own root scans and what the trained model says of them.
 
-    ``images`` (m, c, h, w) uint8 with c = 1 or 3, ``labels`` (m,), ``probabilities`` (m, num_classes).
+    ``images`` (m, c, h, w) uint8 with c = 1 or 3, ``labels`` (m,) or (m, num_classes), ``probabilities``
+    (m, num_classes).
     """
 
     images: np.ndarray

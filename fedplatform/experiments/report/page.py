@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
+
 from fedplatform.core.messages import HospitalState, RoundReport
+from fedplatform.core.tasks import answers_of, as_questions, is_multilabel, words_of
 from fedplatform.core.template import load_template
 from fedplatform.experiments.report.charts import draw_charts, draw_trust
 from fedplatform.experiments.report.defence_page import under_attack, write_defence_report
@@ -22,7 +25,7 @@ from fedplatform.experiments.report.heat_map import draw_heat_map
 from fedplatform.experiments.report.picture import png
 from fedplatform.experiments.report.reliability import draw_reliability
 from fedplatform.experiments.report.site_matrix import draw_cross_site
-from fedplatform.learning.site_figures import figures_by_site
+from fedplatform.learning.site_figures import SiteFigures, figures_by_site
 
 MAX_EVENTS = 400
 MOST_CLASSES = 40  # in a matrix that a person still reads
@@ -68,8 +71,11 @@ def write_report(folder: Path) -> Path:
         sites=(sites := figures_by_site(run.tests)),
         classes=_class_names(run, len(sites[0].class_counts)) if sites else (),
         reliability=draw_reliability(run.tests) if sites else None,
-        cross_site=None if run.cross_site is None else draw_cross_site(run.cross_site, num_classes=num_classes),
+        cross_site=None
+        if run.cross_site is None
+        else draw_cross_site(run.cross_site, num_classes=2 if run.rounds[-1].label_auc else num_classes),
         num_classes=num_classes,
+        findings=_findings(sites),
         attack=attack,
         scans=_scans(run.samples) if run.samples else (),
         phases=_phases(run.rounds),
@@ -141,7 +147,7 @@ class _Confusion:
 
 def _confusion(run: FinishedRun) -> _Confusion | None:
     matrix = run.rounds[-1].confusion
-    if not matrix or len(matrix) > MOST_CLASSES:
+    if not matrix or len(matrix) > MOST_CLASSES or run.rounds[-1].label_auc:
         return None
     classes = _class_names(run, len(matrix))
     if len(classes) != len(matrix):
@@ -155,6 +161,21 @@ def _class_names(run: FinishedRun, count: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
+class _Findings:
+    """The findings by site, that of all sites first, and the numbers of those that no mean counts."""
+
+    sites: tuple[SiteFigures, ...]
+    left_out: tuple[int, ...]
+
+
+def _findings(sites: Sequence[SiteFigures]) -> _Findings | None:
+    if not sites or not sites[0].findings:
+        return None
+    left_out = tuple(number for number, one in enumerate(sites[-1].findings) if not one.is_judged)
+    return _Findings((sites[-1], *sites[:-1]), left_out)
+
+
+@dataclass(frozen=True)
 class _Scan:
     picture: str
     truth: str
@@ -165,10 +186,19 @@ class _Scan:
 def _scans(samples: Samples) -> tuple[_Scan, ...]:
     if not samples.probabilities.size:  # a network that names no class has no answer to show
         return ()
+    answers = answers_of(samples.probabilities, multilabel=is_multilabel(samples.labels))
     return tuple(
-        _Scan(png(image), samples.classes[label], samples.classes[row.argmax()], float(row.max()))
-        for image, label, row in zip(samples.images, samples.labels, samples.probabilities, strict=True)
+        _Scan(png(image), words_of(label, samples.classes), words_of(answer, samples.classes), _confidence(row, label))
+        for image, label, answer, row in zip(
+            samples.images, samples.labels, answers, samples.probabilities, strict=True
+        )
     )
+
+
+def _confidence(probabilities: np.ndarray, label: np.ndarray) -> float:
+    """How sure an answer is; of several findings, the one that is least sure."""
+    each, _ = as_questions(probabilities[None], label[None])
+    return float(each.max(axis=1).min())
 
 
 def _phases(rounds: Sequence[RoundReport]) -> list[tuple[str, float, float]]:

@@ -7,16 +7,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedplatform.core.messages import Predictions
+from fedplatform.core.tasks import as_questions
 from fedplatform.core.wording import percent
 from fedplatform.experiments.report.plot import Plot, Series, draw
 from fedplatform.learning.metrics import calibration_error, reliability
 
 
 def draw_reliability(tests: Sequence[Predictions]) -> Plot:
-    """The reliability diagram of all test scans together (Guo et al., ICML 2017); on the diagonal they agree."""
+    """The reliability diagram of all test scans together (Guo et al., ICML 2017); on the diagonal they agree.
+
+    Where a scan has any number of findings, each finding of each scan is an answer.
+    """
     judged = [one for one in tests if len(one.labels)]
-    probabilities = np.concatenate([one.probabilities for one in judged])
-    labels = np.concatenate([one.labels for one in judged])
+    probabilities, labels = as_questions(
+        np.concatenate([one.probabilities for one in judged]), np.concatenate([one.labels for one in judged])
+    )
     dots = [
         (
             one.confidence,

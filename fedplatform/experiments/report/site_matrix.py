@@ -51,7 +51,7 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class CrossSite:
-    """The section of the page; of one model for all there are no ``rows``. ``scans`` are the fewest and most at a site."""
+    """The section of the page, without ``rows`` for one model of all; ``scans`` are the fewest and most at a site."""
 
     maps: tuple[SiteMatrix, ...]
     rows: tuple[ModelRow, ...]

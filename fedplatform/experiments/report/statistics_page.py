@@ -69,7 +69,8 @@ def _headline(sites: Sequence[SiteStatistics], classes: Sequence[str]) -> str:
     if not sites:
         return "No hospital has answered."
     some = "at least " if any(site.suppressed for site in sites) else ""
-    said = f"{count(len(sites), 'hospital')} with {some}{sum(site.shown for site in sites):,} scans of the classes {listing(classes)}"
+    scans = f"{some}{sum(site.shown for site in sites):,} scans"
+    said = f"{count(len(sites), 'hospital')} with {scans} of the classes {listing(classes)}"
     lacking = [site.hospital_id for site in sites if site.lacking]
     if lacking:
         said += f"; {listing(lacking)} {'lacks' if len(lacking) == 1 else 'lack'} a class"

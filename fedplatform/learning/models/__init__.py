@@ -2,7 +2,13 @@
 
 from collections.abc import Callable
 
-from fedplatform.learning.models.classifier import Classifier, ModelBuilder, SmallCnn, TimmModel
+from fedplatform.learning.models.classifier import (
+    Classifier,
+    ModelBuilder,
+    OrdinalClassifier,
+    SmallCnn,
+    TimmModel,
+)
 from fedplatform.learning.models.efficientnet_lite0 import EfficientNetLite0
 from fedplatform.learning.models.experts import Experts
 from fedplatform.learning.models.masked_autoencoder import MaskedAutoencoder
@@ -29,6 +35,7 @@ __all__ = [
     "MaskedAutoencoder",
     "ModelBuilder",
     "NoisePredictor",
+    "OrdinalClassifier",
     "ResidualSensor",
     "SmallCnn",
     "SmallResNet",

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from fedplatform.learning.models.torchvision_ops import import_timm
 
@@ -91,6 +92,36 @@ class Classifier(nn.Module):
         if not names:
             raise ValueError(f"a {type(self.body).__name__} has no last layer that could stay in the hospital")
         return names
+
+
+class OrdinalClassifier(Classifier):
+    """A classifier of k ordered classes, whose body answers k - 1 numbers: logits of P(y > j | y > j - 1) (CORN).
+
+    To everybody else it answers log-probabilities of the classes, which are logits to whoever asks for logits.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities (n, num_classes) of images (n, c, h, w) in [0, 1]."""
+        return log_probabilities_of_grades(super().forward(images))
+
+    def penalised(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The same, and what the body wants added to the loss."""
+        if isinstance(self.body, Penalised):
+            borders, penalty = self.body.penalised(self._normalised(images))
+            return log_probabilities_of_grades(borders), penalty
+        return self(images), None
+
+
+def log_probabilities_of_grades(borders: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities (n, k) of ordered classes from logits (n, k - 1) of P(y > j | y > j - 1).
+
+    log P(y = j) is the sum of the logarithms of having gone beyond each border before j and of not going beyond j.
+    """
+    borders = borders.float()  # sums of logarithms want more digits than bf16 has
+    beyond = functional.logsigmoid(borders).cumsum(dim=1)
+    reached = torch.cat([torch.zeros_like(beyond[:, :1]), beyond], dim=1)
+    stays = torch.cat([functional.logsigmoid(-borders), torch.zeros_like(beyond[:, :1])], dim=1)
+    return reached + stays
 
 
 def _per_channel(values: Sequence[float]) -> torch.Tensor:

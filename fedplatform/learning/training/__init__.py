@@ -27,10 +27,14 @@ from fedplatform.learning.training.objectives import (
     OBJECTIVES,
     AdversarialTraining,
     Batch,
+    BinaryCrossEntropy,
     CrossEntropy,
     Generative,
     Objective,
+    Ordinal,
     Trades,
+    body_outputs,
+    require_task,
 )
 from fedplatform.learning.training.sampling import SamplingName
 from fedplatform.learning.training.schedule import SCHEDULES, Constant, Cosine, Schedule, Step
@@ -48,6 +52,7 @@ __all__ = [
     "Anatomy",
     "Augmentation",
     "Batch",
+    "BinaryCrossEntropy",
     "Constant",
     "Cosine",
     "CrossEntropy",
@@ -62,6 +67,7 @@ __all__ = [
     "LocalTraining",
     "Mirror",
     "Objective",
+    "Ordinal",
     "Orientation",
     "PersonalState",
     "SamplingName",
@@ -73,4 +79,6 @@ __all__ = [
     "Stopped",
     "Trades",
     "Trainer",
+    "body_outputs",
+    "require_task",
 ]

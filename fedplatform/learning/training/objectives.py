@@ -1,25 +1,30 @@
-"""What local training minimises: the usual loss, the loss under attack, or a generative network's own."""
+"""What local training minimises: the usual loss, the loss under attack, or a generative network's own.
+
+Each objective of a classifier says which tasks it learns; :func:`require_task` refuses the others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from fedplatform.learning.models import Classifier, ModelBuilder
+from fedplatform.core.tasks import TASKS, TaskName
+from fedplatform.learning.models import Classifier, Experts, ModelBuilder, OrdinalClassifier
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """What a step learns from.
 
-    ``images`` are (n, c, h, w) in [0, 1], ``labels`` (n,) int64; whatever an objective draws comes from ``generator``.
-    ``progress`` in [0, 1] is the share of all training that is done. ``counts`` (k,) float32 are the hospital's scans
-    for training by class; None where nobody counted.
+    ``images`` are (n, c, h, w) in [0, 1], ``labels`` (n,) int64, or (n, k) where a scan has any number of findings;
+    whatever an objective draws comes from ``generator``. ``progress`` in [0, 1] is the share of all training that is
+    done. ``counts`` float32 are the hospital's scans for training by class (k,), or without and with each finding
+    (k, 2); None where nobody counted.
     """
 
     images: torch.Tensor
@@ -60,7 +65,13 @@ class Movable(Protocol):
 
 
 class Classification:
-    """What the objectives of classifiers have in common."""
+    """What the objectives of classifiers have in common; ``tasks`` are those that one learns."""
+
+    tasks: ClassVar[tuple[TaskName, ...]] = ("multiclass", "ordinal")
+
+    def outputs(self, num_classes: int) -> int:
+        """How many numbers the body of the network answers."""
+        return num_classes
 
     def network(self, model: ModelBuilder, *, channels: int, num_classes: int, size: int) -> nn.Module:
         """A classifier behind its mean/std layer."""
@@ -122,6 +133,68 @@ class CrossEntropy(Classification):
             present = (batch.counts > 0).sum()
             losses = losses * (batch.counts.sum() / (present * batch.counts.clamp(min=1)))[batch.labels]
         return _with(losses.mean(), penalty)
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy(Classification):
+    """Binary cross-entropy of each finding by itself, the mean over scans and findings.
+
+    ``class_weights="balanced"`` weighs the scans with a finding by n / (2 n_with) and those without it by
+    n / (2 n_without), by the hospital's own counts, so that both count alike; a finding that all scans have or none is
+    not weighed. The ratio of the two is the ``pos_weight`` of other tools. Raises ValueError for other weights.
+    """
+
+    tasks: ClassVar[tuple[TaskName, ...]] = ("multilabel",)
+
+    class_weights: Literal["none", "balanced"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.class_weights not in ("none", "balanced"):
+            raise ValueError(f"class_weights is none or balanced, got {self.class_weights!r}")
+
+    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+        """Mean over the batch and the findings."""
+        logits, penalty = _penalised(network, batch.images)
+        weights = None
+        if self.class_weights == "balanced":
+            assert batch.counts is not None, "balanced weights need the counts of the findings"
+            each = batch.counts.sum(dim=1, keepdim=True) / (2 * batch.counts.clamp(min=1))
+            each = torch.where((batch.counts > 0).all(dim=1, keepdim=True), each, torch.ones_like(each))
+            weights = torch.where(batch.labels > 0, each[:, 1], each[:, 0])
+        return _with(functional.binary_cross_entropy_with_logits(logits, batch.labels.float(), weights), penalty)
+
+    def plain_loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+        """Mean binary cross-entropy on the scans as they are."""
+        return functional.binary_cross_entropy_with_logits(network(batch.images), batch.labels.float())
+
+    def probabilities(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """Sigmoid of the logits: the probability of each finding by itself."""
+        return functional.sigmoid(network(images))
+
+
+@dataclass(frozen=True)
+class Ordinal(Classification):
+    """The likelihood of ordered classes, from k - 1 conditional questions: given that y > j - 1, is y > j?
+
+    CORN (Shi, Cao and Raschka, Pattern Analysis and Applications 2023): the body's k - 1 outputs f_j are logits of
+    P(y > j | y > j - 1), so P(y > j) is a product that can only fall with j, and its differences are probabilities of k
+    classes. The loss is the sum of a scan's binary cross-entropies over the questions that its class answers, which is
+    its negative log-likelihood; CORN divides a batch's sum by the number of questions, we by the number of scans.
+    """
+
+    tasks: ClassVar[tuple[TaskName, ...]] = ("ordinal",)
+
+    def outputs(self, num_classes: int) -> int:
+        """One for each border between neighbouring classes."""
+        return num_classes - 1
+
+    def network(self, model: ModelBuilder, *, channels: int, num_classes: int, size: int) -> nn.Module:
+        """A classifier that answers log-probabilities of k classes, put together from k - 1 outputs."""
+        return OrdinalClassifier(model(channels=channels, num_classes=self.outputs(num_classes), size=size))
+
+    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+        """Mean over the batch."""
+        return penalised_cross_entropy(network, batch.images, batch.labels)
 
 
 @dataclass(frozen=True)
@@ -218,10 +291,29 @@ class Generative:
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "cross_entropy": CrossEntropy,
+    "binary_cross_entropy": BinaryCrossEntropy,
+    "ordinal": Ordinal,
     "adversarial": AdversarialTraining,
     "trades": Trades,
     "generative": Generative,
 }
+
+
+def require_task(task: TaskName, objective: Objective, model: ModelBuilder) -> None:
+    """Raise ValueError where an objective of ours, or a network, does not learn a task; your own may learn any."""
+    if isinstance(objective, Classification) and task not in objective.tasks:
+        name = next((name for name, kind in OBJECTIVES.items() if kind is type(objective)), type(objective).__name__)
+        raise ValueError(
+            f"objective {name} learns task {' or '.join(objective.tasks)}; task {task} takes {TASKS[task].objective} "
+            "or an objective of your own"
+        )
+    if isinstance(model, Experts) and isinstance(objective, BinaryCrossEntropy | Ordinal):
+        raise ValueError(f"model experts mixes probabilities of one class out of k, which task {task} does not ask for")
+
+
+def body_outputs(objective: Objective, num_classes: int) -> int:
+    """How many numbers the body of a network answers: one a class unless the objective says otherwise."""
+    return objective.outputs(num_classes) if isinstance(objective, Classification) else num_classes
 
 
 def _check(epsilon: float, steps: int, warm_up: float) -> None:

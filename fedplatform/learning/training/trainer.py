@@ -16,6 +16,7 @@ from torch import nn
 
 from fedplatform.core.compute import CPU, Compute, host_copy
 from fedplatform.core.seeding import lent_stream, torch_generator
+from fedplatform.core.tasks import TaskName, counts_by_answer, kinds_of
 from fedplatform.data.device_pixels import DevicePixels, Pictures, images_on
 from fedplatform.data.images import scans_at_once
 from fedplatform.learning.models import Classifier, ModelBuilder
@@ -71,6 +72,7 @@ class LocalTraining:
     sampling: SamplingName = "scans"
     schedule: Schedule = field(default_factory=Cosine)
     clip: float = 0.0  # the largest L2 norm of a step's gradient; 0 leaves it as it is
+    task: TaskName = "multiclass"
     compute: Compute = field(default_factory=Compute)
 
     def learning_rate_in(self, round_number: int) -> float:
@@ -188,8 +190,9 @@ class Trainer:
     ) -> tuple[np.ndarray, PersonalState, float]:
         """Train for the local epochs and return (update (d,) float32, new personal state, mean loss).
 
-        ``images`` are uint8 (n, c, h, w), ``labels`` and ``groups`` (n,). A copy of its own that the hospital keeps
-        comes back as it was; that is for :meth:`fit_own`. Raises :class:`Stopped` as soon as ``should_stop()`` is true.
+        ``images`` are uint8 (n, c, h, w), ``labels`` (n,) or (n, k), ``groups`` (n,). A copy of its own that the
+        hospital keeps comes back as it was; that is for :meth:`fit_own`. Raises :class:`Stopped` as soon as
+        ``should_stop()`` is true.
         """
         self.load(weights, personal)
         training_mode(self.model)
@@ -315,7 +318,7 @@ class Trainer:
         measured = [name for name in batch_norm_names(self.model) if prefix + name in personal]
         if not measured:
             return personal
-        few = images[_class_balanced(labels, SETTLING_SCANS)]
+        few = images[_class_balanced(kinds_of(labels), SETTLING_SCANS)]
         self.load_served(weights, personal)
         self.model.eval()
         normal = [module for module in self.model.modules() if isinstance(module, BATCH_NORM)]
@@ -395,8 +398,8 @@ class Trainer:
         """Shuffled batches, augmented; pictures and labels that are on the device are picked there."""
         setting = self.training
         answers = self.compute.sent(labels)
-        odds = odds_of(setting.sampling, labels, groups)
-        counts = self.compute.sent(np.bincount(labels, minlength=setting.num_classes).astype(np.float32))
+        odds = odds_of(setting.sampling, kinds_of(labels), groups)
+        counts = self.compute.sent(counts_by_answer(labels, setting.num_classes).astype(np.float32))
         for epoch in range(epochs):
             order = epoch_order(len(labels), odds, generator)
             there = self.compute.sent(order.numpy())
@@ -451,7 +454,7 @@ class Trainer:
     def _new_control(
         self, delta: np.ndarray, weights: np.ndarray, personal: PersonalState, *, steps: int, round_number: int
     ) -> PersonalState:
-        """The hospital's own control variate after training, by SCAFFOLD's option II; ``delta`` gets its change."""
+        """The hospital's own control variate after training; its change goes into ``delta`` (SCAFFOLD, option II)."""
         if not self.layout.num_controls:
             return {}
         change = self.layout.controls(delta)
