@@ -15,6 +15,7 @@ from actors.hospital import HospitalHost
 from actors.placement import at_home, spread
 from fedplatform.core.errors import FedplatformError
 from fedplatform.core.messages import TRAINING_RAISED, HospitalState, Predictions, Reply
+from fedplatform.core.site_statistics import LEAST, SiteStatistics
 from fedplatform.data.splits import Role
 from fedplatform.experiments.places import Place
 from fedplatform.federated.cohort import CohortPlan
@@ -129,6 +130,18 @@ class RayCohort:
             except RayError as error:
                 predictions += Predictions.failed(asked[ref], roles, cause(error))
         return predictions
+
+    def statistics(self, least: int = LEAST) -> list[SiteStatistics]:
+        """What each hospital tells of its scans, in order; of one that does not answer, why there is nothing."""
+        deadline = time.monotonic() + self._deadline_s
+        asked = {name: self._host_of[name].statistics.remote(name, least) for name in self.hospital_ids}
+        told: list[SiteStatistics] = []
+        for name, ref in asked.items():
+            try:
+                told.append(ray.get(ref, timeout=max(0.0, deadline - time.monotonic())))
+            except RayError as error:
+                told.append(SiteStatistics(name, least, failure=cause(error)))
+        return told
 
     def process_of(self, hospital_id: str) -> int:
         """The process id of the hospital's actor, once it is free to answer."""

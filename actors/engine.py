@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +16,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster.joining import LOCAL, join
-from actors.cohort import CohortError, cause
+from actors.cohort import CohortError, RayCohort, cause
 from actors.gateway.application import GatewayOptions, close_gateway, open_gateway
 from actors.gateway.server_actor import RemoteGatewayServer, open_gateway_server
 from actors.http.start import prepare
@@ -25,9 +25,11 @@ from actors.placement import GpuShares, require_nodes, takes_gpus
 from actors.server import Server
 from fedplatform.core.compute import ComputeError
 from fedplatform.core.messages import RoundReport
+from fedplatform.core.site_statistics import LEAST, SiteStatistics
+from fedplatform.core.withdrawal import Withdrawal
 from fedplatform.data.shards import Manifest
 from fedplatform.experiments.checkpoint import CheckpointFolder
-from fedplatform.experiments.engine import Earlier, Outcome, RunningFederation
+from fedplatform.experiments.engine import Earlier, Outcome, RunningFederation, statistics_plan
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.places import Place
 from fedplatform.federated.aggregation import Mixed
@@ -146,12 +148,19 @@ class RayEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def places(self, experiment: Experiment) -> tuple[Place, ...]:
-        """Where the hospitals live on this cluster. Raises :class:`PlacementError` at once where a node is missing."""
-        inside = [place for place in experiment.places if place.name in experiment.inside]
-        places = () if self._is_simulation else tuple(inside)
+    def places(self, experiment: Experiment, withdrawn: Sequence[Withdrawal] = ()) -> tuple[Place, ...]:
+        """Where the hospitals live on this cluster. Raises :class:`PlacementError` at once where a node is missing.
+
+        The node of one that has withdrawn is not looked for.
+        """
+        gone = {one.hospital_id for one in withdrawn}
+        places = tuple(place for place in self._homes(experiment) if place.name not in gone)
         require_nodes(places)
         return places
+
+    def _homes(self, experiment: Experiment) -> tuple[Place, ...]:
+        """Where hospitals are to live, whether such nodes are there or not."""
+        return () if self._is_simulation else tuple(p for p in experiment.places if p.name in experiment.inside)
 
     def computes_on(self, experiment: Experiment) -> str:
         """How the GPUs of the cluster are dealt out, in words; "" where there are none."""
@@ -160,7 +169,7 @@ class RayEngine:
             return "" if compute.device == "cpu" else str(compute.here())
         if ":" in compute.device:
             raise ComputeError(f"--device {compute.device}: Ray deals the GPUs out; --device cuda asks for them")
-        places = self.places(experiment)
+        places = self._homes(experiment)
         without = [place.name for place in places if not place.gpus]
         if compute.device == "cuda" and without:
             raise ComputeError(f"--device cuda: {without[0]} has no 'gpus' in the federation's file; or --device auto")
@@ -181,7 +190,7 @@ class RayEngine:
 
     def _shares(self, experiment: Experiment) -> GpuShares:
         """How the GPUs are dealt out to the server and to actors that hospitals share."""
-        if not takes_gpus(experiment.compute) or self.places(experiment):
+        if not takes_gpus(experiment.compute) or self._homes(experiment):
             return GpuShares()
         if self._given is not None:
             return self._given
@@ -198,6 +207,7 @@ class RayEngine:
         state_folder: Path,
         start: np.ndarray | None = None,
         checkpoints: Path | None = None,
+        withdrawn: Sequence[Withdrawal] = (),
     ) -> Iterator[RunningFederation]:
         """Place the actors, and take them down on the way out. The server runs on this machine, where the run is.
 
@@ -206,7 +216,13 @@ class RayEngine:
         with (
             self._open_gateway(experiment, shards, state_folder.parent / "gateway") as gateway,
             self._placed(
-                experiment, shards, state_folder=state_folder, start=start, checkpoints=checkpoints, gateway=gateway
+                experiment,
+                shards,
+                state_folder=state_folder,
+                start=start,
+                checkpoints=checkpoints,
+                gateway=gateway,
+                withdrawn=withdrawn,
             ) as federation,
         ):
             yield federation
@@ -244,10 +260,11 @@ class RayEngine:
         start: np.ndarray | None,
         checkpoints: Path | None,
         gateway: RemoteGatewayServer | None,
+        withdrawn: Sequence[Withdrawal],
     ) -> Iterator[RunningFederation]:
         """The server and, through it, the hospitals inside."""
         send_by_value(experiment)
-        places = self.places(experiment)
+        places = self.places(experiment, withdrawn)
         cpus = int(ray.cluster_resources().get("CPU", 1))
         num_hosts, shares = self._hosts(experiment), self._shares(experiment)
         if num_hosts > cpus and not places:
@@ -266,6 +283,7 @@ class RayEngine:
             checkpoints=CheckpointFolder.of(checkpoints, experiment) if checkpoints else None,
             gateway=gateway,
             gpus=shares,
+            withdrawn=tuple(withdrawn),
         )
         try:
             yield RayFederation(server, restarts=checkpoints is not None)
@@ -278,6 +296,24 @@ class RayEngine:
                 with suppress(RayError):  # it is going down either way, and the first error is the one to show
                     ray.get(server.close.remote(), timeout=CALL_TIMEOUT_S)
                 ray.kill(server)
+
+    def statistics(
+        self, experiment: Experiment, shards: Path, *, least: int = LEAST, withdrawn: Sequence[Withdrawal] = ()
+    ) -> list[SiteStatistics]:
+        """Ask the hospitals in actors of their own, which end with the last answer."""
+        send_by_value(experiment)
+        places = self.places(experiment, withdrawn)
+        plan = statistics_plan(experiment, shards.resolve(), places=places, withdrawn=withdrawn)
+        cohort = RayCohort(
+            plan,
+            num_hosts=min(self._hosts(experiment), len(plan.shard_files)),
+            deadline_s=experiment.deadline_s,
+            places=places,
+        )
+        try:
+            return cohort.statistics(least)
+        finally:
+            cohort.close()
 
     def close(self) -> None:
         """Shut Ray down if this engine started it."""

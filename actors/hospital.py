@@ -11,6 +11,7 @@ import torch
 
 from fedplatform.core.mapped import scratch
 from fedplatform.core.messages import Predictions
+from fedplatform.core.site_statistics import SiteStatistics
 from fedplatform.data.splits import Role
 from fedplatform.federated.byzantine import ByzantineHospital
 from fedplatform.federated.cohort import CohortPlan
@@ -77,3 +78,8 @@ class HospitalHost:
         """One hospital's predictions on its own scans, at the end of a round."""
         torch.set_num_threads(1)
         return self._participants[hospital_id].evaluate(weights, roles, round_number=round_number)
+
+    @ray.method(concurrency_group="work")
+    def statistics(self, hospital_id: str, least: int) -> SiteStatistics:
+        """What one hospital tells of its scans; a count of fewer than ``least`` patients stays here."""
+        return self._participants[hospital_id].statistics(least)

@@ -14,6 +14,7 @@ from actors.hospital import HospitalHost
 from actors.masked import MaskedHospitalHost, RayMaskedHospitals
 from actors.placement import GpuShares, with_share
 from fedplatform.core.messages import RoundReport
+from fedplatform.core.withdrawal import Withdrawal
 from fedplatform.experiments.checkpoint import CheckpointFolder, Checkpoints
 from fedplatform.experiments.engine import Earlier, Outcome, ServerRole, cohort_plan
 from fedplatform.experiments.experiment import Experiment
@@ -45,15 +46,18 @@ class Server:
         checkpoints: CheckpointFolder | None = None,
         gateway: RemoteGatewayServer | None = None,
         gpus: GpuShares = NO_GPU,
+        withdrawn: Sequence[Withdrawal] = (),
     ) -> None:
         torch.set_num_threads(1)
         opened = Checkpoints.open(checkpoints, experiment.server_rule) if checkpoints else None
         launch = opened.launch if opened else None
-        plan = cohort_plan(experiment, shards, state_folder=state_folder, places=places, launch=launch)
+        plan = cohort_plan(
+            experiment, shards, state_folder=state_folder, places=places, launch=launch, withdrawn=withdrawn
+        )
         self._inside = RayCohort(
             plan,
             num_hosts=num_hosts,
-            places=places,
+            places=[place for place in places if place.name in plan.shard_files],
             gpus=gpus.host,
             deadline_s=experiment.deadline_s,
             host=HospitalHost if plan.privacy is None else MaskedHospitalHost,
@@ -64,9 +68,11 @@ class Server:
             cohort = GroupedCohort(masked, plan.privacy, seed=experiment.seed)
         if gateway is not None:
             outside = OutsideCohort(gateway, experiment.outside, deadline_s=experiment.deadline_s, launch=launch)
-            cohort = JoinedCohort(self._inside, outside, hospital_ids=experiment.hospital_ids())
+            there = {*plan.shard_files, *experiment.outside}
+            ids = tuple(name for name in experiment.hospital_ids() if name in there)
+            cohort = JoinedCohort(self._inside, outside, hospital_ids=ids)
         own = experiment.model_copy(update={"device": with_share(experiment.compute, gpus.server).device})
-        self._role = ServerRole(own, shards, cohort, start=start, checkpoints=opened)
+        self._role = ServerRole(own, shards, cohort, start=start, checkpoints=opened, withdrawn=withdrawn)
 
     def earlier(self) -> Earlier:
         """What earlier launches left, this actor's own before it died among them."""

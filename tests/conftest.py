@@ -81,6 +81,10 @@ MARKERS = {
             "test_defended_classifier",
             "test_export",
             "test_participation",
+            "test_selection",
+            "test_scaffold",
+            "test_cross_site",
+            "test_withdrawal",
             "test_tasks_run",
         ),
     ),
@@ -94,7 +98,7 @@ LONG_FILES = (
     *("test_robustness", "test_docs", "test_endpoint", "test_tune", "test_ray_cohort", "test_benchmark", "test_api"),
     *("test_defended_run", "test_secure_federation", "test_gateway", "test_report", "test_defence_report"),
     *("test_cli", "test_threats", "test_serving_intake", "test_serving_engine", "test_serving_diagnose"),
-    *("test_checkpoint", "test_training_faults", "test_outside"),
+    *("test_checkpoint", "test_training_faults", "test_outside", "test_withdrawal"),
 )
 
 AT_ENDPOINT = ("test_endpoint", "test_endpoint_in_service", "test_endpoint_page", "test_endpoint_schema")

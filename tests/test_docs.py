@@ -75,6 +75,7 @@ def test_a_users_own_parts_plug_in_as_the_docs_say(extended: Path, command: str)
     assert "report:" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_users_own_parts_run_on_ray_from_python(extended: Path) -> None:
     done = run(["my_run.py"], extended)
     assert done.returncode == 0, done.stderr
@@ -85,6 +86,7 @@ def is_one_of_a_chain(command: str) -> bool:
     return "runs/" in command or "--name" in command
 
 
+@pytest.mark.slow
 def test_a_run_is_defended_attacked_and_certified_as_the_readme_says(tmp_path: Path) -> None:
     chain = [command for command in commands("README.md") if is_one_of_a_chain(command)]
     *trained, published, served = chain

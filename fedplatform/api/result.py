@@ -107,6 +107,25 @@ class Result:
         ]
         return pd.DataFrame(rows).set_index("site")
 
+    def cross_site(self) -> pd.DataFrame:
+        """Every honest hospital's model on every honest hospital's test scans: one row a model and site.
+
+        The columns are scans, balanced_accuracy and auc, NaN where a site lacks a class; ``["auc"].unstack()`` is the
+        matrix. Where nothing stays in a hospital all have one model, called ``all hospitals``. From now on the report
+        shows it, too. Raises :class:`ExperimentError` where the hospitals' scans are not all here.
+
+        >>> import fedplatform as fp
+        >>> small = {"data": "lesions", "size": 16, "scans": 120, "hospitals": 3, "root_size": 0}
+        >>> matrix = fp.run(**small, byzantine=0, rule="mean", rounds=1).cross_site()["auc"].unstack()
+        >>> matrix.shape
+        (3, 3)
+        """
+        from fedplatform.experiments.cross_site import cross_site
+        from fedplatform.experiments.cross_site_table import read_cross_site
+
+        found = read_cross_site(self.path, round_number=int(self.rounds.index[-1]))
+        return cross_site(self.path) if found is None else found
+
     @cached_property
     def findings(self) -> pd.DataFrame:
         """The same of each finding by itself, one row a site and finding, where a scan has any number of them.

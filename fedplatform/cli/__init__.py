@@ -14,6 +14,7 @@ from fedplatform.cli.intake import audit, diagnose, keys
 from fedplatform.cli.kubernetes import k8s
 from fedplatform.cli.outside import join, keygen
 from fedplatform.cli.serving import export, publish, serve
+from fedplatform.cli.sites import cross_site, withdraw
 from fedplatform.cli.terminal import SuggestingGroup, complain
 from fedplatform.cli.training import compare, report, run
 from fedplatform.cli.tune import tune
@@ -49,6 +50,7 @@ COMMANDS = (
     *(join, keygen),
     *(publish, serve, keys, diagnose, audit, export),
     *(compare, tune, data, bench, report),
+    *(cross_site, withdraw),
     *(doctor, node, certificate, submit, jobs, k8s),
 )
 for command in COMMANDS:

@@ -1,4 +1,4 @@
-"""Commands of data: data list, data audit, data partition."""
+"""Commands of data: data list, data audit, data partition, data statistics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fedplatform.cli.options import DATA_FOLDER, experiment_options, given
+from fedplatform.cli.options import DATA_FOLDER, engine_options, experiment_options, given
 from fedplatform.cli.own_data import resolved, telling_faults
 from fedplatform.cli.progress import counting_bar
 from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors
@@ -102,6 +102,99 @@ def partition(recipe: str, folder: Path, *, data_folder: Path | None, **changes:
         for shard in [*manifest.hospitals, *([manifest.root] if manifest.root else [])]:
             table.add_row(shard.file, *(" / ".join(map(str, shard.counts.get(role, ()))) for role in roles))
         console.print(table)
+
+
+@data.command()
+@click.argument("recipe", metavar="DATA|RECIPE|RUN")
+@experiment_options
+@DATA_FOLDER
+@engine_options
+@click.option(
+    "--least",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="suppress a count of fewer than N patients; 1 suppresses none",
+)
+@click.option(
+    "--shards",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="shards that 'fedplatform data partition' wrote; where hospitals open their own, the server's part of them",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="where statistics.parquet and statistics.html go [default: the run's folder, else statistics-DATA]",
+)
+def statistics(
+    recipe: str,
+    *,
+    data_folder: Path | None,
+    engine: str,
+    address: str,
+    hosts: int | None,
+    least: int,
+    shards: Path | None,
+    out: Path | None,
+    **changes: object,
+) -> None:
+    """Ask every hospital what its scans are in numbers, before anybody trains.
+
+    Counts by class and role, scans a patient, size and channels, histograms of pixel values with mean and standard
+    deviation, and what is missing. Each hospital counts its own scans; only these numbers leave it. A count of fewer
+    than --least patients is suppressed, and the scans behind it are left out of every other figure.
+
+    RUN is a run's folder, whose shards are counted. DATA and RECIPE are of 'fedplatform run': their scans are dealt to
+    hospitals as a run would. With hospitals that have places (--address, --shards) each counts on its own node.
+
+    \b
+    Examples:
+      fedplatform data statistics runs/lesions-mean-none-seed0
+      fedplatform data statistics my_scans/ --engine local
+      fedplatform data statistics federation.yaml --address auto --shards server/
+    """
+    with one_line_errors():
+        from tempfile import TemporaryDirectory
+
+        from fedplatform.cli.display import statistics_lines
+        from fedplatform.cli.terminal import opened
+        from fedplatform.data.shards import Manifest
+        from fedplatform.experiments.experiment import Experiment, ExperimentError
+        from fedplatform.experiments.run import partition_data
+        from fedplatform.experiments.run_folder import SETTINGS, RunFolder
+        from fedplatform.experiments.site_statistics import write_statistics
+
+        run = RunFolder(Path(recipe)) if (Path(recipe) / SETTINGS).is_file() else None
+        if run is not None and given(changes):
+            raise ExperimentError(f"{recipe} is a run, and its scans are dealt already; leave the settings out")
+        settings = run.read_settings() if run else resolved(recipe, given(changes))
+        experiment = Experiment.from_settings(settings)
+        withdrawn = run.withdrawals if run else ()
+        with TemporaryDirectory(prefix="fedplatform-") as temporary:
+            if shards is None and run is not None:
+                shards = run.path / "shards"
+            if shards is None:
+                if any(place.shard for place in experiment.places) and address != "local":
+                    raise ExperimentError(
+                        "hospitals open their own shards: --shards FOLDER with the server's manifest.json"
+                    )
+                shards = Path(temporary) / "shards"
+                name = str(experiment.data)
+                with telling_faults(name, experiment.open_data), counting_bar("dealing scans to hospitals") as progress:
+                    partition_data(experiment, shards, data_folder=data_folder, progress=progress)
+            classes = Manifest.load(shards).counted
+            with opened(engine, address, hosts, experiment, withdrawn=withdrawn) as runner:
+                sites = runner.statistics(experiment, shards, least=least, withdrawn=withdrawn)
+        folder = out or (run.path if run else Path(f"statistics-{experiment.data_slug}"))
+        title = run.path.name if run else experiment.data_slug
+        page = write_statistics(folder, sites, classes, title=title)
+        for line in statistics_lines(sites, classes):
+            console.print(line)
+        console.print(f"table: {folder / 'statistics.parquet'}", soft_wrap=True)
+        console.print(f"page: {page}", soft_wrap=True)
 
 
 def opened_data(name: str, folder: Path | None, patients: str | None) -> Any:

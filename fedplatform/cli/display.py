@@ -7,20 +7,26 @@ from collections.abc import Sequence
 from math import isnan, nan
 from statistics import fmean
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+import numpy as np
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fedplatform.core.messages import HospitalState, RoundReport
+from fedplatform.core.site_statistics import SiteStatistics
 from fedplatform.core.wording import percent
 from fedplatform.data.leakage import AuditReport
 from fedplatform.experiments.callbacks import Callback
 from fedplatform.experiments.experiment import Experiment
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 SHOWN_ROUNDS = 30
+MOST_SITES = 12  # side by side
 
 
 class RoundTable(Callback):
@@ -150,7 +156,8 @@ def hospital_table(reports: Sequence[RoundReport]) -> Table:
     reasons: dict[str, list[str]] = {}
     for last in reports[-1].hospitals:
         own = [record for report in reports for record in report.hospitals if record.hospital_id == last.hospital_id]
-        taking_part = [record for record in own if record.state is not HospitalState.RESTING]
+        absent = (HospitalState.RESTING, HospitalState.WITHDRAWN)
+        taking_part = [record for record in own if record.state not in absent]
         name = f"{last.hospital_id}{' *' if last.is_byzantine else ''}"
         table.add_row(
             name,
@@ -165,6 +172,50 @@ def hospital_table(reports: Sequence[RoundReport]) -> Table:
     if reasons:
         table.caption = "\n".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
     return table
+
+
+def cross_site_tables(table: DataFrame) -> list[RenderableType]:
+    """AUC and balanced accuracy of every model (rows) at every site (columns); of many sites, home and away only."""
+    from fedplatform.experiments.report.site_matrix import TITLES, short_names
+
+    shown: list[RenderableType] = []
+    for name, title in TITLES.items():
+        figures = table[name].unstack(sort=False)
+        whole = len(figures.columns) <= MOST_SITES
+        drawn = Table(title=f"{title}, models by sites", title_justify="left", box=None)
+        drawn.add_column("model of", no_wrap=True)
+        is_shared = list(figures.index) != list(figures.columns)
+        columns = [*(short_names(list(figures.columns)) if whole else []), *([] if is_shared else ["own", "others"])]
+        for column in [*columns, *(["mean", "lowest"] if is_shared else ["lowest"])]:
+            drawn.add_column(column, justify="right")
+        for place, (model, values) in enumerate(zip(figures.index, figures.to_numpy(float), strict=True)):
+            others = [value for value in (values if is_shared else np.delete(values, place)) if not isnan(value)]
+            cells = [*(values if whole else []), *([] if is_shared else [values[place]])]
+            cells += [fmean(others), min(others)] if others else [nan, nan]
+            drawn.add_row(str(model), *map(_figure, cells))
+        shown.append(drawn)
+    return shown
+
+
+def statistics_lines(sites: Sequence[SiteStatistics], classes: Sequence[str]) -> list[RenderableType]:
+    """What hospitals tell of their scans, a row each; a suppressed count is the number of patients it is less than."""
+    table = Table(title=f"scans by class: {' / '.join(classes)}", title_justify="left", box=None)
+    answered = [site for site in sites if not site.failure]
+    roles = list(answered[0].counts) if answered else []
+    table.add_column("hospital", no_wrap=True)
+    for column in (*roles, "patients", "pixel mean", "deviation"):
+        table.add_column(column, justify="right")
+    for site in answered:
+        counts = (
+            " / ".join(f"<{site.least}" if count is None else str(count) for count in site.counts[role])
+            for role in roles
+        )
+        pixels = [", ".join(f"{value:.3f}" for value in values) or "–" for values in (site.means, site.deviations)]
+        table.add_row(site.hospital_id, *counts, str(site.patients), *pixels)
+    lines: list[RenderableType] = [table]
+    if suppressed := sum(site.suppressed for site in answered):
+        lines.append(f"{suppressed} cells of fewer than {answered[0].least} patients: their scans are in no figure")
+    return [*lines, *(f"no answer from {site.hospital_id}: {site.failure}" for site in sites if site.failure)]
 
 
 def _newest(values: Sequence[float]) -> float:

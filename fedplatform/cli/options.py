@@ -83,10 +83,13 @@ def device_option(command: Callable[..., None]) -> Callable[..., None]:
 
 def where_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say where to run and where to write."""
+    return RUNS(DATA_FOLDER(engine_options(command)))
+
+
+def engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say where hospitals run."""
     for option in reversed(
         [
-            RUNS,
-            DATA_FOLDER,
             click.option("--engine", type=click.Choice(["ray", "local"]), default="ray", show_default=True,
                          help="hospitals as Ray actors, or all in this process (the same weights, bit for bit)"),
             click.option("--address", default="local", show_default=True, metavar="ADDRESS", envvar="RAY_ADDRESS",

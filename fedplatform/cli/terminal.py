@@ -39,7 +39,13 @@ class SuggestingGroup(click.Group):
 
 @contextmanager
 def opened(
-    engine: str, address: str, hosts: int | None, experiment: Experiment | None = None, *, outside: Any = None
+    engine: str,
+    address: str,
+    hosts: int | None,
+    experiment: Experiment | None = None,
+    *,
+    outside: Any = None,
+    withdrawn: Any = (),
 ) -> Iterator[Any]:
     """The engine that was asked for, closed at the end; a cluster on which the experiment cannot run is told of now."""
     if engine == "local":
@@ -52,7 +58,7 @@ def opened(
     ray_engine = RayEngine(address=address, num_hosts=hosts, outside=outside)
     try:
         if experiment is not None:
-            ray_engine.places(experiment)
+            ray_engine.places(experiment, withdrawn)
         yield ray_engine
     finally:
         ray_engine.close()

@@ -53,16 +53,15 @@ def run(
     DATA is your own: a folder with one subfolder a class, an .npz or a .parquet file. Settings that suit it are found
     from the data and shown in a table with the reasons; what you give as an option wins (docs/data.md).
 
-    RECIPE is one that comes with the package (lesions, br35h, br35h_pretrained, br35h_robust, alzheimer, lc25000,
-    mnist, cifar10);
-    FILE.yaml is your own, or the experiment.yaml that an earlier run left. Every setting in it can be changed by the
-    option of its name; the defaults below hold where neither says anything. With your own --data a recipe says how to
-    train, and size, hospitals, partition and the like are found from the data.
+    RECIPE is one that comes with the package (lesions, br35h, br35h_pretrained, br35h_robust, alzheimer, ham10000,
+    lc25000, mnist, cifar10); FILE.yaml is your own, or the experiment.yaml that an earlier run left. Every setting in
+    it can be changed by the option of its name; the defaults below hold where neither says anything. With your own
+    --data a recipe says how to train, and size, hospitals, partition and the like are found from the data.
 
     The run leaves runs/NAME/: experiment.yaml (resolved; runs the same again), rounds.parquet, hospitals.parquet,
     global.safetensors (the last model), best.safetensors (that of an earlier round, where it did better on validation
-    scans), hospitals/*.safetensors (each hospital's own part) and report.html. The same figures go to
-    MLflow, in runs/mlflow.db unless MLFLOW_TRACKING_URI says otherwise.
+    scans), hospitals/*.safetensors (each hospital's own part) and report.html. The same figures go to MLflow, in
+    runs/mlflow.db unless MLFLOW_TRACKING_URI says otherwise.
 
     Every round ends in a checkpoint. An interrupted run resumes with --resume NAME after its last finished round, and
     ends with the weights of an uninterrupted run, bit for bit (docs/faults.md). A finished run goes on with --resume
@@ -105,6 +104,7 @@ def run(
     with one_line_errors():
         from fedplatform.cli.display import RoundTable, hospital_table
         from fedplatform.core.messages import best_of
+        from fedplatform.core.wording import count
         from fedplatform.experiments.experiment import Experiment, ExperimentError
         from fedplatform.experiments.run import resume
         from fedplatform.experiments.run import run as run_experiment
@@ -128,11 +128,20 @@ def run(
             f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.byzantine} Byzantine, "
             f"attack {experiment.attack_slug}, rule {experiment.rule_slug}"
         )
+        for one in folder.withdrawals if folder else ():
+            console.print(f"without {one.hospital_id}, which withdrew after round {one.after_round}", soft_wrap=True)
         if experiment.privacy is not None:
             console.print(promise(experiment.privacy, rounds=experiment.rounds), soft_wrap=True)
         with (
             telling_faults(str(experiment.data), lambda: experiment.open_data(data_folder)),
-            opened(engine, address, hosts, experiment, outside=outside) as runner,
+            opened(
+                engine,
+                address,
+                hosts,
+                experiment,
+                outside=outside,
+                withdrawn=folder.withdrawals if folder else (),
+            ) as runner,
             RoundTable(title, rounds=experiment.rounds, console=console) as table,
         ):
             if folder:
@@ -166,8 +175,8 @@ def run(
             console.print(f"always answering the same would be right in {last.majority:.3f}: this model does no better")
         if last.round_number < experiment.rounds:
             console.print(
-                f"ended after round {last.round_number} of {experiment.rounds}: {experiment.patience} rounds without a "
-                "better one on validation scans"
+                f"ended after round {last.round_number} of {experiment.rounds}: "
+                f"{count(experiment.patience, 'round')} without a better one on validation scans"
             )
         if (best := best_of(reports)) is not last:
             console.print(

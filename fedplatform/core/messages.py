@@ -21,7 +21,7 @@ WITHOUT_EFFECT = "round without effect"  # how the reason of everybody begins wh
 
 
 class HospitalState(StrEnum):
-    """What became of a hospital in a round. Each but the first and the last needs another remedy."""
+    """What became of a hospital in a round. Each but the first and the last two needs another remedy."""
 
     REPORTED = "reported"  # its update arrived and was used
     LATE = "late"  # nothing arrived before the deadline
@@ -30,11 +30,12 @@ class HospitalState(StrEnum):
     HOSTILE = "hostile"  # a well-formed update that the aggregation rule shut out
     UNJUDGED = "unjudged"  # its update was used, but it could not judge the new model on its own scans
     RESTING = "resting"  # it was not drawn for this round
+    WITHDRAWN = "withdrawn"  # it has left the federation and is not asked any more
 
     @property
     def is_as_expected(self) -> bool:
         """Whether nothing went wrong."""
-        return self in (HospitalState.REPORTED, HospitalState.RESTING)
+        return self in (HospitalState.REPORTED, HospitalState.RESTING, HospitalState.WITHDRAWN)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
-"""One class folded into another."""
+"""Classes folded into one another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,21 +14,25 @@ from fedplatform.data.source import Source
 
 
 @dataclass(frozen=True)
-class MergedClass:
-    """A source whose class ``merge`` counts as class ``into``: for a class of too few patients to be split."""
+class MergedClasses:
+    """A source whose class counts as the one that ``into`` gives for it: for a coarser question, or too few patients.
+
+    Classes that ``into`` leaves out stay as they are and come first, then new names in their order in ``into``. Raises
+    DataError for a class that the source does not have.
+    """
 
     source: Source
-    merge: str
-    into: str
+    into: Mapping[str, str]
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The remaining class names, by label."""
+        """The new class names, by label."""
         names = self.source.classes
-        for name in (self.merge, self.into):
+        for name in self.into:
             if name not in names:
                 raise DataError(f"no class {name!r} to merge; the classes are {', '.join(names)}")
-        return tuple(name for name in names if name != self.merge)
+        kept = [name for name in names if name not in self.into]
+        return tuple(dict.fromkeys([*kept, *self.into.values()]))
 
     @property
     def channels(self) -> int:
@@ -37,10 +41,9 @@ class MergedClass:
 
     def index(self) -> pa.Table:
         """The source's index with the labels renumbered."""
-        kept = [self.into if name == self.merge else name for name in self.source.classes]
-        numbers = np.array([self.classes.index(name) for name in kept], np.int64)
+        of_old = [self.classes.index(self.into.get(name, name)) for name in self.source.classes]
         table = self.source.index()
-        labels = numbers[table.column("label").to_numpy()]
+        labels = np.array(of_old, np.int64)[table.column("label").to_numpy()]
         return table.set_column(table.column_names.index("label"), "label", pa.array(labels))
 
     def images(self, *, size: int, channels: int) -> Iterator[np.ndarray]:

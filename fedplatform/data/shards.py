@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fedplatform.core.files import write_whole
 from fedplatform.core.tasks import TaskName, kind_names, misfit, places_in_tally
 from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
@@ -30,6 +31,7 @@ from fedplatform.data.stored_pixels import StoredPixels
 
 MANIFEST = "manifest.json"
 ROOT = "root.parquet"
+PATIENTS, NAMED = b"patients", b"named"  # in the metadata of a shard
 NOBODY = -2  # in the place of a hospital: the scan is written to no shard
 # What all open shards together may hold back before it is written.
 WAITING_BYTES = 32 << 20
@@ -93,7 +95,7 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Write ``manifest.json``."""
         text = json.dumps(asdict(self) | {"digest": self.digest}, indent=2)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        write_whole(folder / MANIFEST, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
     @staticmethod
     def load(folder: Path) -> Manifest:
@@ -114,13 +116,17 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Shard:
-    """One hospital's scans (or the server's root set) on disk; pixels are read when they are asked for."""
+    """One hospital's scans (or the server's root set) on disk; pixels are read when they are asked for.
+
+    ``names_patients`` says whether the source named the patients; None where the file does not tell.
+    """
 
     path: Path
     classes: tuple[str, ...]
     channels: int
     size: int
     is_multilabel: bool = False
+    names_patients: bool | None = None
 
     @staticmethod
     def open(path: Path) -> Shard:
@@ -129,8 +135,15 @@ class Shard:
             schema = pq.read_schema(path)
             metadata = schema.metadata or {}
             classes = tuple(json.loads(metadata[b"classes"]))
-            is_multilabel = holds_lists(schema.field("label").type)
-            return Shard(path, classes, int(metadata[b"channels"]), int(metadata[b"size"]), is_multilabel)
+            named = metadata.get(PATIENTS)
+            return Shard(
+                path,
+                classes,
+                int(metadata[b"channels"]),
+                int(metadata[b"size"]),
+                holds_lists(schema.field("label").type),
+                None if named is None else named == NAMED,
+            )
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise DataError(f"{path}: not a shard ({error})") from error
 
@@ -210,6 +223,7 @@ def partition(
         raise DataError(complaint)
     if split == "redrawn":
         index = replace(index, splits=None, folds=None)
+    names_patients = index.groups is not None and split != "random"
     index = replace(
         index, groups=np.arange(len(index)) if split == "random" else groups_of(source, index, threshold=twin_threshold)
     )
@@ -230,7 +244,16 @@ def partition(
         index.at(kept), roles[kept], how, num_hospitals=num_hospitals, seed=seed, graders=graders
     )
     settings = Settings(name, split, repr(how), seed, size, channels, scans)
-    return write_shards(source, index, roles, hospital_of, settings=settings, folder=folder, progress=progress)
+    return write_shards(
+        source,
+        index,
+        roles,
+        hospital_of,
+        settings=settings,
+        folder=folder,
+        names_patients=names_patients,
+        progress=progress,
+    )
 
 
 def write_shards(
@@ -241,12 +264,14 @@ def write_shards(
     *,
     settings: Settings,
     folder: Path,
+    names_patients: bool = True,
     progress: Progress | None = None,
 ) -> Manifest:
     """Stream the source once into ``hospital-00.parquet``, ... and ``root.parquet`` in a new ``folder``.
 
     ``roles`` and ``hospital_of`` are (n,); scans of :data:`NOBODY` are streamed past, or not asked for where the source
-    is :class:`Selective`. ``progress`` is called with the scans done and to do. The folder appears whole or not at all.
+    is :class:`Selective`. ``names_patients`` says whether groups are patients that the source names, or were found in
+    the pictures. ``progress`` is called with the scans done and to do. The folder appears whole or not at all.
     Raises DataError where it exists, cannot be written, or the source breaks its own index.
     """
     num_hospitals = int(hospital_of.max()) + 1
@@ -259,7 +284,13 @@ def write_shards(
         most_rows = WAITING_BYTES // (len(files) * int(np.prod(shape)))
         writers = {
             hospital: stack.enter_context(
-                _ShardWriter(unfinished / file, index, shape, min(max(most_rows, 1), MOST_WAITING_ROWS))
+                _ShardWriter(
+                    unfinished / file,
+                    index,
+                    shape,
+                    min(max(most_rows, 1), MOST_WAITING_ROWS),
+                    names_patients=names_patients,
+                )
             )
             for hospital, file in files.items()
         }
@@ -289,6 +320,17 @@ def write_shards(
     return manifest
 
 
+def delete_scans(folder: Path, file: str) -> None:
+    """Delete the scans of one shard in a folder for good; the file and its line in the manifest stay, empty."""
+    path, manifest = folder / file, Manifest.load(folder)
+    schema = pq.read_schema(path)
+    write_whole(path, lambda place: pq.write_table(schema.empty_table(), place))
+    none = {role: (0,) * len(manifest.counted) for role in (role.value for role in Role)}
+    empty = ShardSummary(file, none, sha256().hexdigest())
+    hospitals = tuple(empty if shard.file == file else shard for shard in manifest.hospitals)
+    replace(manifest, hospitals=hospitals).save(folder)
+
+
 def _streamed(source: Source, kept: np.ndarray, settings: Settings) -> tuple[Integers, Iterator[Pixels]]:
     """The rows that the source is read for, and their pictures: what is kept, or all where it can only give all."""
     if isinstance(source, Selective):
@@ -300,7 +342,9 @@ def _streamed(source: Source, kept: np.ndarray, settings: Settings) -> tuple[Int
 class _ShardWriter:
     """Gathers rows of one shard and writes them as row groups."""
 
-    def __init__(self, path: Path, index: Index, shape: tuple[int, int, int], most_rows: int) -> None:
+    def __init__(
+        self, path: Path, index: Index, shape: tuple[int, int, int], most_rows: int, *, names_patients: bool
+    ) -> None:
         self._path = path
         self._most_rows = most_rows
         self._num_classes = len(index.classes)
@@ -313,7 +357,12 @@ class _ShardWriter:
                 pa.field("role", pa.string(), nullable=False),
                 pa.field("row", pa.int64(), nullable=False),
             ],
-            metadata={"classes": json.dumps(index.classes), "channels": str(shape[0]), "size": str(shape[1])},
+            metadata={
+                "classes": json.dumps(index.classes),
+                "channels": str(shape[0]),
+                "size": str(shape[1]),
+                PATIENTS: NAMED if names_patients else b"found",
+            },
         )
         self._waiting: list[tuple[bytes, int | list[int], int, str, int]] = []
         self._digest = sha256()

@@ -13,7 +13,7 @@ from fedplatform.data.error import DataError
 from fedplatform.data.folders import FolderSource
 from fedplatform.data.index import Index
 from fedplatform.data.joined_groups import JoinedGroups
-from fedplatform.data.merged import MergedClass
+from fedplatform.data.merged import MergedClasses
 from fedplatform.data.parquet import ParquetSource
 from fedplatform.data.patients import GIVEN, NOBODY, FoundPattern, find_pattern
 from fedplatform.data.source import Source
@@ -48,7 +48,14 @@ def _br35h(path: Path) -> Source:
 
 
 def _alzheimer(path: Path) -> Source:
-    return MergedClass(ParquetSource(path), merge="Moderate_Demented", into="Mild_Demented")
+    return MergedClasses(ParquetSource(path), {"Moderate_Demented": "Mild_Demented"})
+
+
+def _ham10000(path: Path) -> Source:
+    benign, malignant = ("bkl", "df", "nv", "vasc"), ("akiec", "bcc", "mel")
+    return MergedClasses(
+        ParquetSource(path), {**dict.fromkeys(benign, "benign"), **dict.fromkeys(malignant, "malignant")}
+    )
 
 
 DATA_SETS = {
@@ -78,6 +85,20 @@ DATA_SETS = {
         "LC25000 (Borkowski et al., 2019)",
         "source tile",
         "lc25000_lung_64.parquet",
+        ParquetSource,
+    ),
+    "ham10000": DataSet(
+        "dermoscopy of skin lesions from four real sites, benign or malignant",
+        "HAM10000 (Tschandl et al., 2018), sites after FLamby",
+        "lesion, one picture each",
+        "ham10000_128.parquet",
+        _ham10000,
+    ),
+    "ham10000_diagnoses": DataSet(
+        "the same pictures by their seven diagnoses",
+        "HAM10000 (Tschandl et al., 2018), sites after FLamby",
+        "lesion, one picture each",
+        "ham10000_128.parquet",
         ParquetSource,
     ),
     "mnist": DataSet(

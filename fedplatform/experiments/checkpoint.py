@@ -59,7 +59,8 @@ class CheckpointFolder:
         """Raise :class:`ExperimentError` where a checkpoint was written with other settings.
 
         One that it lacks, because the software did not have it then, had the value that is its default now. The number
-        of rounds, the patience and the device may differ: a run can go on for more than it began with, and on another machine.
+        of rounds, the patience and the device may differ: a run can go on for more than it began with, and on another
+        machine.
         """
         found = {**_as_json(Experiment.defaults()), **settings}
         for name in {**self.experiment, **settings}:

@@ -12,7 +12,9 @@ import numpy as np
 
 from fedplatform.core.compute import one_thread
 from fedplatform.core.messages import Predictions, RoundReport
+from fedplatform.core.site_statistics import LEAST, SiteStatistics
 from fedplatform.core.tasks import misfit
+from fedplatform.core.withdrawal import Withdrawal
 from fedplatform.data.error import DataError
 from fedplatform.data.shards import ROOT, Manifest, Shard
 from fedplatform.data.splits import Role
@@ -67,7 +69,8 @@ class Engine(Protocol):
     """Brings up hospitals and server for an experiment whose shards are written, and takes them down again.
 
     Training begins with the weights ``start`` (d,), or with the seed's own. With a folder of ``checkpoints``, on the
-    machine of whoever launches, every round ends in one, and training goes on after the newest that is there.
+    machine of whoever launches, every round ends in one, and training goes on after the newest that is there. Who has
+    ``withdrawn`` is not brought up.
     """
 
     def computes_on(self, experiment: Experiment) -> str:
@@ -85,7 +88,14 @@ class Engine(Protocol):
         state_folder: Path,
         start: np.ndarray | None = None,
         checkpoints: Path | None = None,
+        withdrawn: Sequence[Withdrawal] = (),
     ) -> AbstractContextManager[RunningFederation]: ...
+
+    def statistics(
+        self, experiment: Experiment, shards: Path, *, least: int = LEAST, withdrawn: Sequence[Withdrawal] = ()
+    ) -> list[SiteStatistics]:
+        """What each hospital that is not outside tells of its scans; a count of fewer than ``least`` patients stays."""
+        ...
 
 
 def require_same_task(experiment: Experiment, manifest: Manifest) -> None:
@@ -107,8 +117,9 @@ def cohort_plan(
     state_folder: Path,
     places: Sequence[Place] = (),
     launch: Launch | None = None,
+    withdrawn: Sequence[Withdrawal] = (),
 ) -> CohortPlan:
-    """How to bring up each hospital of an experiment that is not outside.
+    """How to bring up each hospital of an experiment that is not outside, and has not ``withdrawn``.
 
     Its shard lies in ``shards``, or in its place where it has one. Of a folder ``shards`` whose hospitals have their
     own, only ``manifest.json`` and the root set are read.
@@ -116,8 +127,9 @@ def cohort_plan(
     manifest = Manifest.load(shards)
     files = [Path(place.shard) for place in places if place.shard]
     files = files or [shards.resolve() / shard.file for shard in manifest.hospitals]
+    gone = {one.hospital_id for one in withdrawn}
     return CohortPlan(
-        shard_files=dict(zip(experiment.inside, files, strict=True)),
+        shard_files={name: file for name, file in zip(experiment.inside, files, strict=True) if name not in gone},
         classes=manifest.classes,
         training=local_training(experiment, manifest),
         adversary=experiment.adversary(),
@@ -128,11 +140,32 @@ def cohort_plan(
     )
 
 
+def statistics_plan(
+    experiment: Experiment, shards: Path, *, places: Sequence[Place] = (), withdrawn: Sequence[Withdrawal] = ()
+) -> CohortPlan:
+    """How to bring up hospitals that are asked for statistics only: on the CPU, and nothing of theirs is kept.
+
+    Raises :class:`ExperimentError` where hospitals are outside: they answer only what their own program knows.
+    """
+    if experiment.outside:
+        who = ", ".join(experiment.outside)
+        raise ExperimentError(
+            f"{who}: outside, and asked for updates and predictions only; statistics are of hospitals inside"
+        )
+    own = experiment.model_copy(update={"device": "cpu"})
+    return cohort_plan(own, shards, state_folder=shards / ".nothing-kept", places=places, withdrawn=withdrawn)
+
+
 def in_process_cohort(
-    experiment: Experiment, shards: Path, *, state_folder: Path, launch: Launch | None = None
+    experiment: Experiment,
+    shards: Path,
+    *,
+    state_folder: Path,
+    launch: Launch | None = None,
+    withdrawn: Sequence[Withdrawal] = (),
 ) -> Cohort:
     """All hospitals of an experiment in this process, behind secure aggregation where the experiment asks for it."""
-    plan = cohort_plan(experiment, shards, state_folder=state_folder, launch=launch)
+    plan = cohort_plan(experiment, shards, state_folder=state_folder, launch=launch, withdrawn=withdrawn)
     if plan.privacy is None:
         return InProcessCohort(plan)
     return GroupedCohort(InProcessMaskedHospitals(plan), plan.privacy, seed=experiment.seed)
@@ -149,6 +182,7 @@ class ServerRole:
         *,
         start: np.ndarray | None = None,
         checkpoints: Checkpoints | None = None,
+        withdrawn: Sequence[Withdrawal] = (),
     ) -> None:
         manifest = Manifest.load(shards)
         self._trainer = Trainer(local_training(experiment, manifest))
@@ -168,6 +202,7 @@ class ServerRole:
             patience=experiment.patience,
             task=experiment.task,
             byzantine=frozenset(experiment.adversary().hospital_ids if experiment.attack is not None else ()),
+            withdrawn=tuple(withdrawn),
         )
         self._checkpoints = checkpoints
         found = checkpoints.found if checkpoints else None
@@ -225,6 +260,7 @@ class InProcessEngine:
         state_folder: Path,
         start: np.ndarray | None = None,
         checkpoints: Path | None = None,
+        withdrawn: Sequence[Withdrawal] = (),
     ) -> Iterator[RunningFederation]:
         """Bring up hospitals and server here. Raises :class:`ExperimentError` where some are outside."""
         if experiment.outside:
@@ -233,5 +269,13 @@ class InProcessEngine:
         opened = Checkpoints.open(folder, experiment.server_rule) if folder else None
         launch = opened.launch if opened else None
         with one_thread():  # as in a Ray actor
-            cohort = in_process_cohort(experiment, shards, state_folder=state_folder, launch=launch)
-            yield ServerRole(experiment, shards, cohort, start=start, checkpoints=opened)
+            cohort = in_process_cohort(
+                experiment, shards, state_folder=state_folder, launch=launch, withdrawn=withdrawn
+            )
+            yield ServerRole(experiment, shards, cohort, start=start, checkpoints=opened, withdrawn=withdrawn)
+
+    def statistics(
+        self, experiment: Experiment, shards: Path, *, least: int = LEAST, withdrawn: Sequence[Withdrawal] = ()
+    ) -> list[SiteStatistics]:
+        """Ask the hospitals here, one after another."""
+        return InProcessCohort(statistics_plan(experiment, shards, withdrawn=withdrawn)).statistics(least)

@@ -259,7 +259,7 @@ class Experiment(Settings):
         require_task(self.task, self.objective, self.model)
         if self.places:
             require_distinct(self.places, count=self.hospitals)
-        self.rule.require(hospitals=self._seen_by_rule(), has_root=self.root_size > 0)
+        self.rule.require(hospitals=self.seen_by_rule(self.participants), has_root=self.root_size > 0)
         return self
 
     def settings(self) -> dict[str, object]:
@@ -268,15 +268,15 @@ class Experiment(Settings):
         settings.pop("places")
         return settings | {"hospitals": [place.settings() for place in self.places] or self.hospitals}
 
-    def _seen_by_rule(self) -> int:
-        """How many updates a rule gets in a round: one a hospital, or one a group."""
+    def seen_by_rule(self, participants: int) -> int:
+        """How many updates a rule gets in a round of so many hospitals: one a hospital, or one a group."""
         if self.privacy is None:
-            return self.participants
-        groups = self.privacy.groups_of(self.participants)
+            return participants
+        groups = self.privacy.groups_of(participants)
         if groups < 2:
             raise ValueError(
                 f"groups are compared with each other: privacy {_describe_privacy(self.privacy)} needs at least "
-                f"{2 * self.privacy.size} hospitals in a round, got {self.participants}"
+                f"{2 * self.privacy.size} hospitals in a round, got {participants}"
             )
         # Trust compares groups with those of earlier rounds, too, and so makes do with two of them.
         return max(groups, 3) if isinstance(self.rule, OptiGradTrust) else groups

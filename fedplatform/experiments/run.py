@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fedplatform.core.messages import TRAINING_RAISED, WITHOUT_EFFECT, RoundReport
+from fedplatform.core.messages import TRAINING_RAISED, WITHOUT_EFFECT, HospitalState, RoundReport
 from fedplatform.core.tasks import TASKS
-from fedplatform.data.shards import MANIFEST, Manifest, Progress
+from fedplatform.core.withdrawal import Withdrawal
+from fedplatform.data.shards import MANIFEST, Manifest, Progress, delete_scans
 from fedplatform.data.shards import partition as write_partition
 from fedplatform.data.splits import Role
 from fedplatform.experiments.callbacks import Callback, Mlflow, Recorder, ReportPage, TrainedRun, closing
@@ -22,6 +23,7 @@ from fedplatform.experiments.engine import Engine, local_training, require_same_
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.run_folder import RunFolder
 from fedplatform.experiments.weights import write_start
+from fedplatform.experiments.withdrawal import require_enough
 from fedplatform.learning.parameters import batch_norm_names
 from fedplatform.learning.training import FedBN, FedBNP, SiloBN, Trainer, body_outputs
 
@@ -101,15 +103,18 @@ def train(
     state_folder: Path,
     checkpoints: Path | None = None,
     callbacks: Sequence[Callback] = (),
+    withdrawn: Sequence[Withdrawal] = (),
 ) -> TrainedRun:
     """Run all rounds that are still to come, on shards that are written; ``callbacks`` hear of each moment.
 
     Hospitals keep their personal state in ``state_folder``. With a folder of ``checkpoints`` every round ends in one,
-    and training goes on after the newest that is there. Raises :class:`NoEffectError` where no round changed the model,
-    and at once where every hospital's training raises the same.
+    and training goes on after the newest that is there. Who has ``withdrawn`` is not asked. Raises
+    :class:`NoEffectError` where no round changed the model, at once where every hospital's training raises the same.
     """
     manifest = Manifest.load(shards)
-    launched = engine.launch(experiment, shards, state_folder=state_folder, checkpoints=checkpoints)
+    launched = engine.launch(
+        experiment, shards, state_folder=state_folder, checkpoints=checkpoints, withdrawn=withdrawn
+    )
     with closing(callbacks), launched as federation:
         earlier = federation.earlier()
         for complaint in earlier.refused:
@@ -123,7 +128,8 @@ def train(
             reports.append(report)
             for callback in callbacks:
                 callback.round_finished(reports)
-            if all(record.reason.startswith(TRAINING_RAISED) for record in report.hospitals):
+            asked = [record for record in report.hospitals if record.state is not HospitalState.WITHDRAWN]
+            if all(record.reason.startswith(TRAINING_RAISED) for record in asked):
                 require_effect([report])
         require_effect(reports)
         outcome = federation.outcome()
@@ -242,6 +248,7 @@ def resume(
         asked = {"rounds": rounds, "device": device, "patience": patience}
         changes = {name: value for name, value in asked.items() if value is not None}
         experiment = Experiment.from_settings({**folder.read_settings(), **changes})
+        require_enough(experiment, folder.withdrawn)
         say_device(engine, experiment)
         if changes:
             folder.write_settings(experiment.settings())
@@ -249,6 +256,8 @@ def resume(
             shards = shards or folder.path / "shards"
             if not (shards / MANIFEST).exists():  # stopped while scans were dealt
                 _deal(experiment, shards, data_folder, callbacks)
+                for name in folder.withdrawn:
+                    delete_scans(shards, Manifest.load(shards).hospitals[experiment.inside.index(name)].file)
             experiment = _with_start(experiment, folder, shards, callbacks)
             trained = train(
                 experiment,
@@ -257,6 +266,7 @@ def resume(
                 state_folder=folder.state_folder,
                 checkpoints=folder.checkpoints,
                 callbacks=[*_listeners(folder, tracked=True), *callbacks],
+                withdrawn=folder.withdrawals,
             )
             folder.forget_rounds()
         except BaseException as error:

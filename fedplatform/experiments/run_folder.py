@@ -19,6 +19,7 @@ from fedplatform.core.files import alone_in, write_whole
 from fedplatform.core.messages import Predictions, RoundReport
 from fedplatform.core.rounds import PREDICTIONS, predictions_table, reports_of, tables_of
 from fedplatform.core.specification import nearest
+from fedplatform.core.withdrawal import Withdrawal, read_withdrawals
 from fedplatform.experiments.experiment import ExperimentError
 from fedplatform.experiments.weights import BEST, GLOBAL, START
 from fedplatform.federated.cohort import ATTACKS
@@ -124,6 +125,16 @@ class RunFolder:
     def state_folder(self) -> Path:
         """Where hospitals keep their personal state."""
         return self.path / "hospitals"
+
+    @property
+    def withdrawals(self) -> tuple[Withdrawal, ...]:
+        """Which hospitals have withdrawn, in order."""
+        return read_withdrawals(self.path)
+
+    @property
+    def withdrawn(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(one.hospital_id for one in self.withdrawals)
 
     def write_settings(self, settings: Mapping[str, object]) -> None:
         """The resolved experiment; ``fedplatform run`` takes this file."""

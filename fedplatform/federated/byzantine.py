@@ -11,6 +11,7 @@ import torch
 from fedplatform.attacks.poisoning.attack import Collusion, DataPoisoning, PoisoningAttack, Situation, UpdatePoisoning
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.core.seeding import COLLUSION, numpy_generator, torch_generator
+from fedplatform.core.site_statistics import LEAST, SiteStatistics
 from fedplatform.data.device_pixels import placed
 from fedplatform.data.splits import Role
 from fedplatform.federated.hospital import Hospital, never_stop
@@ -109,6 +110,10 @@ class ByzantineHospital:
     ) -> list[Predictions]:
         """As its hospital would; the federation never asks an attacker to grade the model."""
         return self._hospital.evaluate(weights, roles, round_number=round_number)
+
+    def statistics(self, least: int = LEAST) -> SiteStatistics:
+        """As its hospital would tell them: no attack is on statistics."""
+        return self._hospital.statistics(least)
 
     def _parts(self, vectors: torch.Tensor) -> list[torch.Tensor]:
         """The shared weights and, where it is sent too, the batch normalisation, each (..., d) cut at its place.

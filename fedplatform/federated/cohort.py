@@ -11,6 +11,7 @@ import numpy as np
 
 from fedplatform.core.mapped import release, scratch
 from fedplatform.core.messages import HospitalState, Predictions, Reply, Update
+from fedplatform.core.site_statistics import LEAST, SiteStatistics
 from fedplatform.core.tasks import misfit
 from fedplatform.data.error import DataError
 from fedplatform.data.shards import Shard
@@ -145,6 +146,10 @@ class InProcessCohort:
             for name in self._plan.honest
             for predictions in self._participants[name].evaluate(weights, roles)
         ]
+
+    def statistics(self, least: int = LEAST) -> list[SiteStatistics]:
+        """What each hospital tells of its scans, in order, before anybody trains."""
+        return [participant.statistics(least) for participant in self._participants.values()]
 
     def _trained(self, name: str, weights: np.ndarray, round_number: int, seen: np.ndarray) -> Reply:
         """The reply of a hospital, and a copy of its update in ``seen``, which has one row, or none."""

@@ -12,9 +12,11 @@ import torch
 
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.core.seeding import torch_generator
+from fedplatform.core.site_statistics import LEAST, SiteStatistics
 from fedplatform.core.tasks import mean_loss
 from fedplatform.data.device_pixels import Pictures, placed
 from fedplatform.data.shards import Shard
+from fedplatform.data.site_statistics import site_statistics
 from fedplatform.data.splits import Role
 from fedplatform.federated.hospital_state import Launch, OwnState
 from fedplatform.learning.training import LEAST_BATCH, PersonalState, Trainer
@@ -38,6 +40,8 @@ class Participant(Protocol):
     def evaluate(
         self, weights: np.ndarray, roles: Sequence[Role], *, round_number: int | None = None
     ) -> list[Predictions]: ...
+
+    def statistics(self, least: int = LEAST) -> SiteStatistics: ...
 
 
 class Hospital:
@@ -124,6 +128,10 @@ class Hospital:
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             said = " ".join(str(error).split())
             return Predictions.failed(self.hospital_id, roles, f"{type(error).__name__}: {said}")
+
+    def statistics(self, least: int = LEAST) -> SiteStatistics:
+        """Its scans in numbers; a count of fewer than ``least`` patients stays here, and so does every scan."""
+        return site_statistics(self.shard, self.hospital_id, least=least)
 
     def _predict(self, weights: np.ndarray, role: Role) -> Predictions:
         images, labels, groups = self._scans(role)

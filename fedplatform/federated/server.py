@@ -22,6 +22,7 @@ from fedplatform.core.messages import (
 from fedplatform.core.seeding import numpy_generator, torch_generator
 from fedplatform.core.tasks import TaskName
 from fedplatform.core.vectors import cosines_to
+from fedplatform.core.withdrawal import Withdrawal
 from fedplatform.data.splits import Role
 from fedplatform.federated.aggregation import Aggregator, combine_statistics
 from fedplatform.federated.arrivals import Arrivals
@@ -62,7 +63,8 @@ class Federation:
     by rules that compare with it. ``byzantine`` only marks the truth in the records and is never shown to the rule. In
     every round the seed draws ``participants`` of the hospitals, None for all; all are asked to judge the new model.
     With ``ema`` > 0 that is the moving average over the rounds' models. ``patience`` > 0 ends the training after
-    so many rounds without a better one by validation.
+    so many rounds without a better one by validation. Who has ``withdrawn`` is no part of the cohort, and every round
+    records that.
     """
 
     cohort: Cohort
@@ -77,6 +79,7 @@ class Federation:
     optimiser: ServerOptimiser = field(default_factory=Average)
     ema: float = 0.0
     patience: int = 0
+    withdrawn: tuple[Withdrawal, ...] = ()
     task: TaskName = "multiclass"
 
     def start(self, weights: np.ndarray) -> FederationState:
@@ -177,12 +180,14 @@ class Federation:
         return tuple(ids[place] for place in sorted(drawn[: self.participants]))
 
     def _with_resting(self, records: list[HospitalRecord], number: int) -> list[HospitalRecord]:
-        """The records of all hospitals, in their order."""
+        """The records of all hospitals, in their order, those that have withdrawn last."""
         asked = {record.hospital_id: record for record in records}
-        return [
+        there = [
             asked.get(name) or self._record(Reply(name, HospitalState.RESTING), number, "")
             for name in self.cohort.hospital_ids
         ]
+        gone = (Reply(one.hospital_id, HospitalState.WITHDRAWN, reason=one.reason) for one in self.withdrawn)
+        return [*there, *(self._record(reply, number, reply.reason) for reply in gone)]
 
     def _aggregate(
         self, arrivals: Arrivals, state: FederationState, number: int
@@ -218,7 +223,9 @@ class Federation:
         if statistics.shape[1]:
             moved = combine_statistics(self.rule, statistics, aggregate=aggregate)
             if self.participants is not None:  # the federation's control variate is a mean over all hospitals
-                self.layout.controls(moved)[:] *= np.float32(self.participants / len(self.cohort.hospital_ids))
+                self.layout.controls(moved)[:] *= np.float32(
+                    min(1.0, self.participants / len(self.cohort.hospital_ids))
+                )
         if not (np.isfinite(step).all() and np.isfinite(moved).all()):
             return *still, self._without_effect(replies, number, "the aggregate is not finite"), state.memory
         rows = {update.hospital_id: row for row, update in enumerate(updates)}

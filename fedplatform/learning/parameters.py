@@ -153,8 +153,8 @@ class ParameterLayout:
         return flat
 
     def controls(self, weights: np.ndarray) -> np.ndarray:
-        """The control variates (num_controls,) in a (d,) vector, a view."""
-        return weights[self.size - self.num_controls :]
+        """The control variates (num_controls,) at the end of a vector, a view."""
+        return weights[len(weights) - self.num_controls :]
 
     def _blocks(self, weights: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """The parts of a (d,) vector by name, each a view in its own shape."""

@@ -48,6 +48,7 @@ def two_gpus() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("two_gpus")
 def test_hospitals_and_server_share_the_gpus_and_leave_none_over(

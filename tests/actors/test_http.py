@@ -47,6 +47,7 @@ def proxies() -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_a_proxy_that_dies_while_it_starts_is_started_again(ray_with_serve: None) -> None:
     killed: list[int] = []
 
@@ -68,6 +69,7 @@ def test_a_proxy_that_dies_while_it_starts_is_started_again(ray_with_serve: None
         assert answer.read() == b"hello you"
 
 
+@pytest.mark.slow
 def test_a_hospital_that_calls_before_anything_is_deployed_will_call_again(ray_with_serve: None) -> None:
     port = free_port(HOST)
     http.start(Greeting.bind(), name="greeting", host=HOST, port=port, tls=None)

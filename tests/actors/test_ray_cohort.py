@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from actors.engine import RayEngine, send_by_value
 from fedplatform.attacks.poisoning.attack import Situation
 from fedplatform.core.compute import ComputeError
 from fedplatform.core.messages import HospitalState, RoundReport
+from fedplatform.core.withdrawal import Withdrawal
 from fedplatform.data.splits import Role
 from fedplatform.experiments.engine import InProcessEngine, ServerRole, cohort_plan
 from fedplatform.experiments.experiment import Experiment
@@ -281,6 +283,44 @@ def test_no_picture_leaves_a_hospital(small: Experiment, shards: Path, tmp_path:
     assert {array.shape for array in arrays if array.ndim > 1} == {(len(a.labels), 2) for a in answers}
     assert all(array.size == weights.size for array in arrays if array.ndim == 1 and array.dtype == np.float32)
     cohort.close()
+
+
+def test_statistics_of_hospitals_in_actors_are_those_of_one_process_and_no_picture_leaves_them(
+    small: Experiment, shards: Path
+) -> None:
+    here = InProcessEngine().statistics(small, shards)
+    there = RayEngine(num_hosts=2).statistics(small, shards)
+    assert there == here
+    assert [site.hospital_id for site in there] == list(small.hospital_ids())
+    assert all(len(pickle.dumps(site)) < small.size**2 for site in there)
+
+
+def test_hospitals_whose_actor_is_gone_are_told_of_and_the_others_answer(
+    small: Experiment, shards: Path, tmp_path: Path
+) -> None:
+    cohort = RayCohort(cohort_plan(small, shards, state_folder=tmp_path), num_hosts=3, deadline_s=120)
+    gone = cohort.host_of["hospital-01"]
+    ray.kill(gone, no_restart=True)
+    told = {site.hospital_id: bool(site.failure) for site in cohort.statistics()}
+    cohort.close()
+    assert told == {name: host is gone for name, host in cohort.host_of.items()}
+    assert 0 < sum(told.values()) < 5
+
+
+def test_who_has_withdrawn_is_not_asked_in_any_engine_and_the_bits_are_the_same(
+    small: Experiment, shards: Path, tmp_path: Path
+) -> None:
+    experiment = small.replace(rule="mean", attack="none", rounds=1)
+    gone = [Withdrawal("hospital-02", 0)]
+    seen = []
+    for place, engine in (("process", InProcessEngine()), ("ray", RayEngine(num_hosts=2))):
+        with engine.launch(experiment, shards, state_folder=tmp_path / place, withdrawn=gone) as federation:
+            (report,) = federation.reports()
+            seen.append(federation.outcome().weights.tobytes())
+        assert report.hospitals[-1].hospital_id == "hospital-02"
+        assert report.hospitals[-1].state is HospitalState.WITHDRAWN
+        assert not (tmp_path / place / "hospital-02.safetensors").exists()
+    assert seen[0] == seen[1]
 
 
 def test_a_users_own_rule_travels_to_the_server_from_behind_a_mixing_step(

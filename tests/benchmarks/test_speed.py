@@ -97,6 +97,7 @@ def test_exact_shapley_values_of_a_game_of_gloves() -> None:
     assert exact_values(game, 3) == pytest.approx([2 / 3, 1 / 6, 1 / 6])
 
 
+@pytest.mark.slow
 def test_every_way_back_answers_the_same_scans_and_nothing_is_measured_twice(defended: Path, tmp_path: Path) -> None:
     options = [
         str(defended),

@@ -22,7 +22,7 @@ from fedplatform.data.brightness import stretch
 from fedplatform.data.error import DataError
 from fedplatform.data.folders import FolderSource
 from fedplatform.data.index import Index, numbered
-from fedplatform.data.merged import MergedClass
+from fedplatform.data.merged import MergedClasses
 from fedplatform.data.nifti import count_slices, read_slices
 from fedplatform.data.parquet import ParquetSource
 from fedplatform.data.pictures import batches, decode, fit
@@ -225,7 +225,7 @@ def test_a_merged_class_disappears_and_its_scans_stay(tmp_path: Path) -> None:
         {"image": [png(grey(1))] * 4, "label": [0, 1, 2, 3]},
         {"classes": "none,very mild,mild,moderate"},
     )
-    source = MergedClass(ParquetSource(tmp_path / "m.parquet"), merge="very mild", into="mild")
+    source = MergedClasses(ParquetSource(tmp_path / "m.parquet"), {"very mild": "mild"})
     assert source.classes == ("none", "mild", "moderate")
     assert Index.of(source).labels.tolist() == [0, 1, 1, 2]
 
@@ -249,10 +249,11 @@ def test_a_real_set_opens_by_name(name: str) -> None:
         pytest.skip(f"the real data set {name} is not here")
     source = open_source(name, folder=REAL)
     index = Index.of(source)
-    assert len(index.class_counts) == {"br35h": 2, "alzheimer": 3, "lc25000": 3}.get(name, 10)
+    classes = {"br35h": 2, "alzheimer": 3, "lc25000": 3, "ham10000": 2, "ham10000_diagnoses": 7}
+    assert len(index.class_counts) == classes.get(name, 10)
     assert (index.splits is None) == (name not in ("mnist", "cifar10"))
     first = next(iter(source.images(size=16, channels=source.channels)))
-    assert first.shape[1:] == (3 if name in ("lc25000", "cifar10") else 1, 16, 16)
+    assert first.shape[1:] == (1 if name in ("br35h", "alzheimer", "mnist") else 3, 16, 16)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -772,16 +773,24 @@ def test_pictures_of_no_size_or_two_channels_are_refused(wrong: dict[str, int], 
 
 
 def test_a_class_that_is_not_there_cannot_be_merged(tmp_path: Path) -> None:
-    for merge, into in (("c", "a"), ("a", "c")):
-        with pytest.raises(DataError, match="no class 'c' to merge; the classes are a, b"):
-            _ = MergedClass(Told({"label": [0, 1]}), merge=merge, into=into).classes
+    with pytest.raises(DataError, match="no class 'c' to merge; the classes are a, b"):
+        _ = MergedClasses(Told({"label": [0, 1]}), {"c": "a"}).classes
+
+
+def test_all_classes_can_be_merged_into_new_ones(tmp_path: Path) -> None:
+    columns = {"image": [png(grey(1))] * 4, "label": [0, 1, 2, 3]}
+    write_parquet(tmp_path / "m.parquet", columns, {"classes": "bcc,mel,nevus,wart"})
+    into = {"nevus": "benign", "wart": "benign", "bcc": "malignant", "mel": "malignant"}
+    source = MergedClasses(ParquetSource(tmp_path / "m.parquet"), into)
+    assert source.classes == ("benign", "malignant")
+    assert Index.of(source).labels.tolist() == [1, 1, 0, 0]
 
 
 def test_a_merged_source_keeps_its_groups_channels_and_pictures(tmp_path: Path) -> None:
     picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     columns = {"image": [png(picture)] * 3, "group": [4, 5, 6], "label": [2, 1, 0]}
     write_parquet(tmp_path / "m.parquet", columns, {"classes": "x,y,z"})
-    source = MergedClass(ParquetSource(tmp_path / "m.parquet"), merge="x", into="z")
+    source = MergedClasses(ParquetSource(tmp_path / "m.parquet"), {"x": "z"})
     index = Index.of(source)
     assert index.groups is not None
     assert (source.classes, index.labels.tolist(), index.groups.tolist()) == (("y", "z"), [1, 0, 1], [4, 5, 6])

@@ -582,6 +582,7 @@ def begun(words: list[str]) -> subprocess.Popen[str]:
     return started
 
 
+@pytest.mark.slow
 def test_a_killed_command_leaves_no_worker_behind(digits: Path, tmp_path: Path) -> None:
     started = begun(command(digits, tmp_path, "--rules", "mean,krum", "--attacks", "none", "--rounds", "6"))
     started.kill()

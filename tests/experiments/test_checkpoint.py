@@ -79,7 +79,9 @@ def figures(folder: Path) -> pd.DataFrame:
         {"algorithm": "fedavg", "rule": "centered_clipping", "attack": "free_rider"},
         {"algorithm": "fedbn_p", "rule": "fltrust", "attack": "sign_flip"},
         {"algorithm": "apfl", "rule": "mean", "attack": "none"},
-        {"algorithm": "fedbn_p", "rule": "hybrid+trust", "attack": "fingerprint_aware"},
+        pytest.param(
+            {"algorithm": "fedbn_p", "rule": "hybrid+trust", "attack": "fingerprint_aware"}, marks=pytest.mark.slow
+        ),
     ],
     ids=["last step, attacker's memory", "server's own batch normalisation", "own models", "all that trust learns"],
 )

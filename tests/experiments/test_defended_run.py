@@ -61,8 +61,9 @@ def test_every_stage_is_trained_after_those_it_needs(defended: Path, stages: lis
     assert not list(defended.rglob("*.partial*")) + list((defended / "defence").glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-@pytest.mark.parametrize("stage", ["tuned", pytest.param("sensor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["tuned", "sensor"])
 def test_ray_and_one_process_train_the_same_defence_bit_for_bit(copied: Path, defended: Path, stage: str) -> None:
     (copied / "defence" / STAGES[stage]).unlink()
     assert trained_stages(copied, engine=RayEngine(num_hosts=1)) == [stage]

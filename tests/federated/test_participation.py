@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -106,3 +108,45 @@ def test_a_rule_is_held_against_the_hospitals_of_a_round() -> None:
         Experiment.from_settings({**fifty, "participation": 0})
     with pytest.raises(ExperimentError, match="quorum is at most the number of hospitals in a round, got 20 of 15"):
         Experiment.from_settings({**fifty, "participation": 0.3, "quorum": 20})
+
+
+def command(*words: object, runs: Path) -> list[str]:
+    return [sys.executable, "-m", "fedplatform", "run", *map(str, words), "--runs", str(runs), "--engine", "local"]
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle_of_a_round_costs_no_bit_under_participation_and_fedadam(tmp_path: Path) -> None:
+    words = (
+        *(
+            "lesions",
+            "--size",
+            16,
+            "--scans",
+            240,
+            "--hospitals",
+            8,
+            "--partition",
+            "iid",
+            "--byzantine",
+            0,
+            "--rule",
+            "mean",
+        ),
+        *("--participation", 0.5, "--server-optimiser", "fedadam(learning_rate=0.02)", "--ema", 0.5),
+        *("--rounds", 5, "--local-epochs", 6, "--root-size", 0),
+    )
+    unbroken = subprocess.run(command(*words, "--name", "unbroken", runs=tmp_path), capture_output=True, check=False)
+    assert unbroken.returncode == 0, unbroken.stderr
+    with subprocess.Popen(command(*words, "--name", "hurt", runs=tmp_path), stdout=subprocess.PIPE, text=True) as hurt:
+        assert hurt.stdout is not None
+        for line in hurt.stdout:
+            if line.startswith("round 2/5"):
+                hurt.kill()  # SIGKILL; round 3 is under way
+                break
+    assert hurt.returncode == -9
+    assert not (tmp_path / "hurt" / "global.safetensors").exists()
+    resumed = subprocess.run(command("--resume", "hurt", runs=tmp_path), capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after round" in resumed.stdout
+    models = [(tmp_path / name / "global.safetensors").read_bytes() for name in ("unbroken", "hurt")]
+    assert models[0] == models[1]

@@ -97,6 +97,7 @@ def test_on_another_device_losses_slopes_and_played_rounds_are_those_of_the_cpu(
     np.testing.assert_allclose(played.honest, expected.honest, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ["label_flip", "min_max"])
 def test_a_federation_on_another_device_ends_with_the_weights_of_the_cpu(
     small: Experiment, shards: Path, tmp_path: Path, attack: str

@@ -177,7 +177,7 @@ class SendsNonsense:
         return torch.full_like(own, float("nan"))
 
 
-@pytest.mark.parametrize("engine", ["process", "ray"])
+@pytest.mark.parametrize("engine", ["process", pytest.param("ray", marks=pytest.mark.slow)])
 def test_an_update_that_the_sum_cannot_hold_is_recorded_and_stops_nothing(
     grouped: Experiment, shards: Path, tmp_path: Path, engine: str, request: pytest.FixtureRequest
 ) -> None:

@@ -67,8 +67,10 @@ def reports_and_models(experiment: Experiment, shards: Path, folder: Path) -> tu
 
 @pytest.fixture(scope="module")
 def overtrained(small: Experiment, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that gets worse: its steps grow too large after the first rounds."""
-    experiment = small.replace(**QUIET, rounds=8, schedule="step(every=3, factor=1)", learning_rate=0.4, momentum=0.95)
+    """A run that gets worse: from round 6 on an attacker turns the mean round."""
+    experiment = small.replace(
+        **{**QUIET, "byzantine": 1, "attack": "sleeper(patience=5, scale=30)"}, rounds=8, schedule="constant"
+    )
     return reports_and_models(experiment, shards, tmp_path_factory.mktemp("overtrained"))[1]
 
 
@@ -95,7 +97,7 @@ def test_the_best_round_is_the_best_of_the_table_and_its_model_is_kept(
 def test_the_best_model_can_be_exported(overtrained: Path, tmp_path: Path) -> None:
     import onnxruntime
 
-    scan = np.random.default_rng(0).random((1, 1, 16, 16), np.float32)
+    scan = np.random.default_rng(0).random((1, 1, 32, 32), np.float32)
     answers = []
     for best in (False, True):
         export(overtrained, tmp_path / str(best), form="onnx", best=best)
@@ -177,7 +179,8 @@ def test_the_average_answers_and_is_what_the_run_leaves(small: Experiment, shard
 
 def test_the_command_line_says_where_it_stopped_and_which_round_was_best(tmp_path: Path) -> None:
     options = [
-        *("run", "lesions", "--size", "16", "--scans", "200", "--hospitals", "3", "--byzantine", "0", "--rule", "mean"),
+        *("run", "lesions", "--size", "16", "--scans", "200", "--hospitals", "3", "--partition", "iid"),
+        *("--byzantine", "0", "--rule", "mean"),
         *(
             "--rounds",
             "30",
@@ -194,6 +197,6 @@ def test_the_command_line_says_where_it_stopped_and_which_round_was_best(tmp_pat
     ]
     found = CliRunner().invoke(command_line, options, catch_exceptions=False)
     assert found.exit_code == 0
-    assert "of 30: 1 rounds without a better one on validation scans" in found.output
+    assert "of 30: 1 round without a better one on validation scans" in found.output
     assert "was best on validation scans: balanced accuracy" in found.output
     assert (tmp_path / "r" / "best.safetensors").exists()

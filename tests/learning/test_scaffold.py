@@ -72,7 +72,7 @@ def by_definition(x: np.ndarray, c: np.ndarray, own: np.ndarray, hospital: int, 
             answers = network(to_images(images[batch.numpy()]).double())
             functional.cross_entropy(answers, torch.from_numpy(labels[batch.numpy()])).backward()
             slope = torch.cat([parameter.grad.reshape(-1) for parameter in network.parameters()])
-            y, steps = y - RATE * (slope - own + c), steps + 1
+            y, steps = y - RATE * (slope - torch.from_numpy(own) + torch.from_numpy(c)), steps + 1
     moved = y.numpy() - x
     return moved, -c - moved / (steps * RATE)
 
@@ -131,7 +131,7 @@ def test_the_server_moves_its_control_variate_by_the_share_of_hospitals(
     small: Experiment, shards: Path, tmp_path: Path
 ) -> None:
     """After a round in which all c_i were zero, c is the mean over all hospitals of what those in the round have."""
-    experiment = small.replace(**{**SCAFFOLD, "participation": 0.4, "rounds": 1, "model": "small_cnn(width=4)"})
+    experiment = small.replace(**{**SCAFFOLD, "participation": 0.4, "quorum": 2, "rounds": 1})
     with InProcessEngine().launch(experiment, shards, state_folder=tmp_path) as federation:
         list(federation.reports())
         weights = federation.outcome().weights

@@ -200,6 +200,7 @@ def measured_as(study: Study, folder: Path, text: str) -> Ledger:
     return run(study, Budget(12), folder=folder, name=describe_study(parse_study(text, {}, seed=0)))
 
 
+@pytest.mark.slow
 def test_the_most_harmful_attack_is_a_file_that_run_takes(base: str, tmp_path: Path) -> None:
     study = Poisoning(rule="median", base=base, attacks=("sign_flip", "scaling"), rules=("mean",))
     folder = Path(base).parent / "poisoning"
@@ -270,6 +271,7 @@ def test_a_duel_ends_when_neither_gains_and_its_trace_is_the_result(base: str) -
     assert (folder / "winner.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_settings_of_a_defence_are_searched_for_a_front(defended: Path, tmp_path: Path) -> None:
     study = Purification(run=str(defended), hospitals=1, scans=6, attack_steps=2)
     ledger = measured(study, tmp_path / "front", trials=3)
@@ -303,6 +305,7 @@ def test_the_defences_own_settings_give_way_only_to_what_is_better_than_chance(
     assert winner is trials[chosen]
 
 
+@pytest.mark.slow
 def test_the_strongest_attack_on_a_scan_keeps_its_epsilon_and_its_budget(defended: Path, tmp_path: Path) -> None:
     study = Evasion(run=str(defended), hospitals=1, scans=6, gradients=4)
     ledger = measured(study, tmp_path / "evasion", trials=4)

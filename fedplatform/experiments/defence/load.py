@@ -16,8 +16,9 @@ from torch import nn
 
 from fedplatform.core.compute import CPU
 from fedplatform.core.tasks import TASKS
+from fedplatform.core.withdrawal import read_withdrawals
 from fedplatform.data.images import scans_at_once, to_images
-from fedplatform.data.shards import Manifest, Shard
+from fedplatform.data.shards import Manifest, Shard, ShardSummary
 from fedplatform.data.splits import Role
 from fedplatform.defence.kind import KindGate, fit_gates
 from fedplatform.defence.presets import CleanScanLimits, HospitalParts
@@ -27,6 +28,7 @@ from fedplatform.experiments.engine import local_training
 from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
 from fedplatform.experiments.weights import GLOBAL, START
 from fedplatform.learning.models import ModelBuilder
+from fedplatform.learning.parameters import PersonalState
 from fedplatform.learning.training import Ordinal, Trainer
 
 DEFENCE, SETTINGS, TUNED = "defence", "defence.yaml", "tuned"
@@ -81,15 +83,20 @@ class DefendedRun:
         Raises :class:`ExperimentError` where there is none.
         """
         byzantine = self.experiment.adversary().hospital_ids if self.experiment.attack is not None else ()
-        counts = (shard.counts for shard in self.manifest.hospitals)
         tested = tuple(
             name
-            for name, count in zip(self.experiment.inside, counts, strict=True)
-            if name not in byzantine and any(count[Role.VALIDATION]) and any(count[Role.TEST])
+            for name, shard in self._shards().items()
+            if name not in byzantine and any(shard.counts[Role.VALIDATION]) and any(shard.counts[Role.TEST])
         )
         if not tested:
             raise ExperimentError(f"{self.path}: no honest hospital has both validation and test scans")
         return tested
+
+    def _shards(self) -> dict[str, ShardSummary]:
+        """The shards by hospital, in order, but for those that have withdrawn."""
+        gone = {one.hospital_id for one in read_withdrawals(self.path)}
+        pairs = zip(self.experiment.inside, self.manifest.hospitals, strict=True)
+        return {name: shard for name, shard in pairs if name not in gone}
 
     def hospital(self, hospital_id: str) -> HospitalParts:
         """One hospital's parts, read from its own shard and state."""
@@ -118,7 +125,7 @@ class DefendedRun:
         half of them carry no gate.
         """
         scans = {}
-        for name, of_hospital in zip(self.experiment.inside, self.manifest.hospitals, strict=True):
+        for name, of_hospital in self._shards().items():
             shard = Shard.open(self.shards / of_hospital.file)
             roles = [role for role in (Role.TRAIN, Role.VALIDATION) if any(of_hospital.counts[role])]
             parts = []
@@ -139,7 +146,7 @@ class DefendedRun:
         """
         hospitals = [
             replace(self.hospital(hospital_id), settings=settings)
-            for hospital_id, shard in zip(self.experiment.inside, self.manifest.hospitals, strict=True)
+            for hospital_id, shard in self._shards().items()
             if any(shard.counts[Role.VALIDATION]) and self._has_model(hospital_id)
         ]
         calibrated = [(each.calibrated(defence), each.validation[0]) for each in hospitals]
@@ -195,12 +202,17 @@ def read_weights(trainer: Trainer, path: Path, *, file: str = GLOBAL) -> np.ndar
         raise ExperimentError(f"{path / file} does not hold the network of this experiment") from error
 
 
-def read_classifier(trainer: Trainer, path: Path, hospital_id: str, *, file: str = GLOBAL) -> nn.Module:
-    """A hospital's personal classifier from a folder with the shared ``file`` and ``hospitals/``, ready for use."""
+def read_personal(trainer: Trainer, path: Path, hospital_id: str) -> PersonalState:
+    """A hospital's own part, from ``hospitals/`` in a folder; empty where nothing stays in a hospital."""
     state = path / "hospitals" / f"{hospital_id}.safetensors"
     if trainer.has_own_part and not state.is_file():
         raise ExperimentError(f"{state} is missing: the personal part of {hospital_id}'s model")
-    personal = load_file(state) if state.is_file() else {}
+    return load_file(state) if state.is_file() else {}
+
+
+def read_classifier(trainer: Trainer, path: Path, hospital_id: str, *, file: str = GLOBAL) -> nn.Module:
+    """A hospital's personal classifier from a folder with the shared ``file`` and ``hospitals/``, ready for use."""
+    personal = read_personal(trainer, path, hospital_id)
     return trainer.model_of(read_weights(trainer, path, file=file), personal)
 
 

@@ -36,6 +36,7 @@ from fedplatform.experiments.engine import Engine, local_training
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.run import no_op, say_device
 from fedplatform.experiments.run_folder import RunFolder
+from fedplatform.experiments.withdrawal import require_enough
 from fedplatform.federated.hospital import Hospital
 from fedplatform.learning.training import Generative, Orientation, Trainer
 
@@ -108,6 +109,7 @@ class _Stages:
 
     def check(self) -> None:
         """Refuse now what would fail after hours."""
+        require_enough(self.experiment, RunFolder(self.path).withdrawn)
         require_defensible(self.experiment)
         if not self.experiment.root_size:
             raise ExperimentError("a sensor needs the server's root scans to attack a classifier; set root_size")
@@ -215,7 +217,8 @@ class _Stages:
         shutil.rmtree(self.folder / f".{stage}", ignore_errors=True)
 
     def _train(self, stage: str, experiment: Experiment, *, state_folder: Path, start: np.ndarray | None) -> np.ndarray:
-        launched = self._engine.launch(experiment, self.shards, state_folder=state_folder, start=start)
+        gone = RunFolder(self.path).withdrawals
+        launched = self._engine.launch(experiment, self.shards, state_folder=state_folder, start=start, withdrawn=gone)
         with launched as federation:
             for report in federation.reports():
                 self._observer(stage, experiment.rounds, report)

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
 from fedplatform.core.messages import HospitalRecord, HospitalState, Predictions, RoundReport
 from fedplatform.core.rounds import PREDICTIONS, TableError, predictions_of, reports_of
+from fedplatform.core.withdrawal import Withdrawal, read_withdrawals
 from fedplatform.data.error import DataError
 from fedplatform.data.shards import Manifest
+from fedplatform.experiments.cross_site_table import read_cross_site
 from fedplatform.experiments.report.error import ReportError
 from fedplatform.experiments.weights import START, start_card
 
@@ -79,8 +82,8 @@ class FinishedRun:
     """What a run folder says: its settings as text, its rounds, and the server's sample scans if it kept any.
 
     ``weights`` says in one line what it started from; empty where that was random. ``tests`` is what its last model
-    says of the hospitals' test scans, by hospital. ``classes`` are the names of the classes, empty where nothing in
-    the folder tells them.
+    says of the hospitals' test scans, by hospital; ``cross_site`` is of :func:`read_cross_site`, ``withdrawals`` who
+    has left. ``classes`` are the names of the classes, empty where nothing in the folder tells them.
     """
 
     name: str
@@ -89,6 +92,8 @@ class FinishedRun:
     samples: Samples | None
     weights: str = ""
     tests: tuple[Predictions, ...] = ()
+    cross_site: pd.DataFrame | None = None
+    withdrawals: tuple[Withdrawal, ...] = ()
     classes: tuple[str, ...] = ()
 
     @property
@@ -127,6 +132,8 @@ def read_run(folder: Path) -> FinishedRun:
         samples=samples,
         weights=start_card(folder / START)["words"] if (folder / START).is_file() else "",
         tests=_tests(folder / PREDICTIONS, round_number=rounds[-1].round_number),
+        cross_site=read_cross_site(folder, round_number=rounds[-1].round_number),
+        withdrawals=read_withdrawals(folder),
         classes=samples.classes if samples else _dealt_classes(folder / "shards"),
     )
 

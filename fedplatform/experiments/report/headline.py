@@ -30,7 +30,8 @@ def headline(run: FinishedRun) -> str:
     if best is not final:
         said += (
             f" Round {best.round_number} was best on validation scans, with balanced accuracy "
-            f"{percent(best.balanced_accuracy)} and AUC {percent(best.auc)} on test scans; best.safetensors is its model."
+            f"{percent(best.balanced_accuracy)} and AUC {percent(best.auc)} on test scans; its model is "
+            "best.safetensors."
         )
     return said
 

@@ -24,6 +24,7 @@ from fedplatform.experiments.report.headline import headline
 from fedplatform.experiments.report.heat_map import draw_heat_map
 from fedplatform.experiments.report.picture import png
 from fedplatform.experiments.report.reliability import draw_reliability
+from fedplatform.experiments.report.site_matrix import draw_cross_site
 from fedplatform.learning.site_figures import SiteFigures, figures_by_site
 
 MAX_EVENTS = 400
@@ -36,6 +37,7 @@ DEED = {
     HospitalState.HOSTILE: "was shut out by the rule",
     HospitalState.UNJUDGED: "sent its update but could not judge the new model",
     HospitalState.RESTING: "was not drawn for this round",
+    HospitalState.WITHDRAWN: "had withdrawn",
 }
 
 
@@ -50,7 +52,7 @@ def write_report(folder: Path) -> Path:
     if attack:
         write_defence_report(folder)
     hospitals = run.hospitals
-    events = _events(hospitals)
+    events, num_classes = _events(hospitals, run), len(run.rounds[-1].confusion)
     page = load_template("report.html", "fedplatform.experiments.report").render(
         run=run,
         final=run.rounds[-1],
@@ -69,7 +71,10 @@ def write_report(folder: Path) -> Path:
         sites=(sites := figures_by_site(run.tests)),
         classes=_class_names(run, len(sites[0].class_counts)) if sites else (),
         reliability=draw_reliability(run.tests) if sites else None,
-        num_classes=len(run.rounds[-1].confusion),
+        cross_site=None
+        if run.cross_site is None
+        else draw_cross_site(run.cross_site, num_classes=2 if run.rounds[-1].label_auc else num_classes),
+        num_classes=num_classes,
         findings=_findings(sites),
         attack=attack,
         scans=_scans(run.samples) if run.samples else (),
@@ -103,8 +108,8 @@ class _Event:
     figures_differ: bool  # whether later rounds gave the same reason with other figures
 
 
-def _events(hospitals: Sequence[HospitalHistory]) -> list[_Event]:
-    """All that went wrong or was remarked upon, oldest first."""
+def _events(hospitals: Sequence[HospitalHistory], run: FinishedRun) -> list[_Event]:
+    """All that went wrong or was remarked upon, oldest first, and who withdrew after the last round."""
     events = []
     for history in hospitals:
         for (state, _), group in groupby(history.records, key=lambda record: (record.state, _words(record.reason))):
@@ -113,6 +118,13 @@ def _events(hospitals: Sequence[HospitalHistory]) -> list[_Event]:
             if not state.is_as_expected or reason:
                 differ = any(record.reason != reason for record in records)
                 events.append(_Event(first, last, history.hospital_id, history.is_byzantine, state, reason, differ))
+    lies = {history.hospital_id: history.is_byzantine for history in hospitals}
+    told = {event.hospital_id for event in events if event.state == HospitalState.WITHDRAWN}
+    for one in run.withdrawals:
+        if one.hospital_id not in told:
+            after, is_byzantine = one.after_round, lies.get(one.hospital_id, False)
+            state = HospitalState.WITHDRAWN
+            events.append(_Event(after, after, one.hospital_id, is_byzantine, state, one.reason, figures_differ=False))
     return sorted(events, key=lambda event: event.first)
 
 

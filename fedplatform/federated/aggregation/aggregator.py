@@ -6,6 +6,7 @@ import difflib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import ClassVar, Self, final
 
 import numpy as np
@@ -76,6 +77,13 @@ class Aggregator(ABC):
         """
         on_random_updates(self, hospitals=hospitals, has_root=has_root)
 
+    def forgetting(self, memory: object, hospital_id: str) -> object:
+        """The memory without what it holds of a hospital that has withdrawn: by default, the entries under its name.
+
+        A rule that remembers hospitals otherwise than as keys of dicts overrides this.
+        """
+        return without_entry(memory, hospital_id)
+
     def without(self, attack: str) -> Self:
         """The rule as one that was never taught this attack: itself, unless it rehearses attacks."""
         return self
@@ -91,6 +99,25 @@ def _undeclared(cls: type) -> Iterator[str]:
     for name in {**vars(cls), **annotated}:
         if not name.startswith("_") and name not in fields and name not in CAPABILITIES:
             yield name
+
+
+def without_entry(memory: object, name: str) -> object:
+    """A memory without the entries that dicts in it have under a name; anything else stays as it is.
+
+    >>> without_entry({"standings": {"a": 1, "b": 2}, "rounds": [3]}, "a")
+    {'standings': {'b': 2}, 'rounds': [3]}
+    """
+    if isinstance(memory, dict):
+        return {key: without_entry(value, name) for key, value in memory.items() if key != name}
+    if type(memory) is list:
+        return [without_entry(value, name) for value in memory]
+    if type(memory) is tuple:
+        return tuple(without_entry(value, name) for value in memory)
+    if is_dataclass(memory) and not isinstance(memory, type):
+        return replace(
+            memory, **{field.name: without_entry(getattr(memory, field.name), name) for field in fields(memory)}
+        )
+    return memory
 
 
 def as_updates(deltas: object) -> np.ndarray:

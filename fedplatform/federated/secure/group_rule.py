@@ -91,6 +91,23 @@ class GroupTested(Aggregator):
         """The same with the rule behind never taught this attack."""
         return replace(self, rule=self.rule.without(attack))
 
+    def forgetting(self, memory: object, hospital_id: str) -> object:
+        """The memory without its name. What a test found is of its whole group: there it is an unnamed member."""
+        if not isinstance(memory, GroupMemory):
+            return memory
+        taken = {name for test in memory.tests for name in test.members}
+        unnamed = next(name for number in range(len(taken) + 1) if (name := f"withdrawn {number + 1}") not in taken)
+        tests = (
+            replace(test, members=tuple(unnamed if name == hospital_id else name for name in test.members))
+            for test in memory.tests
+        )
+        return replace(
+            memory,
+            tests=tuple(tests),
+            shut_out=tuple(name for name in memory.shut_out if name != hospital_id),
+            inner=self.rule.forgetting(memory.inner, hospital_id),
+        )
+
     def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         if not evidence.groups:
             raise ValueError("GroupTested judges groups, got updates of single hospitals")

@@ -192,7 +192,7 @@ class APFL:
 
 @dataclass(frozen=True)
 class Scaffold:
-    """FedAvg whose steps are corrected for the drift towards each hospital's own optimum (Karimireddy et al., ICML 2020).
+    """FedAvg whose steps are corrected for the drift to each hospital's own optimum (Karimireddy et al., ICML 2020).
 
     Control variates by the paper's option II: after K steps of size eta from x to y, c_i becomes
     c_i - c + (x - y) / (K eta), and c moves by the share of hospitals in the round times the mean of these changes. A
