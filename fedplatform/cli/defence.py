@@ -70,10 +70,12 @@ def defend(
     with one_line_errors():
         from fedplatform.cli.display import StageTable
         from fedplatform.defence.settings import DefenceSettings
+        from fedplatform.experiments.defence.load import read_experiment, require_defensible
         from fedplatform.experiments.defence.train import defend as train_defence
 
         settings = DefenceSettings.from_settings(given(changes))
         computing = given({"device": device, "precision": precision, "kernels": kernels})
+        require_defensible(read_experiment(run_folder))  # before Ray starts
         with opened(engine, address, hosts) as runner, StageTable(console) as table:
             train_defence(run_folder, settings, engine=runner, observer=table, computing=computing)
         console.print(f"defence: {run_folder / 'defence'}", soft_wrap=True)

@@ -291,7 +291,7 @@ def grades() -> object:
     return fp.from_arrays(pixels, labels, groups=np.arange(480), classes=["none", "mild", "moderate", "severe"])
 
 
-@pytest.mark.parametrize("objective", ["ordinal", "cross_entropy"])
+@pytest.mark.parametrize("objective", ["ordinal", pytest.param("cross_entropy", marks=pytest.mark.slow)])
 def test_grades_are_learned_and_judged_by_kappa_under_either_objective(
     grades: object, tmp_path: Path, objective: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -135,9 +135,7 @@ def test_patience_ends_a_run_and_more_patience_goes_on(
     assert path.exists()
 
 
-@pytest.mark.parametrize(
-    "changes", [{"patience": 3}, {"ema": 0.7}, {"ema": 0.7, "server_optimiser": "fedadam"}], ids=str
-)
+@pytest.mark.parametrize("changes", [{"patience": 3}, {"ema": 0.7, "server_optimiser": "fedadam"}], ids=str)
 def test_a_stopped_run_goes_on_with_its_average_and_its_best_round_bit_for_bit(
     small: Experiment, shards: Path, tmp_path: Path, changes: dict[str, object]
 ) -> None:
