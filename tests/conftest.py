@@ -82,6 +82,7 @@ MARKERS = {
             "test_export",
             "test_participation",
             "test_selection",
+            "test_subgroups",
             "test_scaffold",
             "test_cross_site",
             "test_withdrawal",

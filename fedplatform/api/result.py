@@ -21,6 +21,7 @@ from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from fedplatform.core.messages import Predictions
     from fedplatform.learning.site_figures import SiteFigures
 
 
@@ -92,20 +93,30 @@ class Result:
         >>> list(sites.index)
         ['hospital-00', 'hospital-01', 'hospital-02', 'all sites']
         """
-        rows = [
-            {
-                "site": one.site,
-                "scans": one.scans,
-                "groups": one.groups,
-                **{f"auc{end}": value for end, value in one.auc.named()},
-                **{f"balanced_accuracy{end}": value for end, value in one.balanced_accuracy.named()},
-                "sensitivity": one.sensitivity,
-                "specificity": one.specificity,
-                "calibration_error": one.calibration_error,
-            }
-            for one in self._site_figures
-        ]
+        rows = [{"site": one.site, **_row(one)} for one in self._site_figures]
         return pd.DataFrame(rows).set_index("site")
+
+    @cached_property
+    def subgroups(self) -> pd.DataFrame:
+        """The last model on the test scans of each subgroup, over all hospitals: one row a column and subgroup.
+
+        The figures are of :attr:`sites`. Raises :class:`ExperimentError` where the data name no subgroups.
+
+        >>> import fedplatform as fp
+        >>> import numpy as np
+        >>> random = np.random.default_rng(0)
+        >>> sex = random.choice(["female", "male"], 90)
+        >>> mine = fp.from_arrays(random.random((90, 16, 16)), random.integers(0, 2, 90), subgroups={"sex": sex})
+        >>> fp.run(data=mine, hospitals=3, byzantine=0, rule="mean", rounds=1).subgroups.loc["sex"].index.tolist()
+        ['female', 'male']
+        """
+        from fedplatform.learning.site_figures import figures_by_subgroup
+
+        found = figures_by_subgroup(self._predictions)
+        if not found:
+            raise ExperimentError("no subgroups were named: --subgroups, or from_arrays(..., subgroups=...)")
+        rows = [{"column": name, "subgroup": one.site, **_row(one)} for name, those in found.items() for one in those]
+        return pd.DataFrame(rows).set_index(["column", "subgroup"])
 
     def cross_site(self) -> pd.DataFrame:
         """Every honest hospital's model on every honest hospital's test scans: one row a model and site.
@@ -163,12 +174,16 @@ class Result:
     def _site_figures(self) -> tuple[SiteFigures, ...]:
         from fedplatform.learning.site_figures import figures_by_site
 
+        return figures_by_site(self._predictions)
+
+    @cached_property
+    def _predictions(self) -> tuple[Predictions, ...]:
         last = int(self.rounds.index[-1])
         file = self.path / PREDICTIONS
         predictions = predictions_of(pq.read_table(file), round_number=last) if file.is_file() else ()
         if not predictions:
             raise ExperimentError(f"{self.path} kept no predictions of its last round")
-        return figures_by_site(predictions)
+        return predictions
 
     def _table(self, name: str) -> pd.DataFrame:
         table: pd.DataFrame = pq.read_table(self.path / name).to_pandas()
@@ -213,3 +228,16 @@ class Result:
     def _repr_html_(self) -> str:
         figures = self.rounds[["accuracy", "macro_f1", "auc", "loss"]]
         return f"<p>{html.escape(repr(self))}</p>{figures.to_html(float_format='{:.3f}'.format)}"
+
+
+def _row(one: SiteFigures) -> dict[str, float]:
+    """Figures of a site or subgroup as columns."""
+    return {
+        "scans": one.scans,
+        "groups": one.groups,
+        **{f"auc{end}": value for end, value in one.auc.named()},
+        **{f"balanced_accuracy{end}": value for end, value in one.balanced_accuracy.named()},
+        "sensitivity": one.sensitivity,
+        "specificity": one.specificity,
+        "calibration_error": one.calibration_error,
+    }

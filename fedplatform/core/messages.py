@@ -5,7 +5,7 @@ NumPy and not PyTorch on the wire because Ray hands NumPy arrays to another proc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
@@ -75,6 +75,7 @@ class Predictions:
     of findings (:mod:`fedplatform.core.tasks`), ``loss`` the mean cross-entropy. ``failure``
     says in one line why there are none, where the hospital could not answer. ``groups`` (m,) int64 numbers the patients
     from 0, so that scans which belong together are known and nobody behind them; left out, each scan is by itself.
+    ``subgroups`` (m,) are words by the name of a column, where the federation was asked to tell figures apart by it.
     """
 
     hospital_id: str
@@ -84,6 +85,7 @@ class Predictions:
     loss: float
     failure: str = ""
     groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    subgroups: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not len(self.groups):

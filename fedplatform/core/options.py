@@ -63,6 +63,11 @@ EXPERIMENT: dict[str, Option] = {
         "group for file names, as '^(p[0-9]+)_', or the name of a Parquet column",
         "given",
     ),
+    "subgroups": Option(
+        "columns of a Parquet file by which figures are told apart, NAME,NAME... (sex, age, scanner); numbers in bands "
+        "of 20. The subgroup of each test scan goes to the server",
+        "none",
+    ),
     "partition": Option(
         "how scans are dealt to hospitals: iid, dirichlet(concentration=0.5), label_skew(share=0.7), "
         "quantity_skew(sigma=1.0), site",

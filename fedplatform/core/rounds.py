@@ -16,6 +16,7 @@ from fedplatform.core.messages import NAN, HospitalRecord, HospitalState, Predic
 from fedplatform.core.tasks import is_multilabel
 
 PREDICTIONS = "predictions.parquet"  # what the last model says of the test scans
+SUBGROUP, UNKNOWN = "subgroup:", "unknown"  # begins the name of such a column; the word where nobody tells
 NOT_COLUMNS = ("hospitals", "tests")  # of a report
 
 
@@ -62,6 +63,7 @@ def predictions_table(report: RoundReport) -> pa.Table:
             "group": pa.array([int(group) for one in judged for group in one.groups], pa.int64()),
             "label": pa.array([label for one in judged for label in one.labels.tolist()], _label_type(judged)),
             "probabilities": pa.array([row for one in judged for row in one.probabilities], pa.list_(pa.float32())),
+            **{f"{SUBGROUP}{name}": _words(judged, name) for name in _subgroup_names(judged)},
         }
     )
 
@@ -76,12 +78,27 @@ def predictions_of(table: pa.Table, *, round_number: int) -> tuple[Predictions, 
     hospitals = np.array(table.column("hospital").to_pylist())
     labels, groups = (np.array(table.column(name).to_pylist(), np.int64) for name in ("label", "group"))
     rows = table.column("probabilities").to_pylist()
+    names = [name for name in table.column_names if name.startswith(SUBGROUP)]
+    words = {name.removeprefix(SUBGROUP): np.array(table.column(name).to_pylist(), np.str_) for name in names}
     found = []
     for name in dict.fromkeys(hospitals.tolist()):
         here = np.flatnonzero(hospitals == name)
         probabilities = np.array([rows[place] for place in here], np.float32).reshape(len(here), -1)
-        found.append(Predictions(name, "test", probabilities, labels[here], NAN, groups=groups[here]))
+        subgroups = {name: of_all[here] for name, of_all in words.items()}
+        found.append(
+            Predictions(name, "test", probabilities, labels[here], NAN, groups=groups[here], subgroups=subgroups)
+        )
     return tuple(found)
+
+
+def _subgroup_names(judged: Sequence[Predictions]) -> list[str]:
+    return list(dict.fromkeys(name for one in judged for name in one.subgroups))
+
+
+def _words(judged: Sequence[Predictions], name: str) -> pa.Array:
+    """The subgroup of each scan; a hospital that does not tell has unknown ones."""
+    told = [one.subgroups.get(name, np.full(len(one.labels), UNKNOWN)) for one in judged]
+    return pa.array([str(word) for words in told for word in words], pa.string())
 
 
 def _label_type(judged: Sequence[Predictions]) -> Any:

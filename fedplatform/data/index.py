@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from fedplatform.core.tasks import counts_by_class, is_multilabel, kind_names, k
 from fedplatform.data.error import DataError
 from fedplatform.data.origin import Origin
 from fedplatform.data.source import Source
+from fedplatform.data.subgroups import Subgroups, subgroups_in
 
 Integers = npt.NDArray[np.int64]
 Strings = npt.NDArray[np.str_]
@@ -28,7 +29,7 @@ class Index:
     ``labels`` are 0 to len(classes) - 1, or (n, len(classes)) of 0 and 1 where a scan has any number of findings.
     ``groups`` (patient, near-identical pictures), ``folds`` 0-9, ``sites`` and
     ``splits`` ("train", "validation" or "test", as the set was published) are None where the source has none.
-    ``origins`` are the kinds of files that its headers name.
+    ``origins`` are the kinds of files that its headers name. ``subgroups`` are words a scan, by the name of the column.
     """
 
     classes: tuple[str, ...]
@@ -38,6 +39,7 @@ class Index:
     sites: Strings | None = None
     splits: Strings | None = None
     origins: tuple[Origin, ...] = ()
+    subgroups: Subgroups = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,6 +78,7 @@ class Index:
             sites=kept(self.sites),
             splits=kept(self.splits),
             origins=self.origins,
+            subgroups={name: words[rows] for name, words in self.subgroups.items()},
         )
 
     @staticmethod
@@ -104,6 +107,7 @@ class Index:
             sites=_strings(table, "site"),
             splits=splits,
             origins=_origins(table),
+            subgroups=subgroups_in(table),
         )
 
 

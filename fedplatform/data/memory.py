@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,8 @@ from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
 from fedplatform.data.index import list_column
 from fedplatform.data.pictures import batches
+from fedplatform.data.subgroups import Subgroups, checked
+from fedplatform.data.subgroups import columns as subgroup_columns
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,6 +32,7 @@ class InMemoryScans:
     groups: npt.NDArray[np.int64] | None = None
     sites: npt.NDArray[np.str_] | None = None
     name: str = field(default="in-memory")
+    subgroups: Subgroups = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
@@ -53,7 +56,7 @@ class InMemoryScans:
             columns["group"] = self.groups
         if self.sites is not None:
             columns["site"] = pa.array(self.sites.tolist(), pa.string())
-        return pa.table(columns)
+        return pa.table({**columns, **subgroup_columns(self.subgroups)})
 
     def images(self, *, size: int, channels: int) -> Iterator[np.ndarray]:
         """The scans resized, as uint8 batches (b, channels, size, size)."""
@@ -76,6 +79,7 @@ def from_arrays(
     groups: npt.ArrayLike | None = None,
     sites: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
+    subgroups: Mapping[str, Sequence[object]] | None = None,
     name: str = "in-memory",
 ) -> InMemoryScans:
     """Make a data set of scans in memory, for :func:`fedplatform.run`.
@@ -84,7 +88,8 @@ def from_arrays(
     are kept to 8 bits. ``labels`` (n,) are whole numbers; ``classes`` names them in ascending order (default: the
     numbers themselves). Labels (n, k) of 0 and 1 say which of k findings a scan has, and ``classes`` names these.
     ``groups`` (n,) says which scans belong together, such as those of one patient: no split cuts a
-    group. Without, near-identical scans are searched for. ``sites`` (n,) names the hospital of each scan. Raises
+    group. Without, near-identical scans are searched for. ``sites`` (n,) names the hospital of each scan. ``subgroups``
+    are (n,) words or numbers by name, such as ``{"sex": [...]}``: figures are told apart by them. Raises
     :class:`DataError` where they do not fit together.
 
     >>> import numpy as np
@@ -106,6 +111,7 @@ def from_arrays(
         None if kept is None else kept.astype(np.int64),
         None if sites is None else np.asarray(sites, dtype=np.str_),
         name,
+        checked(subgroups or {}, scans=n),
     )
 
 

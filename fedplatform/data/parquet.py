@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fedplatform.core.rounds import SUBGROUP
 from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
 from fedplatform.data.index import Integers, holds_lists, list_column
 from fedplatform.data.patients import COLUMNS, GIVEN, NOBODY
 from fedplatform.data.pictures import batches, decode
+from fedplatform.data.subgroups import column_of
 
 # Read through a small buffer: a row group may be larger than all that is wanted in memory.
 BUFFER_BYTES = 1 << 20
@@ -37,11 +39,13 @@ class ParquetSource:
     :data:`~fedplatform.data.patients.COLUMNS`, or in the column that ``patients`` names (``none``: in none);
     ``fold``, ``site``, and ``split`` or ``orig_split`` ("train", "val", "test"). Class names come from the schema
     metadata key ``classes`` (comma-separated), from the hub's own metadata, from the words in ``label``, or are the
-    numbers that occur, in this order. Pictures are streamed, never held whole.
+    numbers that occur, in this order. ``subgroups`` names columns by which figures are told apart; numbers in them are
+    taken in bands. Pictures are streamed, never held whole.
     """
 
     path: Path
     patients: str = GIVEN
+    subgroups: tuple[str, ...] = ()
 
     @property
     def patient_column(self) -> str | None:
@@ -153,6 +157,10 @@ class ParquetSource:
                     f"got {', '.join(sorted(unknown))}"
                 )
             columns["split"] = pa.array([SPLIT_NAMES[name] for name in found], pa.string())
+        for name in self.subgroups:
+            if name not in names:
+                raise DataError(f"{self.path}: subgroups names columns, got {name!r}; it has {', '.join(names)}")
+            columns[f"{SUBGROUP}{name}"] = column_of(self._read(name), name=name)
         return pa.table(columns)
 
     def _numbered(self) -> Any:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fedplatform.core.files import write_whole
+from fedplatform.core.rounds import SUBGROUP
 from fedplatform.core.tasks import TaskName, kind_names, misfit, places_in_tally
 from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
@@ -28,6 +29,7 @@ from fedplatform.data.partition import SERVER, Partition, spread
 from fedplatform.data.source import Selective, Source
 from fedplatform.data.splits import LEFT_OUT, Role, Split, assign_roles, thin
 from fedplatform.data.stored_pixels import StoredPixels
+from fedplatform.data.subgroups import Subgroups, subgroups_in
 
 MANIFEST = "manifest.json"
 ROOT = "root.parquet"
@@ -172,6 +174,13 @@ class Shard:
         """The groups of a role, (n,) int64, in the order of the pictures."""
         return np.asarray(self._column("group", role).to_numpy())
 
+    def subgroups(self, role: Role) -> Subgroups:
+        """The subgroups of a role by name, each (n,), in the order of the pictures; none where nobody named any."""
+        names = [name for name in pq.read_schema(self.path).names if name.startswith(SUBGROUP)]
+        if not names:
+            return {}
+        return subgroups_in(pq.read_table(self.path, columns=names, filters=[("role", "=", role.value)]))
+
     def rows(self, role: Role) -> Integers:
         """Where the pictures of a role stand in the source, (n,) int64, ascending."""
         return np.asarray(self._column("row", role).to_numpy())
@@ -300,7 +309,8 @@ def write_shards(
             _check_batch(batch, shape, done, len(rows))
             for picture, row in zip(batch, rows[done : done + len(batch)].tolist(), strict=True):
                 if hospital_of[row] != NOBODY:
-                    writers[int(hospital_of[row])].add(picture, index.labels[row], groups[row], roles[row], row)
+                    told = [str(words[row]) for words in index.subgroups.values()]
+                    writers[int(hospital_of[row])].add(picture, index.labels[row], groups[row], roles[row], row, told)
             done += len(batch)
             if progress is not None:
                 progress(done, len(rows))
@@ -356,6 +366,7 @@ class _ShardWriter:
                 pa.field("group", pa.int64(), nullable=False),
                 pa.field("role", pa.string(), nullable=False),
                 pa.field("row", pa.int64(), nullable=False),
+                *(pa.field(f"{SUBGROUP}{name}", pa.string(), nullable=False) for name in index.subgroups),
             ],
             metadata={
                 "classes": json.dumps(index.classes),
@@ -364,7 +375,7 @@ class _ShardWriter:
                 PATIENTS: NAMED if names_patients else b"found",
             },
         )
-        self._waiting: list[tuple[bytes, int | list[int], int, str, int]] = []
+        self._waiting: list[tuple[bytes | int | list[int] | str, ...]] = []
         self._digest = sha256()
         self._counts = {role.value: np.zeros(len(index.kind_names), np.int64) for role in Role}
 
@@ -382,12 +393,20 @@ class _ShardWriter:
             with suppress(OSError):  # the disk that failed once fails again; the first error is the one to tell
                 self._file.close()
 
-    def add(self, picture: Pixels, label: np.int64 | Integers, group: int, role: str, row: int) -> None:
+    def add(
+        self,
+        picture: Pixels,
+        label: np.int64 | Integers,
+        group: int,
+        role: str,
+        row: int,
+        subgroups: Sequence[str] = (),
+    ) -> None:
         pixels, told = picture.tobytes(), label.tolist()
         self._digest.update(pixels)
         self._digest.update(f"{told} {role} {row}\n".encode())
         self._counts[role][places_in_tally(label, self._num_classes)] += 1
-        self._waiting.append((pixels, told, int(group), str(role), row))
+        self._waiting.append((pixels, told, int(group), str(role), row, *subgroups))
         if len(self._waiting) >= self._most_rows:
             self._flush()
 

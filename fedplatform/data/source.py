@@ -18,7 +18,7 @@ class Source(Protocol):
     (patient, subject, near-identical pictures: never cut by a split), ``fold`` int64 0-9 (group-safe, class-balanced),
     ``site`` string (the scanner or hospital it came from), ``split`` string (the
     published "train", "validation" or "test" that it belongs to), ``modality`` and ``body_part`` string, ``burned_in``
-    bool (what the files' headers say). ``images`` yields the same scans in the same order
+    bool (what the files' headers say), and ``subgroup:NAME`` string. ``images`` yields the same scans in the same order
     as uint8 batches (b, channels, size, size), never more than a few hundred at a time.
     """
 

@@ -118,14 +118,18 @@ DATA_SETS = {
 }
 
 
-def open_source(name_or_path: str, *, folder: Path | None = None, patients: str = GIVEN) -> Source:
+def open_source(
+    name_or_path: str, *, folder: Path | None = None, patients: str = GIVEN, subgroups: tuple[str, ...] = ()
+) -> Source:
     """Open a data set by name, or a user's own by path: a folder of class folders, an ``.npz`` or a ``.parquet``.
 
     A name is looked for in ``folder`` and nowhere else where one is given, else in the folder that the environment
     variable FEDPLATFORM_DATA names, in ``data`` and in ``../shared/data``. Raises DataError that says where it looked.
     ``patients`` is of :class:`FolderSource` and :class:`ParquetSource`; another set says itself which scans belong
-    together.
+    together. ``subgroups`` is of :class:`ParquetSource`.
     """
+    if subgroups and not name_or_path.lower().endswith(".parquet"):
+        raise DataError(f"subgroups are columns of a Parquet file, got {', '.join(subgroups)} for {name_or_path}")
     if name_or_path in DATA_SETS:
         if patients != GIVEN:
             raise DataError(f"{name_or_path} says itself which scans are of one patient, got patients={patients!r}")
@@ -144,7 +148,7 @@ def open_source(name_or_path: str, *, folder: Path | None = None, patients: str 
                 raise DataError(f"{path}: an .npz names no patients, got patients={patients!r}")
             return ArraySource(path)
         case ".parquet":
-            return ParquetSource(path, patients=patients)
+            return ParquetSource(path, patients=patients, subgroups=subgroups)
     raise DataError(f"{path}: a data set is a folder, an .npz or a .parquet file")
 
 

@@ -152,6 +152,7 @@ class Experiment(Settings):
     scans: int = Field(0, ge=0)
     split: Literal["group_safe", "redrawn", "random"] = Field("group_safe")
     patients: str = Field(GIVEN, min_length=1)
+    subgroups: Annotated[tuple[str, ...], BeforeValidator(_parse_freeze), PlainSerializer(_describe_freeze)] = Field(())
     partition: Annotated[Partition, parsed_by(PARTITIONS, "partition"), written_by(PARTITIONS)] = Field(Iid())
     hospitals: int = Field(10, ge=1)
     places: tuple[Place, ...] = Field(())
@@ -358,7 +359,7 @@ class Experiment(Settings):
     def open_data(self, folder: Path | None = None) -> Source:
         """The data set itself; ``folder`` is where named sets are looked for first."""
         if isinstance(self.data, str) and not (":" in self.data and not Path(self.data).exists()):
-            return open_source(self.data, folder=folder, patients=self.patients)
+            return open_source(self.data, folder=folder, patients=self.patients, subgroups=self.subgroups)
         if self.patients != GIVEN:
             raise ExperimentError(f"data of your own class names its groups itself, got patients={self.patients!r}")
         if not isinstance(self.data, str):

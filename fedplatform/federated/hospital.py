@@ -140,7 +140,8 @@ class Hospital:
             loss = mean_loss(probabilities, labels)
         else:
             loss = self.trainer.plain_loss(weights, self.personal, images, labels)
-        return Predictions(self.hospital_id, role, probabilities, labels, loss, groups=groups)
+        subgroups = self.shard.subgroups(role) if role is Role.TEST else {}
+        return Predictions(self.hospital_id, role, probabilities, labels, loss, groups=groups, subgroups=subgroups)
 
     def _scans(self, role: Role) -> tuple[Pictures, np.ndarray, np.ndarray]:
         """Images, labels and patients, numbered from 0, of a role; read from the shard once, for every round asks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,6 +85,31 @@ def figures_by_site(predictions: Sequence[Predictions]) -> tuple[SiteFigures, ..
     judged = [one for one in predictions if len(one.labels) and one.probabilities.shape[1]]
     sites = [_figures(one.hospital_id, [one]) for one in judged]
     return tuple([*sites, _figures(POOLED, judged)] if len(sites) > 1 else sites)
+
+
+def figures_by_subgroup(predictions: Sequence[Predictions]) -> dict[str, tuple[SiteFigures, ...]]:
+    """The figures of each subgroup over all hospitals' test scans, by the name of the column (sex, age band, scanner).
+
+    Intervals as in :func:`figures_by_site`, drawn within each site.
+    """
+    judged = [one for one in predictions if len(one.labels) and one.probabilities.shape[1]]
+    names = dict.fromkeys(name for one in judged for name in one.subgroups)
+    found = {}
+    for name in names:
+        told = [one for one in judged if name in one.subgroups]
+        words = np.unique(np.concatenate([one.subgroups[name] for one in told]))
+        found[name] = tuple(_figures(word, _of_subgroup(told, name, word)) for word in words.tolist())
+    return found
+
+
+def _of_subgroup(predictions: Sequence[Predictions], name: str, word: str) -> list[Predictions]:
+    parts = []
+    for one in predictions:
+        here = one.subgroups[name] == word
+        if here.any():
+            kept = {"probabilities": one.probabilities[here], "labels": one.labels[here], "groups": one.groups[here]}
+            parts.append(replace(one, **kept, subgroups={}))
+    return parts
 
 
 def _figures(site: str, predictions: Sequence[Predictions]) -> SiteFigures:

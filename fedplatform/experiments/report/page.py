@@ -25,7 +25,7 @@ from fedplatform.experiments.report.heat_map import draw_heat_map
 from fedplatform.experiments.report.picture import png
 from fedplatform.experiments.report.reliability import draw_reliability
 from fedplatform.experiments.report.site_matrix import draw_cross_site
-from fedplatform.learning.site_figures import SiteFigures, figures_by_site
+from fedplatform.learning.site_figures import SiteFigures, figures_by_site, figures_by_subgroup
 
 MAX_EVENTS = 400
 MOST_CLASSES = 40  # in a matrix that a person still reads
@@ -76,6 +76,7 @@ def write_report(folder: Path) -> Path:
         else draw_cross_site(run.cross_site, num_classes=2 if run.rounds[-1].label_auc else num_classes),
         num_classes=num_classes,
         findings=_findings(sites),
+        subgroups=figures_by_subgroup(run.tests),
         attack=attack,
         scans=_scans(run.samples) if run.samples else (),
         phases=_phases(run.rounds),
