@@ -74,7 +74,7 @@ class RunFolder:
         if rounds is not None and rounds <= done:
             raise ExperimentError(f"run {name!r} has done {done} rounds; --rounds is more than that, got {rounds}")
         settings = folder.read_settings()
-        waits = int(str(settings["patience"])) if patience is None else patience
+        waits = int(str(settings.get("patience", 0))) if patience is None else patience
         if is_finished and waits and (best := folder.read_reports()[-1].best_round) and done - best >= waits:
             raise ExperimentError(
                 f"run {name!r} ended after {done} rounds, {done - best} without a better one on validation scans; "
