@@ -16,6 +16,7 @@ import torch
 from fedplatform.core.tasks import confusions
 
 NAN = float("nan")
+SUBGROUP, UNKNOWN = "subgroup:", "unknown"  # begins the name of such a column; the word where nobody tells
 TRAINING_RAISED = "its training raised"  # how the reason of a hospital whose own code failed begins
 WITHOUT_EFFECT = "round without effect"  # how the reason of everybody begins where the model stays as it was
 

@@ -12,11 +12,10 @@ import pandas as pd
 import pyarrow as pa
 
 from fedplatform.core.errors import FedplatformError
-from fedplatform.core.messages import NAN, HospitalRecord, HospitalState, Predictions, RoundReport
+from fedplatform.core.messages import NAN, SUBGROUP, UNKNOWN, HospitalRecord, HospitalState, Predictions, RoundReport
 from fedplatform.core.tasks import is_multilabel
 
 PREDICTIONS = "predictions.parquet"  # what the last model says of the test scans
-SUBGROUP, UNKNOWN = "subgroup:", "unknown"  # begins the name of such a column; the word where nobody tells
 NOT_COLUMNS = ("hospitals", "tests")  # of a report
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fedplatform.core.rounds import SUBGROUP
+from fedplatform.core.messages import SUBGROUP
 from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError
 from fedplatform.data.index import Integers, holds_lists, list_column

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fedplatform.core.files import write_whole
-from fedplatform.core.rounds import SUBGROUP
+from fedplatform.core.messages import SUBGROUP
 from fedplatform.core.tasks import TaskName, kind_names, misfit, places_in_tally
 from fedplatform.data.brightness import Pixels
 from fedplatform.data.error import DataError

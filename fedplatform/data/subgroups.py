@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fedplatform.core.rounds import SUBGROUP, UNKNOWN
+from fedplatform.core.messages import SUBGROUP, UNKNOWN
 from fedplatform.data.error import DataError
 
 Subgroups = Mapping[str, npt.NDArray[np.str_]]  # by name, each (n,)

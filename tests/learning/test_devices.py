@@ -43,7 +43,7 @@ def changes_of(case: str) -> dict[str, object]:
     generative = {"objective": OBJECTIVES["generative"](), "algorithm": ALGORITHMS["fedavg"]()}
     cases: dict[str, dict[str, object]] = {
         "plain": {},
-        "weight decay by AdamW": {"optimiser": "adamw", "learning_rate": 1e-3},
+        "weight decay by AdamW": {"optimiser": "adamw", "learning_rate": 1e-3, "clip": 1.0},
         "shown by groups": {"sampling": "groups"},
         "adversarial": {"objective": OBJECTIVES["adversarial"](epsilon=0.02, steps=2)},
         "trades": {"objective": OBJECTIVES["trades"](epsilon=0.02)},
@@ -52,6 +52,7 @@ def changes_of(case: str) -> dict[str, object]:
         "autoencoder": {"model": MODELS["masked_autoencoder"](width=32, depth=1, decoder_width=16), **generative},
         "noise predictor": {"model": NoisePredictor(width=8), **generative},
         **{name: {"algorithm": kind()} for name, kind in ALGORITHMS.items()},
+        "scaffold": {"algorithm": ALGORITHMS["scaffold"](), "momentum": 0.0},
         **{name: {"augmentation": kind()} for name, kind in AUGMENTATIONS.items()},
     }
     return cases[case]
