@@ -286,7 +286,10 @@ def test_a_version_is_rolled_out_and_back_without_a_lost_request(endpoint: Endpo
     assert np.ptp(np.array(sorted(labels)), axis=0).max() < 1e-4  # both versions hold the same model
 
 
-@pytest.mark.parametrize("part", ["Diagnostician", "Purifying", "Auditor", "Ingress"])
+@pytest.mark.parametrize(
+    "part",
+    ["Diagnostician", *(pytest.param(part, marks=pytest.mark.slow) for part in ("Purifying", "Auditor", "Ingress"))],
+)
 def test_a_killed_replica_costs_at_most_what_it_had_in_its_hands(endpoint: Endpoint, part: str) -> None:
     (expected,) = endpoint.diagnose(NOISE).json()["answers"]
     (victim,) = endpoint.processes(f"ray::ServeReplica:fedplatform:{part}")

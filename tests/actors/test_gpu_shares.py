@@ -68,6 +68,7 @@ def test_hospitals_and_server_share_the_gpus_and_leave_none_over(
     assert weights(engine, tmp_path / "ray").tobytes() == weights(InProcessEngine(), tmp_path / "here").tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("two_gpus")
 def test_on_ray_nobody_chooses_a_gpu_by_its_number(small: Experiment) -> None:

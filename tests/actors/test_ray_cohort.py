@@ -80,6 +80,7 @@ def assert_the_same_personal_state(experiment: Experiment, some: Path, others: P
         assert all(here[key].tobytes() == there[key].tobytes() for key in here)
 
 
+@pytest.mark.slow
 def test_findings_are_learned_on_ray_as_in_one_process(tmp_path: Path) -> None:
     labels = findings(120)
     mine = fp.from_arrays(scans(labels), labels, classes=FINDINGS, groups=np.arange(120) // 2)
@@ -307,6 +308,7 @@ def test_hospitals_whose_actor_is_gone_are_told_of_and_the_others_answer(
     assert 0 < sum(told.values()) < 5
 
 
+@pytest.mark.slow
 def test_who_has_withdrawn_is_not_asked_in_any_engine_and_the_bits_are_the_same(
     small: Experiment, shards: Path, tmp_path: Path
 ) -> None:

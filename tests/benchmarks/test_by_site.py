@@ -16,6 +16,8 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.by_site import PARTS, Fold, Scans, fill, table
 from fedplatform.data.sources import open_source
 
+pytestmark = pytest.mark.slow
+
 ROWS = ["nearest_neighbour", "fedavg", "own", "central", "leave_site_out"]
 RECIPE = """
 data: unused

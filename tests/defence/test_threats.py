@@ -153,6 +153,7 @@ def test_who_knows_a_weak_defence_breaks_it(
     assert right(weak, attacked, labels) <= 6
 
 
+@pytest.mark.slow
 def test_a_black_box_is_never_stronger_than_who_knows_everything(
     whole: Victim, images: torch.Tensor, labels: torch.Tensor
 ) -> None:

@@ -81,6 +81,7 @@ def test_a_finished_defence_is_not_trained_again(copied: Path) -> None:
     assert trained_stages(copied) == []
 
 
+@pytest.mark.slow
 def test_the_sensor_learns_attacks_on_the_tuned_classifier(copied: Path, defended: Path) -> None:
     shutil.copy(copied / "global.safetensors", copied / "defence" / "tuned" / "global.safetensors")
     (copied / "defence" / "sensor.safetensors").unlink()
@@ -102,6 +103,7 @@ def test_gate_and_batch_normalisation_of_the_tuned_classifier_stay_in_each_hospi
         assert not torch.equal(first[name], before[name])
 
 
+@pytest.mark.slow
 def test_a_run_that_met_attacks_is_tuned_against_half_as_much_again(copied: Path) -> None:
     place = copied / "experiment.yaml"
     experiment = yaml.safe_load(place.read_text())

@@ -165,6 +165,7 @@ def test_a_second_call_attacks_nothing_anew(copied: Path) -> None:
     pd.testing.assert_frame_equal(again, pd.read_parquet(copied / "evaluation.parquet"))
 
 
+@pytest.mark.slow
 def test_a_call_that_was_killed_goes_on_to_the_same_table(copied: Path, evaluated: Path) -> None:
     keys = ["tier", "epsilon", "hospital_id", "defence"]
     frame = pd.read_parquet(copied / "scans.parquet")
@@ -316,6 +317,7 @@ NAMED = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_attack_is_reached_by_its_name(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [name.partition("(")[0] for name in NAMED] == list(EVASION_ATTACKS)
     asked = [word for name in NAMED for word in ("--attack", name)]

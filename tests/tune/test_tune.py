@@ -314,6 +314,7 @@ def test_the_strongest_attack_on_a_scan_keeps_its_epsilon_and_its_budget(defende
     assert "attack" in yaml.safe_load((tmp_path / "evasion" / "attack.yaml").read_text())
 
 
+@pytest.mark.slow
 def test_the_study_that_the_docs_show_runs_as_any_other(base: str, tmp_path: Path) -> None:
     page = (ROOT / "docs/tuning.md").read_text()
     block = next(part for part in page.split("```python\n")[1:] if part.startswith("# my_study.py"))
