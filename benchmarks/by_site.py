@@ -16,7 +16,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -96,6 +96,7 @@ class Scans:
     index: Index
     part: np.ndarray  # (n,) 0 to PARTS - 1
     pictures: np.ndarray  # (n, c, h, w) uint8
+    features: list[np.ndarray] = field(default_factory=list)  # (n, f) of the network as it starts, once it is asked for
 
     @classmethod
     def read(cls, data: str, *, seed: int, size: int) -> Scans:
@@ -233,12 +234,15 @@ def probe(scans: Scans, settings: dict[str, object], *, part: int, seed: int, po
 
 def _features(scans: Scans, settings: dict[str, object]) -> np.ndarray:
     """Features (n, f) of the network of the settings as it starts, without its last layer."""
+    if scans.features:
+        return scans.features[0]
     experiment = Experiment.from_settings({**settings, "partition": "site", "hospitals": len(scans.sites)})
     training = experiment.local_training(channels=scans.source.channels, num_classes=len(scans.index.classes))
     network: Any = Trainer(training).model.eval()
     network.body.head = network.body.head[:2]
     with one_thread(), torch.inference_mode():
-        return np.concatenate([network(part).numpy() for part in to_images(scans.pictures).split(64)])
+        scans.features.append(np.concatenate([network(part).numpy() for part in to_images(scans.pictures).split(64)]))
+    return scans.features[0]
 
 
 def nearest_neighbour(scans: Scans, settings: dict[str, object], *, part: int, seed: int) -> Answers:  # noqa: ARG001
