@@ -28,6 +28,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.linear_probe import INVERSE_PENALTIES
 from fedplatform.core.compute import one_thread
 from fedplatform.core.files import write_whole
 from fedplatform.core.seeding import numpy_generator
@@ -46,8 +47,6 @@ from fedplatform.learning.training import Trainer
 
 PARTS = 5
 DRAWS = 2000
-FEW = 30  # scans of a class below which a site gets no verdict
-INVERSE_PENALTIES = (0.0001, 0.001, 0.01, 0.1)
 PROBE = "probe_own"  # what every row is compared with
 
 
@@ -215,21 +214,24 @@ def probe(scans: Scans, settings: dict[str, object], *, part: int, seed: int, po
         validation = scans.part[train] == (part + 1) % PARTS
         mean, deviation = features[train].mean(0), features[train].std(0) + 1e-6
         labels = scans.index.labels[train]
-        seen = (features[train] - mean) / deviation
-
-        def fit(penalty: float, rows: np.ndarray, seen: np.ndarray = seen, labels: np.ndarray = labels) -> Any:
-            return LogisticRegression(C=penalty, max_iter=2000).fit(seen[rows], labels[rows])
-
-        def loss(
-            penalty: float, seen: np.ndarray = seen, labels: np.ndarray = labels, at: np.ndarray = validation
-        ) -> float:
-            model = fit(penalty, ~at, seen, labels)
-            chosen = model.predict_proba(seen[at])[np.arange(at.sum()), np.searchsorted(model.classes_, labels[at])]
-            return float(-np.log(np.clip(chosen, 1e-9, 1)).mean())
-
-        model = fit(min(INVERSE_PENALTIES, key=loss), np.ones(len(train), bool))
+        model = _fitted((features[train] - mean) / deviation, labels, validation)
         found[np.ix_(rows, model.classes_)] = model.predict_proba((features[rows] - mean) / deviation)
     return np.where(np.isnan(found) & ~np.isnan(found).all(1, keepdims=True), 0, found)
+
+
+def _fitted(seen: np.ndarray, labels: np.ndarray, validation: np.ndarray) -> Any:
+    """A logistic regression of all scans, with the penalty of the least loss on those in ``validation`` (n,) bool."""
+
+    def regression(penalty: float, rows: np.ndarray) -> Any:
+        return LogisticRegression(C=penalty, max_iter=2000).fit(seen[rows], labels[rows])
+
+    def loss(penalty: float) -> float:
+        model = regression(penalty, ~validation)
+        places = np.searchsorted(model.classes_, labels[validation])
+        chosen = model.predict_proba(seen[validation])[np.arange(len(places)), places]
+        return float(-np.log(np.clip(chosen, 1e-9, 1)).mean())
+
+    return regression(min(INVERSE_PENALTIES, key=loss), np.ones(len(labels), bool))
 
 
 def _features(scans: Scans, settings: dict[str, object]) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fedplatform.cli.options import DATA_FOLDER, engine_options, experiment_options, given
+from fedplatform.cli.options import DATA_FOLDER, SHARDS, engine_options, experiment_options, given
 from fedplatform.cli.own_data import resolved, telling_faults
 from fedplatform.cli.progress import counting_bar
 from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors
@@ -117,12 +117,7 @@ def partition(recipe: str, folder: Path, *, data_folder: Path | None, **changes:
     metavar="N",
     help="suppress a count of fewer than N patients; 1 suppresses none",
 )
-@click.option(
-    "--shards",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="FOLDER",
-    help="shards that 'fedplatform data partition' wrote; where hospitals open their own, the server's part of them",
-)
+@SHARDS
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

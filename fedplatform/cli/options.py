@@ -21,6 +21,12 @@ RUNS = click.option(
     metavar="FOLDER",
     help="folder that holds all runs",
 )
+SHARDS = click.option(
+    "--shards",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="shards that 'fedplatform data partition' wrote; where hospitals open their own, the server's part of them",
+)
 DATA_FOLDER = click.option(
     "--data-folder",
     type=click.Path(path_type=Path),

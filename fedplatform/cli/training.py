@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fedplatform.cli.options import experiment_options, given, where_options, whole_numbers, words
+from fedplatform.cli.options import SHARDS, experiment_options, given, where_options, whole_numbers, words
 from fedplatform.cli.outside import gateway_of, gateway_options
 from fedplatform.cli.own_data import resolved, telling_faults
 from fedplatform.cli.terminal import console, one_line_errors, opened
@@ -18,12 +18,7 @@ from fedplatform.cli.terminal import console, one_line_errors, opened
 @where_options
 @click.option("--name", metavar="NAME", help="name of the run [default: data-rule-attack-seed]")
 @gateway_options
-@click.option(
-    "--shards",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="FOLDER",
-    help="shards that 'fedplatform data partition' wrote; where hospitals open their own, the server's part of them",
-)
+@SHARDS
 @click.option(
     "--resume",
     "stopped",

@@ -95,8 +95,9 @@ class Recorder(Callback):
     def finished(self, run: TrainedRun) -> None:
         """``global.safetensors``, ``best.safetensors`` where an earlier round was better, and ``samples.npz``."""
         self._folder.write_reports(run.reports)
-        earlier = run.best is not None and run.best.round_number < run.reports[-1].round_number
-        self._folder.write_model(run.weights, run.layout, best=run.best.weights if run.best and earlier else None)
+        best, last = run.best, run.reports[-1].round_number
+        earlier = best.weights if best and best.round_number < last else None
+        self._folder.write_model(run.weights, run.layout, best=earlier)
         if run.samples is not None:
             self._folder.write_samples(run.sample_images, run.samples, run.manifest.classes)
 

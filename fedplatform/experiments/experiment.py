@@ -116,11 +116,11 @@ def _parse_names(value: object) -> object:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
-def _parse_freeze(value: object) -> object:
+def _parse_names_or_none(value: object) -> object:
     return () if value == "none" else _parse_names(value)
 
 
-def _describe_freeze(parts: tuple[str, ...]) -> str:
+def _describe_names(parts: tuple[str, ...]) -> str:
     return ",".join(parts) or "none"
 
 
@@ -152,7 +152,9 @@ class Experiment(Settings):
     scans: int = Field(0, ge=0)
     split: Literal["group_safe", "redrawn", "random"] = Field("group_safe")
     patients: str = Field(GIVEN, min_length=1)
-    subgroups: Annotated[tuple[str, ...], BeforeValidator(_parse_freeze), PlainSerializer(_describe_freeze)] = Field(())
+    subgroups: Annotated[tuple[str, ...], BeforeValidator(_parse_names_or_none), PlainSerializer(_describe_names)] = (
+        Field(())
+    )
     partition: Annotated[Partition, parsed_by(PARTITIONS, "partition"), written_by(PARTITIONS)] = Field(Iid())
     hospitals: int = Field(10, ge=1)
     places: tuple[Place, ...] = Field(())
@@ -173,7 +175,9 @@ class Experiment(Settings):
     ] = Field(Average())
     model: Annotated[ModelBuilder, BeforeValidator(_parse_model), PlainSerializer(_describe_model)] = Field(SmallCnn())
     weights: Annotated[Weights | None, BeforeValidator(parse_weights), PlainSerializer(describe_weights)] = Field(None)
-    freeze: Annotated[tuple[str, ...], BeforeValidator(_parse_freeze), PlainSerializer(_describe_freeze)] = Field(())
+    freeze: Annotated[tuple[str, ...], BeforeValidator(_parse_names_or_none), PlainSerializer(_describe_names)] = Field(
+        ()
+    )
     algorithm: Annotated[Algorithm, parsed_by(ALGORITHMS, "algorithm"), written_by(ALGORITHMS)] = Field(FedBNP())
     task: TaskName = Field("multiclass")
     objective: Annotated[Objective, parsed_by(OBJECTIVES, "objective"), written_by(OBJECTIVES)] = Field(CrossEntropy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from fedplatform.data.device_pixels import Pictures, placed
 from fedplatform.data.shards import Shard
 from fedplatform.data.site_statistics import site_statistics
 from fedplatform.data.splits import Role
+from fedplatform.data.subgroups import Subgroups
 from fedplatform.federated.hospital_state import Launch, OwnState
 from fedplatform.learning.training import LEAST_BATCH, PersonalState, Trainer
 
@@ -140,8 +142,13 @@ class Hospital:
             loss = mean_loss(probabilities, labels)
         else:
             loss = self.trainer.plain_loss(weights, self.personal, images, labels)
-        subgroups = self.shard.subgroups(role) if role is Role.TEST else {}
+        subgroups = self._test_subgroups if role is Role.TEST else {}
         return Predictions(self.hospital_id, role, probabilities, labels, loss, groups=groups, subgroups=subgroups)
+
+    @cached_property
+    def _test_subgroups(self) -> Subgroups:
+        """The subgroups of its test scans; read from the shard once, for every round asks."""
+        return self.shard.subgroups(Role.TEST)
 
     def _scans(self, role: Role) -> tuple[Pictures, np.ndarray, np.ndarray]:
         """Images, labels and patients, numbered from 0, of a role; read from the shard once, for every round asks."""

@@ -81,7 +81,8 @@ class Membership:
         )
         yield "What leaves it in every round, signed by this hospital:"
         yield f"  update, at most {update_bytes(size, self.transport):,} bytes:"
-        yield f"    delta         {size:,} numbers ({self.transport.words}): the change of the shared weights"
+        controls = " and of as many control variates" if self._trainer.layout.num_controls else ""
+        yield f"    delta         {size:,} numbers ({self.transport.words}): the change of the shared weights{controls}"
         yield f"    num_examples  1 number: {scans[Role.TRAIN]}"
         yield "    train_loss    1 number: the mean loss of training"
         yield "    seconds       1 number: how long training took"
