@@ -12,16 +12,18 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors.hospital import HospitalHost
-from actors.placement import at_home, spread
+from actors.placement import at_home, here, spread
 from fedplatform.core.errors import FedplatformError
 from fedplatform.core.messages import TRAINING_RAISED, HospitalState, Predictions, Reply
 from fedplatform.core.site_statistics import LEAST, SiteStatistics
 from fedplatform.data.splits import Role
 from fedplatform.experiments.places import Place
 from fedplatform.federated.cohort import CohortPlan
+from fedplatform.federated.deadline import Deadline
 from fedplatform.federated.transport import Packed, TransportError
 
 START_TIMEOUT_S = 300.0
+AWAY = "its node has not come yet"
 
 
 class CohortError(FedplatformError, RuntimeError):
@@ -33,7 +35,8 @@ class RayCohort:
 
     Hospitals with ``places`` have an actor each, on their own node; without, ``num_hosts`` actors of one CPU, and so
     much of a GPU as ``gpus`` says, are dealt the hospitals in turn. An actor whose process dies is started again by
-    Ray, opens its shards and is there in the next round; a request that it had accepted is not repeated.
+    Ray, opens its shards and is there in the next round; a request that it had accepted is not repeated. A hospital
+    whose node is away at the start is absent until that comes: Ray starts its actor then.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class RayCohort:
         host: type[HospitalHost] = HospitalHost,
     ) -> None:
         self._plan = plan
-        self._deadline_s = deadline_s
+        self._deadline = Deadline(deadline_s)
         self._round = 0
         placements = at_home(places) if places else spread(plan, num_hosts, gpus)
         remote: Any = ray.remote  # its type stubs do not know concurrency groups
@@ -57,10 +60,13 @@ class RayCohort:
             actor.options(**placement.options).remote(placement.plan(plan), placement.hospital_ids)
             for placement in placements
         ]
-        placed = zip(self._hosts, placements, strict=True)
+        placed = list(zip(self._hosts, placements, strict=True))
         self._host_of = {name: host for host, placement in placed for name in placement.hospital_ids}
+        away = {place.name for place in places} - here(places)
+        self._awaited: dict[str, ray.ObjectRef[int]] = {name: self._host_of[name].ready.remote() for name in away}
         try:
-            ray.get([host.ready.remote() for host in self._hosts], timeout=START_TIMEOUT_S)
+            ready = [host.ready.remote() for host, placement in placed if away.isdisjoint(placement.hospital_ids)]
+            ray.get(ready, timeout=START_TIMEOUT_S)
         except GetTimeoutError:
             raise CohortError(
                 f"{len(placements)} hospital actors did not start within {START_TIMEOUT_S:.0f} s; "
@@ -90,9 +96,16 @@ class RayCohort:
         attackers collude, those of the others stay until these have seen them.
         """
         self.begin(round_number)
-        deadline = time.monotonic() + self._deadline_s
+        asked_at = time.monotonic()
+        deadline = asked_at + self._deadline.seconds
         broadcast = ray.put(weights)
-        names = self.hospital_ids if asked is None else asked
+        absent = self._absent()
+        names = []
+        for name in self.hospital_ids if asked is None else asked:
+            if name in absent:
+                yield Reply(name, HospitalState.LATE, reason=AWAY)
+            else:
+                names.append(name)
         colluding = self._plan.adversary.colluding_among(names)
         training = {
             self._host_of[name].train.remote(name, broadcast, round_number): name
@@ -104,6 +117,7 @@ class RayCohort:
             if ref is None:
                 yield self._stop(name, round_number)
                 continue
+            self._deadline.heard(time.monotonic() - asked_at)
             reply = self._reply(name, ref, size=weights.size)
             if colluding and reply.update is not None:
                 sent[name] = ref
@@ -117,35 +131,54 @@ class RayCohort:
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
         """Predictions of every honest hospital; of one whose actor is not alive, the reason for their absence."""
-        deadline = time.monotonic() + self._deadline_s
+        deadline = time.monotonic() + self._deadline.seconds
         broadcast = ray.put(weights)
+        absent = self._absent()
         asked = {
-            self._host_of[name].evaluate.remote(name, broadcast, tuple(roles), self._round): name
+            name: self._host_of[name].evaluate.remote(name, broadcast, tuple(roles), self._round)
             for name in self._plan.honest
+            if name not in absent
         }
         predictions: list[Predictions] = []
-        for ref in asked:
+        for name in self._plan.honest:
+            if name in absent:
+                predictions += Predictions.failed(name, roles, AWAY)
+                continue
             try:
-                predictions += ray.get(ref, timeout=max(0.0, deadline - time.monotonic()))
+                predictions += ray.get(asked[name], timeout=max(0.0, deadline - time.monotonic()))
             except RayError as error:
-                predictions += Predictions.failed(asked[ref], roles, cause(error))
+                predictions += Predictions.failed(name, roles, cause(error))
         return predictions
 
     def statistics(self, least: int = LEAST) -> list[SiteStatistics]:
         """What each hospital tells of its scans, in order; of one that does not answer, why there is nothing."""
-        deadline = time.monotonic() + self._deadline_s
-        asked = {name: self._host_of[name].statistics.remote(name, least) for name in self.hospital_ids}
+        deadline = time.monotonic() + self._deadline.seconds
+        absent = self._absent()
+        asked = {
+            name: self._host_of[name].statistics.remote(name, least) for name in self.hospital_ids if name not in absent
+        }
         told: list[SiteStatistics] = []
-        for name, ref in asked.items():
+        for name in self.hospital_ids:
+            if name in absent:
+                told.append(SiteStatistics(name, least, failure=AWAY))
+                continue
+            ref = asked[name]
             try:
                 told.append(ray.get(ref, timeout=max(0.0, deadline - time.monotonic())))
             except RayError as error:
                 told.append(SiteStatistics(name, least, failure=cause(error)))
         return told
 
+    def _absent(self) -> frozenset[str]:
+        """Hospitals whose node has not come yet; whoever has come meanwhile is asked from now on."""
+        if self._awaited:
+            done, _ = ray.wait(list(self._awaited.values()), num_returns=len(self._awaited), timeout=0)
+            self._awaited = {name: ref for name, ref in self._awaited.items() if ref not in done}
+        return frozenset(self._awaited)
+
     def process_of(self, hospital_id: str) -> int:
         """The process id of the hospital's actor, once it is free to answer."""
-        process_id: int = ray.get(self._host_of[hospital_id].ready.remote(), timeout=self._deadline_s)
+        process_id: int = ray.get(self._host_of[hospital_id].ready.remote(), timeout=self._deadline.seconds)
         return process_id
 
     def close(self) -> None:
@@ -186,7 +219,7 @@ class RayCohort:
     def _stop(self, hospital_id: str, round_number: int) -> Reply:
         """Call off what the hospital was asked for in this round, for it is late."""
         self._host_of[hospital_id].stop.remote(round_number)
-        return Reply(hospital_id, HospitalState.LATE, reason=f"nothing came within {self._deadline_s:g} s")
+        return Reply(hospital_id, HospitalState.LATE, reason=f"nothing came within {self._deadline.seconds:g} s")
 
     def _collude(
         self,

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,11 +22,12 @@ from actors.gateway.application import GatewayOptions, close_gateway, open_gatew
 from actors.gateway.server_actor import RemoteGatewayServer, open_gateway_server
 from actors.http.start import prepare
 from actors.own_code import by_value
-from actors.placement import GpuShares, require_nodes, takes_gpus
+from actors.placement import NOBODY, Absences, GpuShares, require_nodes, takes_gpus
 from actors.server import Server
 from fedplatform.core.compute import ComputeError
 from fedplatform.core.messages import RoundReport
 from fedplatform.core.site_statistics import LEAST, SiteStatistics
+from fedplatform.core.specification import nearest
 from fedplatform.core.withdrawal import Withdrawal
 from fedplatform.data.shards import Manifest
 from fedplatform.experiments.checkpoint import CheckpointFolder
@@ -116,7 +118,7 @@ class RayEngine:
     share, by default as many as there are CPUs, and never more than there are hospitals; ``gpus`` what each of them
     takes of a GPU, by default its part of all that the cluster has. On a cluster, hospitals that
     have places live there, each in an actor of its own; a Ray of one's own is a simulation, and nobody's place.
-    Hospitals outside the cluster come through a gateway, ``outside``.
+    Hospitals outside the cluster come through a gateway, ``outside``. ``absences`` says without whom a run may begin.
 
     >>> import fedplatform as fp
     >>> small = {"data": "lesions", "size": 16, "scans": 120, "hospitals": 3, "root_size": 0}
@@ -131,8 +133,11 @@ class RayEngine:
         num_hosts: int | None = None,
         gpus: GpuShares | None = None,
         outside: GatewayOptions | None = None,
+        absences: Absences = NOBODY,
     ) -> None:
         self._num_hosts = num_hosts
+        self._absences = absences
+        self._told: set[str] = set()  # of whom somebody was told that they are absent
         self._given = gpus
         self._is_simulation = address == LOCAL
         self._outside = outside
@@ -155,7 +160,18 @@ class RayEngine:
         """
         gone = {one.hospital_id for one in withdrawn}
         places = tuple(place for place in self._homes(experiment) if place.name not in gone)
-        require_nodes(places)
+        if unknown := set(self._absences.without) - set(experiment.hospital_ids()):
+            close = nearest(min(unknown), experiment.hospital_ids())
+            raise ExperimentError(f"--without {min(unknown)}: no such hospital{close}")
+        if self._absences != NOBODY and experiment.privacy is not None:
+            raise ExperimentError("groups are drawn among all hospitals: --wait and --without do not go with --privacy")
+        absences = replace(self._absences, least=experiment.quorum - len(experiment.outside))
+        for name in require_nodes(places, absences):
+            if name not in self._told:
+                log.warning("without %s: its node is not there; it joins when that comes", name)
+                self._told.add(name)
+        if self._absences.wait_s is not None:  # it has been waited for
+            self._absences = replace(self._absences, wait_s=0.0)
         return places
 
     def _homes(self, experiment: Experiment) -> tuple[Place, ...]:

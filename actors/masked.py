@@ -18,6 +18,7 @@ from fedplatform.core.messages import HospitalState, Predictions, Reply, Update
 from fedplatform.data.splits import Role
 from fedplatform.federated.byzantine import ByzantineHospital
 from fedplatform.federated.cohort import CohortPlan
+from fedplatform.federated.deadline import Deadline
 from fedplatform.federated.secure import MaskedHospital, NothingLearnedError, ProtocolError, RangeError, Request
 from fedplatform.federated.transport import Packed
 
@@ -104,7 +105,7 @@ class RayMaskedHospitals:
     def __init__(self, cohort: RayCohort, plan: CohortPlan, *, deadline_s: float) -> None:
         self._cohort = cohort
         self._plan = plan
-        self._deadline_s = deadline_s
+        self._deadline = Deadline(deadline_s)
 
     @property
     def hospital_ids(self) -> tuple[str, ...]:
@@ -164,15 +165,19 @@ class RayMaskedHospitals:
 
     def _answers(self, asked: dict[ray.ObjectRef[Any], str]) -> Iterator[tuple[str, Any]]:
         """The answers by hospital, or the reply that says why there is none; empties ``asked`` on the way."""
-        deadline = time.monotonic() + self._deadline_s
+        asked_at = time.monotonic()
+        deadline = asked_at + self._deadline.seconds
         while asked:
             ref = next(iter(asked))
             name = asked.pop(ref)
-            yield name, self._answer(name, ref, deadline)
+            answer = self._answer(name, ref, deadline)
+            if not isinstance(answer, Reply):
+                self._deadline.heard(time.monotonic() - asked_at)
+            yield name, answer
 
     def _answer(self, name: str, ref: ray.ObjectRef[Any], deadline: float) -> object:
         if not ray.wait([ref], timeout=max(0.0, deadline - time.monotonic()))[0]:
-            return Reply(name, HospitalState.LATE, reason=f"nothing came within {self._deadline_s:g} s")
+            return Reply(name, HospitalState.LATE, reason=f"nothing came within {self._deadline.seconds:g} s")
         try:
             return ray.get(ref)
         except RayError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +15,7 @@ from fedplatform.experiments.places import LABEL, Place
 from fedplatform.federated.cohort import CohortPlan
 
 FRACTIONS = 10_000  # of a GPU: Ray counts no finer
+POLL_S = 1.0  # between two looks at who is there
 
 
 class PlacementError(ClusterError):
@@ -83,19 +85,65 @@ def at_home(places: Sequence[Place]) -> list[ActorPlacement]:
     ]
 
 
-def require_nodes(places: Sequence[Place]) -> None:
-    """Say at once which hospitals no living node bears the label of, or gives too little; Ray would wait for ever."""
-    nodes: dict[str, dict[str, float]] = {}
-    for node in ray.nodes():
-        if node["Alive"] and LABEL in node["Labels"]:
-            nodes[node["Labels"][LABEL]] = node["Resources"]
-    missing = [place for place in places if place.node not in nodes]
-    if missing:
-        labels = ", ".join(f"{place.name} ({LABEL}={place.node})" for place in missing)
+@dataclass(frozen=True)
+class Absences:
+    """Which hospitals a run may begin without, because their nodes are not there; they join when these come.
+
+    ``without`` need not be there. After ``wait_s`` seconds any other may be missing too, if ``least`` are there.
+    None waits not at all, and lets nobody else be missing.
+    """
+
+    without: tuple[str, ...] = ()
+    wait_s: float | None = None
+    least: int = 0
+
+
+NOBODY = Absences()
+
+
+def require_nodes(places: Sequence[Place], absences: Absences = NOBODY) -> tuple[str, ...]:
+    """Say which hospitals no living node is labelled for, or gives too little; Ray would wait for ever.
+
+    Returns those that are missing and may be. Raises :class:`PlacementError` for any other.
+    """
+    until = time.monotonic() + (absences.wait_s or 0.0)
+    while True:
+        nodes = _labelled()
+        missing = [place for place in places if place.node not in nodes]
+        needed = [place for place in missing if place.name not in absences.without]
+        if not needed or time.monotonic() >= until:
+            break
+        time.sleep(POLL_S)
+    present = len(places) - len(missing)
+    if needed and (absences.wait_s is None or present < absences.least):
+        labels = ", ".join(f"{place.name} ({LABEL}={place.node})" for place in needed)
         there = ", ".join(sorted(nodes)) or "nobody"
-        raise PlacementError(f"no node of the cluster is labelled as that of {labels}; nodes are there for {there}")
+        waited = absences.wait_s is not None
+        few = (
+            f" after {absences.wait_s:g} s, and {present} are fewer than the quorum of {absences.least}"
+            if waited
+            else ""
+        )
+        raise PlacementError(
+            f"no node of the cluster is labelled as that of {labels}{few}; nodes are there for {there}; "
+            f"--wait TIME begins once a quorum is there, --without {','.join(place.name for place in needed)} at once"
+        )
     for place in places:
         for what, wanted in (("CPU", place.cpus), ("GPU", place.gpus)):
-            has = nodes[place.node].get(what, 0)
-            if wanted > has:
+            has = nodes.get(place.node, {}).get(what, 0)
+            if wanted > has and place.node in nodes:
                 raise PlacementError(f"{place.name} wants {wanted:g} {what}, its node has {has:g}")
+    return tuple(place.name for place in missing)
+
+
+def here(places: Sequence[Place]) -> frozenset[str]:
+    """The hospitals whose node is there at this moment."""
+    nodes = _labelled()
+    return frozenset(place.name for place in places if place.node in nodes)
+
+
+def _labelled() -> dict[str, dict[str, float]]:
+    """The resources of every living node that is a hospital's, by its label."""
+    return {
+        node["Labels"][LABEL]: node["Resources"] for node in ray.nodes() if node["Alive"] and LABEL in node["Labels"]
+    }

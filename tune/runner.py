@@ -101,6 +101,7 @@ def run(
             data_folder.resolve() if data_folder else None,
             resources.hosts,
             resources.gpus,
+            given_in=Path.cwd(),
         )
         scratch = folder.resolve() / ".tune"
         try:
@@ -274,6 +275,8 @@ class TrialProcess(ray_tune.Trainable):
     def setup(self, config: dict[str, Any], study: Study, place: Workplace) -> None:  # type: ignore[override]
         """Before the first trial; what follows the config comes from ``with_parameters``."""
         torch.set_num_threads(1)
+        if place.given_in is not None and place.given_in.is_dir():  # on a cluster a worker stands elsewhere
+            os.chdir(place.given_in)
         self._study, self._place = study, place
         self.reset_config(config)
 

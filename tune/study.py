@@ -36,13 +36,14 @@ class Workplace:
     """Where trials run: the folder of the shards that they share, and how each brings up its federation.
 
     ``hosts`` 0 is in the trial's own process; more are Ray actors of a CPU each, in the trial's placement group, which
-    share its ``gpus``.
+    share its ``gpus``. Relative paths (a study's ``base`` and ``run``, data in a file) are of the folder ``given_in``.
     """
 
     folder: Path
     data_folder: Path | None = None
     hosts: int = 0
     gpus: float = 0.0
+    given_in: Path | None = None
 
     def engine(self) -> Engine:
         """What a trial runs its federation on."""

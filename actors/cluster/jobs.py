@@ -70,11 +70,21 @@ class Jobs:
                 "and 'ssh -L 8265:127.0.0.1:8265 HEAD' brings it here"
             ) from error
 
-    def submit(self, run: str, words: Sequence[str], *, folder: Path | None = None) -> None:
-        """Run ``fedplatform WORDS`` on the head node, in a copy of ``folder``."""
+    def submit(self, run: str, words: Sequence[str], *, folder: Path | None = None, goes_on: bool = False) -> None:
+        """Run ``fedplatform WORDS`` on the head node, in a copy of ``folder``.
+
+        Raises :class:`JobError`, and hands nothing in, where the name is taken, or a run to go on with is not known.
+        """
         attempts = self.attempts(run)
         if attempts and attempts[-1].is_under_way:
             raise JobError(f"run {run!r} is under way: 'fedplatform jobs follow {run}' shows it")
+        if goes_on and not attempts:
+            raise JobError(self._unknown(run))
+        if not goes_on and any(job.status == "SUCCEEDED" for job in attempts):
+            raise JobError(
+                f"run {run!r} is finished: choose another --name, or 'fedplatform submit --resume {run} --rounds N' "
+                "goes on with it"
+            )
         self._client.submit_job(
             entrypoint=entrypoint(words),
             submission_id=f"{run}.{len(attempts) + 1}",
@@ -121,9 +131,12 @@ class Jobs:
     def _last(self, run: str) -> Job:
         attempts = self.attempts(run)
         if not attempts:
-            known = ", ".join(job.run for job in self.runs()) or "none"
-            raise JobError(f"the cluster knows no run {run!r}; those that were handed in: {known}")
+            raise JobError(self._unknown(run))
         return attempts[-1]
+
+    def _unknown(self, run: str) -> str:
+        known = ", ".join(job.run for job in self.runs()) or "none"
+        return f"the cluster knows no run {run!r}; those that were handed in: {known}"
 
     def _all(self) -> list[Job]:
         found: list[Any] = self._client.list_jobs()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from typing import Any
 
 import ray
@@ -32,7 +34,10 @@ def join(address: str, **options: Any) -> None:
             if os.environ.get("RAY_ADDRESS") == address:
                 error.add_note("the address comes from RAY_ADDRESS")
             raise
+    before = signal.getsignal(signal.SIGTERM)
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray's own would print a trace of its C++ code and abort
 
 
 def found(address: str) -> str:

@@ -34,11 +34,13 @@ def settings(environment: Mapping[str, str]) -> dict[str, str]:
     wanted = {name: environment.get(name, value) for name, value in wanted.items()}
     folder = environment.get(TLS)
     if folder:
-        files = {name: Path(folder).expanduser().resolve() / name for name in (CERTIFICATE, KEY, AUTHORITY)}
+        place = Path(folder).expanduser().resolve()
+        files = {name: place / name for name in (CERTIFICATE, KEY, AUTHORITY)}
         missing = [str(path) for path in files.values() if not os.access(path, os.R_OK)]
         if missing:
             raise AccessError(f"{TLS}={folder} lacks {', '.join(missing)}: 'fedplatform certificate' makes them")
         wanted |= {
+            TLS: str(place),  # jobs and workers inherit it, and stand in other folders
             "RAY_USE_TLS": "1",
             "RAY_TLS_SERVER_CERT": str(files[CERTIFICATE]),
             "RAY_TLS_SERVER_KEY": str(files[KEY]),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
@@ -13,6 +16,12 @@ from fedplatform.outside.agent import Unreachable
 from fedplatform.outside.refusal import Reason, Refusal
 
 TIMEOUT_S = (10, 60)  # to connect; between two pieces of an answer
+# What OpenSSL says of a certificate, and what that means for whoever joins.
+DISTRUST = {
+    "certificate has expired": "has expired; the operator of the federation has to renew it",
+    "not yet valid": "is not valid yet; is this machine's clock right?",
+    "mismatch": "is for another name than the one in the URL; the operator says which name it bears",
+}
 
 
 class HttpTransport:
@@ -20,8 +29,8 @@ class HttpTransport:
 
     ``authority`` is a file of certificates to trust instead of the machine's.
 
-    Raises :class:`ExperimentError` where the server's certificate is not trusted: that will not be better in a moment,
-    as whatever else fails may.
+    Raises :class:`ExperimentError` where the server's certificate is not trusted or the URL lacks https: that will not
+    be better in a moment, as whatever else fails may.
     """
 
     def __init__(self, url: str, *, authority: Path | None) -> None:
@@ -67,13 +76,13 @@ class HttpTransport:
             )
         except requests.exceptions.SSLError as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                raise ExperimentError(
-                    f"the certificate of {self._url} is not trusted; --ca FILE names the authority that signed it"
-                ) from error
+                raise ExperimentError(_distrust(self._url, str(error))) from error
             raise Unreachable(f"{self._url}: {_reason(error)}") from error
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
             raise ExperimentError(f"{self._url} is no address: {error}") from error
         except requests.exceptions.RequestException as error:
+            if _speaks_tls(self._url):
+                raise ExperimentError(f"{self._url} speaks TLS: https{self._url.removeprefix('http')}") from error
             raise Unreachable(f"{self._url}: {_reason(error)}") from error
         if answer.status_code == 200:
             body: bytes = answer.content
@@ -90,6 +99,31 @@ class HttpTransport:
             return json.loads(answer)[name]
         except (ValueError, KeyError, TypeError) as error:
             raise Unreachable(f"{self._url} sent an answer that is none") from error
+
+
+def _distrust(url: str, said: str) -> str:
+    """Why a certificate is not trusted, and whose turn it is."""
+    for words, sentence in DISTRUST.items():
+        if words in said:
+            return f"the certificate of {url} {sentence}"
+    return f"the certificate of {url} is not trusted; --ca FILE names the authority that signed it"
+
+
+def _speaks_tls(url: str) -> bool:
+    """Whether there is TLS where a URL says http."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        return False
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # only whether it answers; nothing is sent
+    try:
+        with (
+            socket.create_connection((parts.hostname, parts.port or 80), timeout=TIMEOUT_S[0]) as line,
+            context.wrap_socket(line),
+        ):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def _json_of(answer: requests.Response) -> dict[str, Any]:

@@ -21,6 +21,7 @@ STATUS = {
     Reason.FORGED: 403,
     Reason.FOREIGN: 403,
     Reason.NO_SESSION: 401,
+    Reason.HERE_ALREADY: 409,
     Reason.OVERSIZE: 413,
     Reason.LATE: 409,
     Reason.NOT_ASKED: 409,

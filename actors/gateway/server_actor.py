@@ -66,13 +66,13 @@ class RemoteGatewayServer:
         with suppress(RayActorError):  # then there is nobody left to be told
             ray.get(self._actor.finish.remote(timeout_s))
 
-    def collect(self, timeout_s: float) -> Collected:
+    def collect(self, timeout_s: float, silent: frozenset[str]) -> Collected:
         """See :meth:`GatewayServer.collect`; one that died meanwhile is given the order again."""
         until = time.monotonic() + timeout_s
         while True:
             left = max(0.0, until - time.monotonic())
             try:
-                collected: Collected = ray.get(self._actor.collect.remote(left))
+                collected: Collected = ray.get(self._actor.collect.remote(left, silent))
                 return collected
             except RayActorError:
                 if not left or self._order is None:

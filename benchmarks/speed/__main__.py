@@ -60,8 +60,18 @@ REPEATS, QUICK_REPEATS = 5, 3
 @click.option("--resume", is_flag=True, help="leave alone what the table has rows of already")
 @click.option("--repeats", type=int, show_default="5; 3 with --quick", help="turns that every system takes")
 @click.option("--without-peers", is_flag=True, help="measure this project alone and install nothing")
-@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "docs/results/speed.csv", help="the table")
-@click.option("--picture", "drawn", type=click.Path(path_type=Path), default=ROOT / "docs/pictures/speed.png")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    show_default="docs/results/speed.csv; runs/speed/quick.csv with --quick",
+    help="the table",
+)
+@click.option(
+    "--picture",
+    "drawn",
+    type=click.Path(path_type=Path),
+    show_default="docs/pictures/speed.png; runs/speed/quick.png with --quick",
+)
 @click.option("--tiny", is_flag=True, hidden=True, help="sizes for tests: the figures mean nothing")
 def main(
     chosen: str | None,
@@ -69,8 +79,8 @@ def main(
     resume: bool,
     repeats: int | None,
     without_peers: bool,
-    out: Path,
-    drawn: Path,
+    out: Path | None,
+    drawn: Path | None,
     tiny: bool,
 ) -> None:
     """Measure this project and its peers on the same work, in turns, on one thread each.
@@ -84,6 +94,8 @@ def main(
     pythons: dict[str, Path | str] = {name: Path(sys.executable) for name in NO_PEERS}
     if not without_peers:
         pythons |= dict.fromkeys(peers.PEERS, peers.environment(click.echo))
+    out = out or ROOT / ("runs/speed/quick.csv" if quick else "docs/results/speed.csv")
+    drawn = drawn or ROOT / ("runs/speed/quick.png" if quick else "docs/pictures/speed.png")
     with tempfile.TemporaryDirectory(prefix="speed-") as folder:
         click.echo("measuring the machine")
         machine = limits.measured()

@@ -7,7 +7,7 @@ import sys
 import click
 
 from fedplatform.cli.bench import bench
-from fedplatform.cli.cluster import certificate, doctor, jobs, node, submit
+from fedplatform.cli.cluster import certificate, doctor, jobs, node, ray, submit
 from fedplatform.cli.data import data
 from fedplatform.cli.defence import certify, defend, evaluate
 from fedplatform.cli.intake import audit, diagnose, keys
@@ -51,7 +51,7 @@ COMMANDS = (
     *(publish, serve, keys, diagnose, audit, export),
     *(compare, tune, data, bench, report),
     *(cross_site, withdraw),
-    *(doctor, node, certificate, submit, jobs, k8s),
+    *(doctor, node, certificate, submit, jobs, ray, k8s),
 )
 for command in COMMANDS:
     fedplatform.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 
 import click
 
-from fedplatform.cli.options import RUNS, experiment_options, given
-from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors
+from fedplatform.cli.options import RUNS, absence_options, experiment_options, given, words_of_options
+from fedplatform.cli.outside import gateway_options, require_way_in
+from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors, status_of
+from fedplatform.core.options import EXPERIMENT
 
+ROSTER = "roster.yaml"  # as it is called in the folder that travels with a job
 DASHBOARD = click.option(
     "--dashboard",
     default="http://127.0.0.1:8265",
@@ -46,7 +50,7 @@ def node(*, head: bool, address: str | None, hospital: str | None, background: b
     """
     with one_line_errors():
         from actors.cluster import security
-        from actors.cluster.node import ray_start
+        from actors.cluster.node import ray_start, run_node
         from fedplatform.core.settings import ExperimentError
 
         if head == (address is not None):
@@ -62,8 +66,31 @@ def node(*, head: bool, address: str | None, hospital: str | None, background: b
         words = ray_start(address=address, hospital=hospital, in_background=background, more=more)
         # Jobs are shell commands on the head node: they are to find this 'fedplatform' and no other.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        sys.exit(run_node(words, click.echo))
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND...")
+def ray(words: tuple[str, ...]) -> None:
+    """Give one of Ray's own commands, with the cluster's token and TLS.
+
+    COMMAND is a word of 'ray', or 'serve' with what Ray Serve's command takes. FEDPLATFORM_TLS counts as everywhere.
+
+    \b
+    Examples:
+      fedplatform ray status
+      fedplatform ray list actors
+      fedplatform ray serve deploy serve.yaml
+    """
+    with one_line_errors():
+        from actors.cluster import security
+
+        security.secure()
+        security.require_token()
+        program = "serve" if words[0] == "serve" else "ray"
+        path = str(Path(sys.executable).parent / program)
         sys.stdout.flush()
-        os.execv(words[0], words)
+        os.execv(path, [path, *(words[1:] if program == "serve" else words)])
 
 
 @click.command()
@@ -142,6 +169,8 @@ def doctor(recipe: str | None, *, address: str, runs: Path, shards: Path | None)
 @click.option("--resume", metavar="NAME", help="go on with a run that was handed in before")
 @click.option("--runs", default="~/runs", show_default=True, metavar="FOLDER", help="all runs, on the head node")
 @click.option("--shards", metavar="FOLDER", help="the server's part of the shards, on the head node (see 'run')")
+@gateway_options
+@absence_options
 @click.option("--detach", is_flag=True, help="do not follow what it prints")
 def submit(
     recipe: str | None,
@@ -151,13 +180,16 @@ def submit(
     resume: str | None,
     runs: str,
     shards: str | None,
+    gateway: str | None,
+    roster: Path | None,
     detach: bool,
-    **changes: object,
+    **options: object,
 ) -> None:
     """Hand a run to a cluster, where it goes on when this terminal is closed.
 
     It runs on the head node as 'fedplatform run' would, and leaves its folder there. What it prints is followed; Ctrl-C
-    ends the following and not the run. Your own FILE.py:CLASS travels with it.
+    ends the following and not the run. Your own FILE.py:CLASS and the --roster travel with it; --tls-cert and --tls-key
+    are files on the head node. With --resume, give again what the gateway needs; --rounds N goes on until round N.
 
     \b
     Examples:
@@ -166,25 +198,41 @@ def submit(
       fedplatform jobs follow first
       fedplatform jobs cancel first
       fedplatform submit --resume first
+      fedplatform submit federation.yaml --gateway 0.0.0.0:8443 --roster roster.yaml \\
+        --tls-cert /srv/tls/cert.pem --tls-key /srv/tls/key.pem
     """
     with one_line_errors():
         from actors.cluster.jobs import Jobs, pack
         from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
         from fedplatform.experiments.run import default_name
+        from fedplatform.outside.identity import Roster
 
         if (recipe is None) == (resume is None):
             raise ExperimentError("hand in a RECIPE or FILE.yaml, or --resume NAME")
-        if resume is not None:
-            jobs = Jobs(dashboard)
-            jobs.submit(resume, ["run", "--resume", resume, "--runs", runs])
-        else:
-            experiment = Experiment.from_settings({**load_settings(str(recipe)), **given(changes)})
-            jobs = Jobs(dashboard)
-            name = name or jobs.unused(default_name(experiment))
-            where = ["--runs", runs, *(["--shards", shards] if shards else [])]
-            with tempfile.TemporaryDirectory() as folder:
-                pack(experiment, Path(folder))
-                jobs.submit(name, ["run", "experiment.yaml", "--name", name, *where], folder=Path(folder))
+        changes = {name: options[name] for name in options if name in EXPERIMENT}
+        handed_on = ("gateway", *(name for name in options if name not in EXPERIMENT))
+        again = words_of_options(click.get_current_context(), handed_on)
+        again += ["--roster", ROSTER] if roster else []
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            if roster is not None:
+                Roster.load(roster)  # a mistake in it is told now, and not by the job
+                shutil.copy(roster, folder / ROSTER)
+            if resume is not None:
+                longer = ["--rounds", str(changes["rounds"])] if changes["rounds"] is not None else []
+                if set(given(changes)) - {"rounds"} or name or shards:
+                    raise ExperimentError("a resumed run keeps its name and settings, all but --rounds")
+                jobs = Jobs(dashboard)
+                words = ["run", "--resume", resume, "--runs", runs, *longer, *again]
+                jobs.submit(resume, words, folder=folder if roster else None, goes_on=True)
+            else:
+                experiment = Experiment.from_settings({**load_settings(str(recipe)), **given(changes)})
+                require_way_in(experiment, gateway, roster)
+                jobs = Jobs(dashboard)
+                name = name or jobs.unused(default_name(experiment))
+                where = ["--runs", runs, *(["--shards", shards] if shards else [])]
+                pack(experiment, folder)
+                jobs.submit(name, ["run", "experiment.yaml", "--name", name, *where, *again], folder=folder)
         run = resume or str(name)
         console.print(f"handed in: {run}", soft_wrap=True)
         if not detach:
@@ -194,11 +242,11 @@ def submit(
 def _follow(jobs: Any, run: str) -> None:
     try:
         jobs.follow(run, write=lambda text: click.echo(text, nl=False))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         click.echo(
             f"\nthe run goes on: 'fedplatform jobs follow {run}' shows it, 'fedplatform jobs cancel {run}' ends it"
         )
-        sys.exit(130)
+        sys.exit(status_of(stop))
 
 
 @click.group(cls=SuggestingGroup, invoke_without_command=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,34 @@ def device_option(command: Callable[..., None]) -> Callable[..., None]:
 def where_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say where to run and where to write."""
     return RUNS(DATA_FOLDER(engine_options(command)))
+
+
+UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def duration(_: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    """``90``, ``90s``, ``30m``, ``1.5h`` in seconds; None where nothing is given."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text)
+    if found is None:
+        raise click.BadParameter(f"a time such as 90s, 30m or 2h, got {text!r}", param=option)
+    return float(found[1]) * UNITS[found[2]]
+
+
+def absence_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say without whom a run may begin."""
+    for option in reversed(
+        [
+            click.option("--wait", "wait_s", metavar="TIME", callback=duration,
+                         help="on a cluster: wait so long (90s, 30m) for hospitals whose node is away, then begin "
+                         "without them if --quorum are there; they join when their node comes"),
+            click.option("--without", metavar="NAME,...",
+                         help="on a cluster: begin without these at once; they join when their node comes"),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
 def engine_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -199,6 +228,18 @@ def words(text: str) -> tuple[str, ...]:
         else:
             parts[-1] += letter
     return tuple(part.strip() for part in parts if part.strip())
+
+
+def words_of_options(context: click.Context, names: Sequence[str]) -> list[str]:
+    """Those of the options that were given on the command line, as they would be written again."""
+    told: list[str] = []
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        typed = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if name in names and typed and context.params[name] is not None:
+            value = context.params[name]
+            told += [parameter.opts[0], f"{value:g}" if isinstance(value, float) else str(value)]
+    return told
 
 
 def given(options: dict[str, object]) -> dict[str, object]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedplatform.cli.options import compute_of, compute_options
-from fedplatform.cli.terminal import console, one_line_errors
+from fedplatform.cli.terminal import console, one_line_errors, status_of
 
 if TYPE_CHECKING:
     from fedplatform.experiments.experiment import Experiment
@@ -44,14 +44,9 @@ def gateway_of(
     """What these options ask for; None where nobody is outside. Raises :class:`ExperimentError`."""
     from fedplatform.experiments.experiment import ExperimentError
 
-    if not experiment.outside and gateway is None and roster is None:
-        return None
-    if not experiment.outside:
-        raise ExperimentError("--gateway is for hospitals outside; --outside NAME,NAME says which they are")
+    require_way_in(experiment, gateway, roster)
     if gateway is None or roster is None:
-        raise ExperimentError(
-            f"outside: {', '.join(experiment.outside)}; --gateway HOST:PORT and --roster FILE let them in"
-        )
+        return None
     host, _, port = gateway.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -66,9 +61,22 @@ def gateway_of(
     return GatewayOptions(host, int(port), Roster.load(roster).only(experiment.outside), tls)
 
 
+def require_way_in(experiment: Experiment, gateway: str | None, roster: Path | None) -> None:
+    """Refuse hospitals outside without a gateway, and a gateway without them. Raises :class:`ExperimentError`."""
+    from fedplatform.experiments.experiment import ExperimentError
+
+    if not experiment.outside and (gateway is not None or roster is not None):
+        raise ExperimentError("--gateway is for hospitals outside; --outside NAME,NAME says which they are")
+    if experiment.outside and (gateway is None or roster is None):
+        raise ExperimentError(
+            f"outside: {', '.join(experiment.outside)}; --gateway HOST:PORT and --roster FILE let them in"
+        )
+
+
 @click.command()
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-def keygen(file: Path) -> None:
+@click.option("--show", is_flag=True, help="print the public half of the key that is in FILE already")
+def keygen(file: Path, *, show: bool) -> None:
     """Make the key with which a hospital signs what it sends.
 
     FILE (mode 600) never leaves the hospital. What is printed goes, with the hospital's name in front, into the roster
@@ -77,11 +85,12 @@ def keygen(file: Path) -> None:
     \b
     Example:
       fedplatform keygen st-mary.key
+      fedplatform keygen st-mary.key --show
     """
     with one_line_errors():
-        from fedplatform.outside.identity import make_key
+        from fedplatform.outside.identity import make_key, public_half, read_key
 
-        click.echo(make_key(file))
+        click.echo(public_half(read_key(file)) if show else make_key(file))
 
 
 @click.command()
@@ -141,6 +150,7 @@ def join(
     with one_line_errors():
         from actors.gateway.http_transport import HttpTransport
         from fedplatform.cli.progress import counting_bar
+        from fedplatform.core.files import alone_in
         from fedplatform.outside.agent import Agent
         from fedplatform.outside.identity import read_key
         from fedplatform.outside.membership import Membership
@@ -148,26 +158,28 @@ def join(
 
         compute = compute_of(computing)
         folder = state / hospital
+        folder.mkdir(parents=True, exist_ok=True)
         watcher = Teller()
         agent = Agent(
             HttpTransport(url, authority=ca), hospital_id=hospital, key=read_key(key), folder=folder, watcher=watcher
         )
         try:
-            terms = agent.terms()
-            start = agent.starting_weights(terms.start) if terms.start else None
-            with counting_bar("dealing scans to hospitals") as progress:
-                shard = own_shard(data, terms, folder / "shard", progress=progress)
-            membership = Membership(hospital, terms, shard, folder, start, compute=compute)
-            for line in membership.what_leaves():
-                click.echo(line)
-            if not yes:
-                click.confirm("Does this hospital agree?", abort=True)
-            click.echo(f"computing on {compute}")
-            watcher.rounds = terms.experiment().rounds
-            agent.take_part(membership.admit, membership.transport)
-        except KeyboardInterrupt:
+            with alone_in(folder, what=f"'fedplatform join' of {hospital} with {folder}"):
+                terms = agent.terms()
+                start = agent.starting_weights(terms.start) if terms.start else None
+                with counting_bar("dealing scans to hospitals") as progress:
+                    shard = own_shard(data, terms, folder / "shard", progress=progress)
+                membership = Membership(hospital, terms, shard, folder, start, compute=compute)
+                for line in membership.what_leaves():
+                    click.echo(line)
+                if not yes:
+                    click.confirm("Does this hospital agree?", abort=True)
+                click.echo(f"computing on {compute}")
+                watcher.rounds = terms.experiment().rounds
+                agent.take_part(membership.admit, membership.transport)
+        except KeyboardInterrupt as stop:
             click.echo("\nleft; the same command comes back, and nothing is sent meanwhile", err=True)
-            sys.exit(130)
+            sys.exit(status_of(stop))
         if agent.weights is not None:
             click.echo(f"finished; the model: {membership.write_model(agent.weights)}")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -46,6 +48,8 @@ def opened(
     *,
     outside: Any = None,
     withdrawn: Any = (),
+    without: tuple[str, ...] = (),
+    wait_s: float | None = None,
 ) -> Iterator[Any]:
     """The engine that was asked for, closed at the end; a cluster on which the experiment cannot run is told of now."""
     if engine == "local":
@@ -54,8 +58,10 @@ def opened(
         yield InProcessEngine()
         return
     from actors.engine import RayEngine
+    from actors.placement import Absences
 
-    ray_engine = RayEngine(address=address, num_hosts=hosts, outside=outside)
+    absences = Absences(without=without, wait_s=wait_s)
+    ray_engine = RayEngine(address=address, num_hosts=hosts, outside=outside, absences=absences)
     try:
         if experiment is not None:
             ray_engine.places(experiment, withdrawn)
@@ -64,14 +70,29 @@ def opened(
         ray_engine.close()
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, from systemd, Kubernetes or ``kill``: a command ends as by Ctrl-C."""
+
+
+def status_of(stop: KeyboardInterrupt) -> int:
+    """The exit status of a command that was stopped, as shells have it."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Show what went wrong in one line and leave with status 1; ``FEDPLATFORM_TRACEBACK=1`` shows where, too."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except KeyboardInterrupt as stop:
         click.echo(f"fedplatform: {'; '.join(['stopped; finished rounds are kept', *notes(stop)])}", err=True)
-        sys.exit(130)
+        sys.exit(status_of(stop))
     except ModuleNotFoundError as error:
         missing = advice(error)
         if missing is None:

@@ -6,10 +6,25 @@ from pathlib import Path
 
 import click
 
-from fedplatform.cli.options import SHARDS, experiment_options, given, where_options, whole_numbers, words
+from fedplatform.cli.options import (
+    SHARDS,
+    absence_options,
+    experiment_options,
+    given,
+    where_options,
+    whole_numbers,
+    words,
+    words_of_options,
+)
 from fedplatform.cli.outside import gateway_of, gateway_options
 from fedplatform.cli.own_data import resolved, telling_faults
 from fedplatform.cli.terminal import console, one_line_errors, opened
+
+# Of the options of 'run', those that going on takes again: where to run, and who is let in.
+NEEDED_AGAIN = (
+    *("engine", "address", "hosts", "data_folder", "shards"),
+    *("gateway", "roster", "tls_cert", "tls_key", "wait_s", "without"),
+)
 
 
 @click.command()
@@ -18,6 +33,7 @@ from fedplatform.cli.terminal import console, one_line_errors, opened
 @where_options
 @click.option("--name", metavar="NAME", help="name of the run [default: data-rule-attack-seed]")
 @gateway_options
+@absence_options
 @SHARDS
 @click.option(
     "--resume",
@@ -40,6 +56,8 @@ def run(
     roster: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
+    wait_s: float | None,
+    without: str | None,
     stopped: str | None,
     **changes: object,
 ) -> None:
@@ -119,6 +137,7 @@ def run(
         if on_a_cluster and shards is None and folder is None and has_own_shards:
             raise ExperimentError("hospitals open their own shards: --shards FOLDER with the server's manifest.json")
         outside = gateway_of(experiment, gateway, roster, tls_cert, tls_key)
+        needed_again = words_of_options(click.get_current_context(), NEEDED_AGAIN)
         title = (
             f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.byzantine} Byzantine, "
             f"attack {experiment.attack_slug}, rule {experiment.rule_slug}"
@@ -136,6 +155,8 @@ def run(
                 experiment,
                 outside=outside,
                 withdrawn=folder.withdrawals if folder else (),
+                without=words(without or ""),
+                wait_s=wait_s,
             ) as runner,
             RoundTable(title, rounds=experiment.rounds, console=console) as table,
         ):
@@ -149,6 +170,7 @@ def run(
                     device=str(settings["device"]) if "device" in given(changes) else None,
                     patience=patience,
                     callbacks=[table],
+                    options=needed_again,
                 )
             else:
                 folder, reports = run_experiment(
@@ -159,6 +181,7 @@ def run(
                     data_folder=data_folder,
                     shards=shards,
                     callbacks=[table],
+                    options=needed_again,
                 )
         last = reports[-1]
         console.print(hospital_table(reports))

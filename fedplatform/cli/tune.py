@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
 
-from fedplatform.cli.options import DATA_FOLDER, RUNS, given
+from fedplatform.cli.options import DATA_FOLDER, RUNS, duration, given
 from fedplatform.cli.terminal import console, one_line_errors
-
-UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def _duration(_: click.Context, option: click.Parameter, text: str | None) -> float:
-    """``90``, ``30m``, ``2h``, ``1.5h`` in seconds; without an answer for ever."""
-    if text is None:
-        return float("inf")
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text)
-    if found is None:
-        raise click.BadParameter(f"a time such as 90s, 30m or 2h, got {text!r}", param=option)
-    return float(found[1]) * UNITS[found[2]]
 
 
 @click.command()
@@ -30,10 +17,15 @@ def _duration(_: click.Context, option: click.Parameter, text: str | None) -> fl
 @click.option(
     "--base", metavar="RECIPE|FILE.yaml", help="poisoning, trust, duel: the federation [default: a small one]"
 )
-@click.option("--trials", type=click.IntRange(min=1), default=30, show_default=True, metavar="N", help="choices tried")
 @click.option(
-    "--time", "seconds", metavar="TIME", callback=_duration, help="search no longer than this, e.g. 30m or 2h"
+    "--trials",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    metavar="N",
+    help="choices that the search tries; the winner, references and curves are measured on top",
 )
+@click.option("--time", "seconds", metavar="TIME", callback=duration, help="search no longer than this, e.g. 30m or 2h")
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -83,7 +75,7 @@ def tune(
     run_folder: str | None,
     base: str | None,
     trials: int,
-    seconds: float,
+    seconds: float | None,
     seed: int,
     sampler: str,
     jobs: int,
@@ -128,21 +120,26 @@ def tune(
         name = name or f"tune-{slug_of_study(chosen)}{'-random' if sampler == 'random' else ''}-seed{seed}"
         folder = runs / name
         budget = Budget(trials, seed=seed, sampler=sampler)  # type: ignore[arg-type]
+        seconds = float("inf") if seconds is None else seconds
         resources = Resources(jobs=jobs, hosts=hosts, gpus=gpus, address=address)
         with (
             StudyTracker(folder, text, sorted(chosen.objectives)) as tracker,
             TrialTable(name, console=console, jobs=jobs, seconds=seconds) as table,
         ):
-            ledger = run_study(
-                chosen,
-                budget,
-                folder=folder,
-                name=text,
-                resources=resources,
-                seconds=seconds,
-                data_folder=data_folder,
-                observers=(table, tracker),
-            )
+            try:
+                ledger = run_study(
+                    chosen,
+                    budget,
+                    folder=folder,
+                    name=text,
+                    resources=resources,
+                    seconds=seconds,
+                    data_folder=data_folder,
+                    observers=(table, tracker),
+                )
+            except KeyboardInterrupt as stop:
+                stop.add_note("the same command goes on from here")
+                raise
             page = conclude(chosen, ledger, folder)
             tracker.log_artifact(page)
         for line in page.with_name("summary.txt").read_text().splitlines():

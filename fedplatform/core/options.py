@@ -191,7 +191,11 @@ EXPERIMENT: dict[str, Option] = {
     "weight_decay": Option("weight decay of local training", 1e-4, float),
     "root_size": Option("scans in the server's own clean root set (0: none)", 100, int),
     "quorum": Option("least usable updates for a round to count", 0, int, shown="a majority"),
-    "deadline_s": Option("seconds that a round waits for hospitals", 1800.0, float),
+    "deadline_s": Option(
+        "seconds that a round waits for a hospital (0: 1800 at first, then ten times the longest answer, at least 120)",
+        0.0,
+        float,
+    ),
     **COMPUTE,
     "seed": Option("seed of everything random: split, Byzantine hospitals, initial weights, batches, attack", 0, int),
 }

@@ -122,7 +122,8 @@ class BySite:
         sites, classes = counts.shape
         if sites % num_hospitals:
             raise DataError(
-                f"BySite needs as many sites as hospitals or a multiple, got {sites} sites, {num_hospitals} hospitals"
+                f"partition site needs as many sites as hospitals or a multiple, got {sites} sites, {num_hospitals} "
+                "hospitals; --partition iid deals scans without regard to sites"
             )
         order = np.arange(sites) if sites == num_hospitals else generator.permutation(sites)
         shares = np.zeros((num_hospitals, sites, classes))

@@ -198,7 +198,7 @@ class Experiment(Settings):
     weight_decay: float = Field(1e-4, ge=0)
     root_size: int = Field(100, ge=0)
     quorum: int = Field(0, ge=0)
-    deadline_s: float = Field(1800.0, gt=0)
+    deadline_s: float = Field(0.0, ge=0)
     device: Annotated[str, AfterValidator(known_device)] = Field("auto")
     precision: Precision = Field("float32")
     kernels: Kernels = Field("fast")
@@ -239,9 +239,10 @@ class Experiment(Settings):
                 f"at least one hospital must be honest, got {self.byzantine} Byzantine of {self.hospitals} hospitals"
             )
         if unknown := set(self.outside) - set(self.hospital_ids()):
-            raise ValueError(
-                f"outside names hospitals, got {min(unknown)!r}{nearest(min(unknown), self.hospital_ids())}"
-            )
+            ids = self.hospital_ids()
+            called = f"they are {ids[0]} to {ids[-1]}; 'hospitals: [NAME, ...]' in a file gives other names"
+            known = f"known: {', '.join(ids)}" if self.places else called
+            raise ValueError(f"outside names hospitals, got {min(unknown)!r}{nearest(min(unknown), ids)}; {known}")
         if self.byzantine >= len(self.inside) and self.outside:
             raise ValueError(
                 "Byzantine hospitals are simulated and must be inside, "

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fedplatform.core.settings import ExperimentError, Settings
 
 LABEL = "fedplatform/hospital"  # of a node, to Ray: whose it is
-NAME = r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$"  # what Ray's labels, Kubernetes' names and file names all take
+NAME = r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?"  # what Ray's labels, Kubernetes' names and file names all take
+
+
+def _name(text: str) -> str:
+    if text and re.fullmatch(NAME, text) is None:
+        raise ValueError(f"a hospital is called like st-mary: small letters, digits and '-', at most 40; got {text!r}")
+    return text
+
+
+def _full_path(text: str) -> str:
+    if text and not text.startswith("/"):
+        raise ValueError(f"a shard is a full path on the hospital's own node, such as /srv/scans.parquet; got {text!r}")
+    return text
 
 
 class Place(Settings):
     """One hospital of a federation file, by its name alone or with the settings below."""
 
-    name: str = Field(pattern=NAME, description="the hospital's name: small letters, digits and '-', at most 40")
-    node: str = Field("", pattern=f"{NAME}|^$", description="label of the hospital's node (default: its name)")
-    shard: str = Field("", pattern="^(/.+)?$", description="the hospital's Parquet shard, a full path on its own node")
+    name: Annotated[str, AfterValidator(_name)] = Field(
+        min_length=1, description="the hospital's name: small letters, digits and '-', at most 40"
+    )
+    node: Annotated[str, AfterValidator(_name)] = Field("", description="label of the hospital's node (its name)")
+    shard: Annotated[str, AfterValidator(_full_path)] = Field(
+        "", description="the hospital's Parquet shard, a full path on its own node"
+    )
     cpus: float = Field(1.0, gt=0, description="CPUs that the hospital's actor takes")
     gpus: float = Field(0.0, ge=0, description="GPUs that the hospital's actor takes")
     memory_gib: float = Field(4.0, gt=0, description="memory of the hospital's pod on Kubernetes")

@@ -177,6 +177,7 @@ def run(
     callbacks: Sequence[Callback] = (),
     resumable: bool = True,
     tracked: bool = True,
+    options: Sequence[str] = (),
 ) -> tuple[RunFolder, list[RoundReport]]:
     """Run an experiment and leave ``runs/<name>/`` behind.
 
@@ -184,6 +185,7 @@ def run(
     before its first round leaves nothing; one that fails later leaves the rounds that it finished, and :func:`resume`
     goes on with it. One in which no round had an effect raises :class:`NoEffectError`. One that is not ``resumable``
     writes no checkpoints; one that is not ``tracked`` neither draws ``report.html`` nor sends its figures to MLflow.
+    ``options`` are words of the command line that going on with it takes again, for whoever is told how to.
     """
     if resumable:
         require_storable(experiment.rule, hospitals=experiment.hospitals, has_root=experiment.root_size > 0)
@@ -215,7 +217,7 @@ def run(
         if not folder.has_any_round:
             shutil.rmtree(folder.path, ignore_errors=True)
         elif resumable and not isinstance(error, NoEffectError):
-            error.add_note(f"go on with: {folder.how_to_resume}")
+            error.add_note(f"go on with: {folder.how_to_resume(options)}")
         raise
     return folder, list(trained.reports)
 
@@ -230,13 +232,14 @@ def resume(
     device: str | None = None,
     patience: int | None = None,
     callbacks: Sequence[Callback] = (),
+    options: Sequence[str] = (),
 ) -> list[RoundReport]:
     """Go on with a run that was stopped, from its newest intact checkpoint; the result is that of an unbroken run.
 
     Its last unfinished round is done anew. With ``rounds`` it goes on until so many are done, also where it was
     finished; its learning rate then follows the schedule of the new number, so that the result is not that of a run
     which had them from the start. With a ``device`` it goes on there; with another ``patience`` it goes on where that
-    ended it. Raises :class:`ExperimentError` where another
+    ended it. ``options`` are as in :func:`run`. Raises :class:`ExperimentError` where another
     process works on the run, its checkpoints cannot be used, or more rounds would outdate a defence that was trained
     for it.
     """
@@ -270,7 +273,7 @@ def resume(
             )
             folder.forget_rounds()
         except BaseException as error:
-            error.add_note(f"go on with: {folder.how_to_resume}")
+            error.add_note(f"go on with: {folder.how_to_resume(options)}")
             raise
     return list(trained.reports)
 

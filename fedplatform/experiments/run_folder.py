@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -110,11 +111,11 @@ class RunFolder:
         """Whether a round of this run was finished, with or without a checkpoint."""
         return self.has_rounds or (self.path / "rounds.parquet").exists()
 
-    @property
-    def how_to_resume(self) -> str:
-        """The command that goes on with this run."""
+    def how_to_resume(self, options: Sequence[str] = ()) -> str:
+        """The command that goes on with this run; ``options`` are words that it was given and needs again."""
         runs = self.path.parent
-        return f"fedplatform run --resume {self.path.name}" + ("" if runs == Path("runs") else f" --runs {runs}")
+        where = () if runs == Path("runs") else ("--runs", str(runs))
+        return shlex.join(["fedplatform", "run", "--resume", self.path.name, *where, *options])
 
     @property
     def start(self) -> Path:

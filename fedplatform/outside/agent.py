@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 LONGEST_PAUSE_S = 60.0
 PATIENCE_S = 24 * 3600.0  # without a word from the server
+GONE_S = 15.0  # a process that has ended is forgotten by the server meanwhile
 TRIES = 5  # to have one message taken
 
 T = TypeVar("T")
@@ -223,9 +224,15 @@ class Agent:
                 waited_s += pause_s
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             except Refusal as refusal:
-                if refusal.reason is not Reason.NO_SESSION:
+                if (
+                    refusal.reason is Reason.HERE_ALREADY and waited_s < GONE_S
+                ):  # perhaps this one's own, before it died
+                    self._sleep(POLL_S)
+                    waited_s += POLL_S
+                elif refusal.reason is Reason.NO_SESSION:
+                    self._token = None
+                else:
                     raise
-                self._token = None
 
     def _enter(self) -> str:
         hello = Hello.read(self._gateway.hello())

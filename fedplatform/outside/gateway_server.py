@@ -34,6 +34,7 @@ from fedplatform.outside.uploads import Uploads
 from fedplatform.outside.work import CHUNK, Hello, Order, State, Task, Work, launch_number
 
 CHALLENGE_S = 120.0  # that a hospital has to answer a challenge
+PRESENT_S = 10.0  # after its last question a hospital is taken to be here; it asks every second while it waits
 RUN, LEDGER, UPLOADS = "run-id", "refusals.jsonl", "uploads"
 
 Answer = Update | tuple[Predictions, ...]
@@ -49,10 +50,14 @@ def run_id(folder: Path) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Collected:
-    """What came of an order: who has answered, and what was wrong with the last answer of who has not."""
+    """What came of an order: who has answered, and what was wrong with the last answer of who has not.
+
+    ``longest_s`` is the time of the slowest answer; 0 where there is none.
+    """
 
     answered: frozenset[str]
     complaints: dict[str, str]
+    longest_s: float = 0.0
 
 
 class GatewayServer:
@@ -74,11 +79,14 @@ class GatewayServer:
         self._secret = secrets.token_bytes(32)
         self._greeted: dict[str, float] = {}  # challenges that were answered, until they are too old anyway
         self._sessions: dict[str, str] = {}  # hospital by token
+        self._last_asked: dict[str, float] = {}  # for work, by hospital
         self._order: Order | None = None
         self._asked: frozenset[str] = frozenset()
         self._weights, self._base = b"", ""
         self._size = 0
-        self._due_at = 0.0
+        self._due_at = self._asked_at = 0.0
+        self._heard: set[str] = set()  # who has asked for work since the order
+        self._longest_s = 0.0
         self._is_open = False
         self._is_finished = False
         self._answers: dict[str, Answer] = {}
@@ -100,18 +108,35 @@ class GatewayServer:
                 return
             self._order, self._weights, self._base, self._size = order, weights, base, order.weights.size
             self._asked = frozenset(self._roster.keys if order.asked is None else order.asked)
-            self._due_at = time.monotonic() + order.deadline_s
+            self._asked_at, self._longest_s = time.monotonic(), 0.0
+            self._due_at = self._asked_at + order.deadline_s
+            self._heard = set()
             self._is_open = True
             self._answers, self._complaints = {}, {}
             updates = len(self._asked) if order.kind is Kind.UPDATE else 0
             self._table = scratch(updates, order.weights.size)
 
-    def collect(self, timeout_s: float) -> Collected:
-        """Wait until all hospitals have answered or the time is up; after that the order takes no answer."""
+    def collect(self, timeout_s: float, silent: frozenset[str] = frozenset()) -> Collected:
+        """Wait until all hospitals have answered or the time is up; after that the order takes no answer.
+
+        Those who are ``silent`` and have not been heard since the order are waited for only as long again as the others
+        took.
+        """
+        until = time.monotonic() + timeout_s
         with self._changed:
-            self._changed.wait_for(lambda: len(self._answers) == len(self._asked), timeout=timeout_s)
+            others_done = 0.0
+            while left := self._asked - self._answers.keys():
+                now = time.monotonic()
+                if left - (silent - self._heard):
+                    others_done, end = 0.0, until
+                else:
+                    others_done = others_done or now
+                    end = min(until, 2 * others_done - self._asked_at)
+                if now >= end:
+                    break
+                self._changed.wait(end - now)
             self._is_open = False
-            return Collected(frozenset(self._answers), dict(self._complaints))
+            return Collected(frozenset(self._answers), dict(self._complaints), self._longest_s)
 
     def answer(self, hospital_id: str) -> Answer | None:
         """What a hospital has answered to the order; None where nothing was taken."""
@@ -140,6 +165,8 @@ class GatewayServer:
             if read.run != self._terms.run:
                 raise Refusal(Reason.FOREIGN, "this is another run")
             self._use_up(read.challenge)
+            if time.monotonic() - self._last_asked.get(read.hospital, -PRESENT_S) < PRESENT_S:
+                raise Refusal(Reason.HERE_ALREADY, f"{read.hospital} is here already, from another process or machine")
             token = secrets.token_urlsafe(32)
             self._sessions = {t: name for t, name in self._sessions.items() if name != read.hospital}
             self._sessions[token] = read.hospital
@@ -155,6 +182,10 @@ class GatewayServer:
         """What the hospital has to do now."""
         with self._recording({}):
             hospital_id = self._who(token)
+            self._last_asked[hospital_id] = time.monotonic()
+            if hospital_id not in self._heard:
+                self._heard.add(hospital_id)
+                self._changed.notify_all()
             if self._is_finished:
                 self._farewells.add(hospital_id)
                 self._changed.notify_all()
@@ -219,6 +250,7 @@ class GatewayServer:
             received = self._uploads.append(hospital_id, piece)
             if received == header.size:
                 self._answers[hospital_id] = self._kept(self._read(self._uploads.take(hospital_id), header))
+                self._longest_s = time.monotonic() - self._asked_at
                 self._changed.notify_all()
             return received
 

@@ -29,7 +29,9 @@ def make_key(path: Path) -> str:
     Raises :class:`OwnedFileError` where there is a file already: a key that is lost cannot be made again.
     """
     if path.exists():
-        raise OwnedFileError(f"{path} exists already; a key is not replaced")
+        raise OwnedFileError(
+            f"{path} exists already; a key is not replaced, and 'fedplatform keygen {path} --show' shows it"
+        )
     made = Ed25519PrivateKey.generate()
     make_owned(path, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return public_half(read_key(path))

@@ -11,6 +11,7 @@ import numpy as np
 from fedplatform.core.messages import HospitalState, Predictions, Reply, Update
 from fedplatform.data.splits import Role
 from fedplatform.federated.cohort import Cohort
+from fedplatform.federated.deadline import Deadline
 from fedplatform.federated.hospital_state import Launch
 from fedplatform.outside.envelope import Kind
 from fedplatform.outside.gateway_server import Answer, Collected
@@ -22,23 +23,28 @@ class ServerLink(Protocol):
 
     def ask(self, order: Order) -> None: ...
 
-    def collect(self, timeout_s: float) -> Collected: ...
+    def collect(self, timeout_s: float, silent: frozenset[str]) -> Collected: ...
 
     def answer(self, hospital_id: str) -> Answer | None: ...
 
 
 class OutsideCohort:
-    """The hospitals of a roster behind a gateway, asked first and heard later, while those inside are at work."""
+    """The hospitals of a roster behind a gateway, asked first and heard later, while those inside are at work.
+
+    One that does not answer in time is silent until it is heard again: it is asked all the same, and waited for only as
+    long again as the others took. Where nobody else is there to go on with, it is waited for until the deadline.
+    """
 
     def __init__(
         self, gateway: ServerLink, hospital_ids: tuple[str, ...], *, deadline_s: float, launch: Launch | None
     ) -> None:
         self.hospital_ids = hospital_ids
         self._gateway = gateway
-        self._deadline_s = deadline_s
+        self._deadline = Deadline(deadline_s)
         self._launch = launch
-        self._due_at = 0.0
+        self._time_s = self._asked_at = 0.0
         self._asked = hospital_ids
+        self._silent: set[str] = set()
 
     def ask(
         self,
@@ -49,14 +55,17 @@ class OutsideCohort:
         asked: Sequence[str] | None = None,
     ) -> None:
         """Put the weights out and say what is wanted of those that are ``asked``, None for all."""
-        self._due_at = time.monotonic() + self._deadline_s
+        self._asked_at, self._time_s = time.monotonic(), self._deadline.seconds
         self._asked = self.hospital_ids if asked is None else tuple(name for name in self.hospital_ids if name in asked)
-        order = Order(kind, round_number, weights, self._deadline_s, tuple(roles), self._launch, self._asked)
+        order = Order(kind, round_number, weights, self._time_s, tuple(roles), self._launch, self._asked)
         self._gateway.ask(order)
 
-    def updates(self) -> Iterator[Reply]:
-        """An update, or the reason for its absence, from every hospital that was asked."""
-        collected = self._collected()
+    def updates(self, *, others: bool = False) -> Iterator[Reply]:
+        """An update, or the reason for its absence, from every hospital that was asked.
+
+        ``others`` says whether anybody inside has sent one, so that the round can go on without who is silent.
+        """
+        collected = self._collected(others=others)
         for name in self._asked:
             yield self._reply(name, collected)
 
@@ -66,23 +75,35 @@ class OutsideCohort:
             return Reply(name, HospitalState.REPORTED, answer)
         if name in collected.complaints:
             return Reply(name, HospitalState.MALFORMED, reason=collected.complaints[name])
-        return Reply(name, HospitalState.LATE, reason=f"nothing came from outside within {self._deadline_s:g} s")
+        return Reply(name, HospitalState.LATE, reason=self._nothing(name))
 
-    def predictions(self, roles: Sequence[Role]) -> list[Predictions]:
+    def predictions(self, roles: Sequence[Role], *, others: bool = False) -> list[Predictions]:
         """The predictions of whoever has answered, and of everybody else the reason for their absence."""
-        collected = self._collected()
+        collected = self._collected(others=others)
         predictions: list[Predictions] = []
         for name in self.hospital_ids:
             answer = self._gateway.answer(name) if name in collected.answered else None
             if isinstance(answer, tuple):
                 predictions += answer
             else:
-                late = f"nothing came from outside within {self._deadline_s:g} s"
-                predictions += Predictions.failed(name, roles, collected.complaints.get(name, late))
+                predictions += Predictions.failed(name, roles, collected.complaints.get(name, self._nothing(name)))
         return predictions
 
-    def _collected(self) -> Collected:
-        return self._gateway.collect(max(0.0, self._due_at - time.monotonic()))
+    def _nothing(self, name: str) -> str:
+        waited = f"within {time.monotonic() - self._asked_at:.0f} s"
+        return f"nothing came from outside {waited}" + ("; it is silent" if name in self._silent else "")
+
+    def _collected(self, *, others: bool) -> Collected:
+        """What came until the deadline; of those who are silent, what came until the others had been waited for."""
+        asked = set(self._asked)
+        silent = asked & self._silent if others or asked - self._silent else set()
+        left_s = max(0.0, self._asked_at + self._time_s - time.monotonic())
+        collected = self._gateway.collect(left_s, frozenset(silent))
+        if collected.longest_s:
+            self._deadline.heard(collected.longest_s)
+        spoke = collected.answered | set(collected.complaints)
+        self._silent = (self._silent | asked) - spoke
+        return collected
 
 
 class JoinedCohort:
@@ -107,11 +128,16 @@ class JoinedCohort:
         self._round = round_number
         self._outside.ask(Kind.UPDATE, weights, round_number, asked=asked)
         inside = asked and [name for name in self._inside.hospital_ids if name in asked]
-        yield from self._inside.train(weights, round_number, inside)
-        yield from self._outside.updates()
+        others = False
+        for reply in self._inside.train(weights, round_number, inside):
+            others |= reply.update is not None
+            yield reply
+        yield from self._outside.updates(others=others)
 
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
         """Predictions of every honest hospital inside and of every one outside that answers."""
         self._outside.ask(Kind.PREDICTIONS, weights, self._round, roles)
-        predictions = [*self._inside.evaluate(weights, roles), *self._outside.predictions(roles)]
+        predictions = self._inside.evaluate(weights, roles)
+        others = any(not one.failure for one in predictions)
+        predictions = [*predictions, *self._outside.predictions(roles, others=others)]
         return sorted(predictions, key=lambda one: self._hospital_ids.index(one.hospital_id))

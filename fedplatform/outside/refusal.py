@@ -14,6 +14,7 @@ class Reason(StrEnum):
     STRANGER = "stranger"  # its hospital is not in the roster
     FORGED = "forged"  # not signed with that hospital's key
     NO_SESSION = "no session"  # who sends it has not shown a key, or to a server that was restarted since
+    HERE_ALREADY = "here already"  # another process of this hospital is in
     FOREIGN = "foreign"  # of another run, or of another hospital than the one whose session it is
     LATE = "late"  # of a round that is over
     NOT_ASKED = "not asked for"  # of a round that is to come, or of a kind that is not due

@@ -53,8 +53,10 @@ def test_a_new_token_is_for_its_owners_eyes_and_is_kept(home: Path) -> None:
     assert doctor.token().remedy.startswith("chmod 600")
 
 
-def test_tls_is_one_folder(certified: Path) -> None:
-    wanted = security.settings({security.TLS: str(certified)})
+def test_tls_is_one_folder(certified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(certified.parent)
+    wanted = security.settings({security.TLS: certified.name})
+    assert wanted[security.TLS] == str(certified.resolve()), "jobs and workers stand in other folders"
     assert wanted["RAY_USE_TLS"] == "1"
     assert all(Path(wanted[f"RAY_TLS_{name}"]).is_file() for name in ("SERVER_CERT", "SERVER_KEY", "CA_CERT"))
     (certified / "tls.key").unlink()

@@ -127,3 +127,9 @@ def test_a_hospital_that_tells_no_subgroup_is_left_out_of_the_figures() -> None:
     told = Predictions("a", "test", probabilities, labels, 0.1, subgroups={"sex": np.array(["female", "male"])})
     found = figures_by_subgroup([told, Predictions("b", "test", probabilities, labels, 0.1)])
     assert [(one.site, one.scans) for one in found["sex"]] == [("female", 1), ("male", 1)]
+
+
+def test_codes_are_no_quantity_and_stay_as_they_are() -> None:
+    assert column_of(pa.array([0, 1, None, 1]), name="sex").to_pylist() == ["0", "1", "unknown", "1"]
+    assert column_of(pa.array([1.0, 2.0, float("nan")]), name="scanner").to_pylist() == ["1", "2", "unknown"]
+    assert column_of(pa.array([3, 41]), name="age").to_pylist() == ["0–19", "40–59"]

@@ -151,6 +151,10 @@ class Forger:
         self.transport.enter(signed)
         self.transport.enter(signed)
 
+    def come_as_who_is_here(self) -> None:
+        self.transport.work(self.token)
+        session(self.transport, "a", self.keys["a"])
+
     def attacks(self) -> list[tuple[Reason, Callable[[], object]]]:
         """What is sent, and the reason for which it must be refused."""
         number = self.round_number
@@ -198,6 +202,7 @@ class Forger:
             (Reason.MALFORMED, lambda: self.send(self.body(num_examples=np.array([2**62])))),
             (Reason.MALFORMED, lambda: self.send(pickle.dumps(update(self.size)))),
             (Reason.MALFORMED, self.cut_short),
+            (Reason.HERE_ALREADY, self.come_as_who_is_here),
             (Reason.NO_SESSION, lambda: self.transport.announce("a guess", self.good().wire())),
             (Reason.NO_SESSION, lambda: self.transport.work("")),
         ]

@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -36,6 +37,7 @@ from fedplatform.experiments.engine import InProcessEngine, ServerRole, cohort_p
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.run import partition_data
 from fedplatform.experiments.weights import START, Weights, write_start
+from fedplatform.federated import deadline
 from fedplatform.federated.cohort import InProcessCohort
 from fedplatform.federated.hospital_state import Launch
 from fedplatform.federated.transport import TRANSPORTS, TransportName
@@ -141,11 +143,62 @@ def test_the_server_hears_of_a_malformed_update_and_of_a_silent_hospital(tmp_pat
     broken = encode_update(update(SIZE, fill=float("nan")))
     with pytest.raises(Refusal):
         answer(gateway, session(gateway, "a", KEYS["a"]), signed("a", broken), broken)
-    outside = OutsideCohort(gateway, ("a", "b"), deadline_s=0, launch=None)
+    outside = OutsideCohort(gateway, ("a", "b"), deadline_s=0.001, launch=None)
     replies = {reply.hospital_id: reply for reply in outside.updates()}
     assert replies["a"].state is HospitalState.MALFORMED
     assert "50 NaN" in replies["a"].reason
     assert replies["b"].state is HospitalState.LATE
+
+
+def test_who_is_silent_is_waited_for_as_long_again_as_the_others_took(tmp_path: Path) -> None:
+    gateway = gateway_at(tmp_path)
+    body = encode_update(update(SIZE))
+    answer(gateway, session(gateway, "a", KEYS["a"]), signed("a", body), body)
+    collected = gateway.collect(3600, frozenset({"b"}))  # for an hour, if it waited for b
+    assert collected.answered == {"a"}
+    assert collected.longest_s > 0
+
+
+def test_who_is_heard_again_is_waited_for_again(tmp_path: Path) -> None:
+    gateway = gateway_at(tmp_path)
+    bodies = {name: encode_update(update(SIZE, hospital_id=name)) for name in ("a", "b")}
+    tokens = {name: session(gateway, name, KEYS[name]) for name in bodies}
+    with ThreadPoolExecutor() as threads:
+        collecting = threads.submit(gateway.collect, 3600, frozenset({"b"}))
+        gateway.work(tokens["b"])
+        answer(gateway, tokens["a"], signed("a", bodies["a"]), bodies["a"])
+        assert not wait([collecting], timeout=0.5).done, "it waits for b, which was heard"
+        answer(gateway, tokens["b"], signed("b", bodies["b"]), bodies["b"])
+        assert collecting.result().answered == {"a", "b"}
+
+
+def test_an_absence_costs_one_deadline_and_no_more_where_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadline, "FIRST_S", 0.3)
+    monkeypatch.setattr(deadline, "LEAST_S", 3600.0)  # once anybody was heard: b would be waited for that long
+    gateway = gateway_at(tmp_path)
+    outside = OutsideCohort(gateway, ("a", "b"), deadline_s=0, launch=None)
+    token = session(gateway, "a", KEYS["a"])
+    weights = np.zeros(SIZE, np.float32)
+    for number in (2, 3):
+        outside.ask(Kind.UPDATE, weights, number)
+        message = encode_update(update(SIZE, round_number=number))
+        envelope = Envelope.seal(
+            message,
+            key=KEYS["a"],
+            run=RUN,
+            launch=0,
+            hospital_id="a",
+            round_number=number,
+            kind=Kind.UPDATE,
+            base=base(),
+        )
+        answer(gateway, token, envelope, message)
+        replies = {reply.hospital_id: reply for reply in outside.updates()}
+        assert replies["a"].state is HospitalState.REPORTED
+        assert replies["b"].state is HospitalState.LATE
+        assert "it is silent" in replies["b"].reason
 
 
 def test_an_upload_goes_on_where_it_stopped_when_the_desk_is_started_again(tmp_path: Path) -> None:
