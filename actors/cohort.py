@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from actors.hospital import HospitalHost
 from actors.placement import at_home, here, spread
 from fedplatform.core.errors import FedplatformError
+from fedplatform.core.logs import Line
 from fedplatform.core.messages import TRAINING_RAISED, HospitalState, Predictions, Reply
 from fedplatform.core.site_statistics import LEAST, SiteStatistics
 from fedplatform.data.splits import Role
@@ -23,6 +25,7 @@ from fedplatform.federated.deadline import Deadline
 from fedplatform.federated.transport import Packed, TransportError
 
 START_TIMEOUT_S = 300.0
+LAST_LOGS_S = 1.0
 AWAY = "its node has not come yet"
 
 
@@ -51,6 +54,7 @@ class RayCohort:
     ) -> None:
         self._plan = plan
         self._deadline = Deadline(deadline_s)
+        self._logs: dict[int, ray.ObjectRef[Sequence[Line]]] = {}  # what hospitals log, as it was asked for
         self._round = 0
         placements = at_home(places) if places else spread(plan, num_hosts, gpus)
         remote: Any = ray.remote  # its type stubs do not know concurrency groups
@@ -148,6 +152,7 @@ class RayCohort:
                 predictions += ray.get(asked[name], timeout=max(0.0, deadline - time.monotonic()))
             except RayError as error:
                 predictions += Predictions.failed(name, roles, cause(error))
+        self._pass_on_logs()
         return predictions
 
     def statistics(self, least: int = LEAST) -> list[SiteStatistics]:
@@ -169,6 +174,19 @@ class RayCohort:
                 told.append(SiteStatistics(name, least, failure=cause(error)))
         return told
 
+    def _pass_on_logs(self, timeout_s: float = 0.0) -> None:
+        """Log here what hospitals have logged and sent so far, and ask those that have answered for what comes next."""
+        for number, host in enumerate(self._hosts):
+            if number not in self._logs:
+                self._logs[number] = host.logged.remote()
+        done, _ = ray.wait(list(self._logs.values()), num_returns=len(self._logs), timeout=timeout_s)
+        for number, ref in list(self._logs.items()):
+            if ref in done:
+                del self._logs[number]
+                with suppress(RayError):
+                    for line in ray.get(ref):
+                        line.log_here()
+
     def _absent(self) -> frozenset[str]:
         """Hospitals whose node has not come yet; whoever has come meanwhile is asked from now on."""
         if self._awaited:
@@ -183,6 +201,8 @@ class RayCohort:
 
     def close(self) -> None:
         """End the actors."""
+        with suppress(RayError):
+            self._pass_on_logs(LAST_LOGS_S)
         for host in self._hosts:
             ray.kill(host)
 

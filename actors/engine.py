@@ -23,6 +23,7 @@ from actors.gateway.server_actor import RemoteGatewayServer, open_gateway_server
 from actors.http.start import prepare
 from actors.own_code import by_value
 from actors.placement import NOBODY, Absences, GpuShares, require_nodes, takes_gpus
+from actors.run_metrics import RunMetrics
 from actors.server import Server
 from fedplatform.core.compute import ComputeError
 from fedplatform.core.messages import RoundReport
@@ -30,6 +31,7 @@ from fedplatform.core.site_statistics import LEAST, SiteStatistics
 from fedplatform.core.specification import nearest
 from fedplatform.core.withdrawal import Withdrawal
 from fedplatform.data.shards import Manifest
+from fedplatform.experiments.callbacks import Callback
 from fedplatform.experiments.checkpoint import CheckpointFolder
 from fedplatform.experiments.engine import Earlier, Outcome, RunningFederation, statistics_plan
 from fedplatform.experiments.experiment import Experiment, ExperimentError
@@ -198,6 +200,11 @@ class RayEngine:
         dealt = f"{self._shares(experiment).host:g} for each of {hosts} actors"
         share = "as the hospitals' places say" if places else dealt
         return f"{gpus} GPU{'s' if gpus > 1 else ''}, {share}, {compute.on_gpu}"
+
+    def callbacks(self, run: str) -> list[Callback]:
+        """What Prometheus is told of the run of this name."""
+        tls = self._outside.tls if self._outside else None
+        return [RunMetrics(run, certificate=Path(tls[0]) if tls else None)]
 
     def _hosts(self, experiment: Experiment) -> int:
         """How many actors the hospitals share."""

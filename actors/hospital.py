@@ -9,6 +9,7 @@ import numpy as np
 import ray
 import torch
 
+from fedplatform.core.logs import Held, Line
 from fedplatform.core.mapped import scratch
 from fedplatform.core.messages import Predictions
 from fedplatform.core.site_statistics import SiteStatistics
@@ -28,6 +29,7 @@ class HospitalHost:
 
     def __init__(self, plan: CohortPlan, hospital_ids: Sequence[str]) -> None:
         torch.set_num_threads(1)
+        self._log = Held.begin()
         trainer = Trainer(plan.training)
         self._participants = {name: plan.admit(name, trainer) for name in hospital_ids}
         self._transport = plan.transport
@@ -37,6 +39,11 @@ class HospitalHost:
     def stop(self, round_number: int) -> None:
         """Give up every training of this round or an earlier one, running or queued."""
         self._stopped_round = max(self._stopped_round, round_number)
+
+    @ray.method(concurrency_group="control")
+    def logged(self) -> Sequence[Line]:
+        """What was logged here since the last time."""
+        return self._log.fetch()
 
     @ray.method(concurrency_group="work")
     def ready(self) -> int:

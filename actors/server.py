@@ -13,12 +13,14 @@ from actors.gateway.server_actor import RemoteGatewayServer
 from actors.hospital import HospitalHost
 from actors.masked import MaskedHospitalHost, RayMaskedHospitals
 from actors.placement import GpuShares, with_share
+from fedplatform.core.logs import to_file
 from fedplatform.core.messages import RoundReport
 from fedplatform.core.withdrawal import Withdrawal
 from fedplatform.experiments.checkpoint import CheckpointFolder, Checkpoints
 from fedplatform.experiments.engine import Earlier, Outcome, ServerRole, cohort_plan
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.experiments.places import Place
+from fedplatform.experiments.run_folder import LOG
 from fedplatform.federated.cohort import Cohort
 from fedplatform.federated.secure import GroupedCohort
 from fedplatform.outside.outside_cohort import JoinedCohort, OutsideCohort
@@ -49,6 +51,7 @@ class Server:
         withdrawn: Sequence[Withdrawal] = (),
     ) -> None:
         torch.set_num_threads(1)
+        to_file(state_folder.parent / LOG)
         opened = Checkpoints.open(checkpoints, experiment.server_rule) if checkpoints else None
         launch = opened.launch if opened else None
         plan = cohort_plan(

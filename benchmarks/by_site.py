@@ -134,12 +134,21 @@ def trained(scans: Scans, settings: dict[str, object], *, part: int, seed: int, 
 
 
 def answered(trainer: Trainer, path: Path, hospital: str, pictures: np.ndarray) -> np.ndarray:
-    """What a hospital's model of a run says; the best round's where nothing stays in the hospitals."""
+    """What a hospital's model of a run says, averaged over the eight symmetries of a picture, which has no upright.
+
+    The model is that of the best round by validation where nothing stays in the hospitals, else the last.
+    """
     best = (path / BEST).exists() and not trainer.has_own_part
     network = read_classifier(trainer, path, hospital, file=BEST if best else GLOBAL)
+    answers = np.zeros((len(pictures), 0))
     with one_thread(), torch.inference_mode():
-        parts = [network(part).softmax(1).numpy() for part in to_images(pictures).split(64)]
-    return np.concatenate(parts)
+        for turns in range(4):
+            for mirrored in (False, True):
+                views = torch.rot90(to_images(pictures), turns, (2, 3))
+                views = views.flip(3) if mirrored else views
+                said = np.concatenate([network(part).softmax(1).numpy() for part in views.contiguous().split(64)])
+                answers = answers + said / 8 if answers.size else said / 8
+    return answers
 
 
 def federated(scans: Scans, settings: dict[str, object], *, part: int, seed: int, **changes: object) -> Answers:

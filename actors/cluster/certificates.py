@@ -35,7 +35,9 @@ def make_authority(folder: Path) -> None:
     (folder / AUTHORITY).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 
-def make_certificate(authority: Path, folder: Path, *, addresses: Sequence[str]) -> None:
+def make_certificate(
+    authority: Path, folder: Path, *, addresses: Sequence[str], life: timedelta = LIFE_OF_CERTIFICATE
+) -> None:
     """Write ``tls.crt``, ``tls.key`` and the authority's ``ca.crt`` for the node at ``addresses``, IPs or names.
 
     One certificate serves both ways, for each node of a Ray cluster is server and client to the others, and each must
@@ -48,7 +50,7 @@ def make_certificate(authority: Path, folder: Path, *, addresses: Sequence[str])
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, addresses[0])])
     both_ways = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     certificate = (
-        _builder(name, signer.subject, key, LIFE_OF_CERTIFICATE)
+        _builder(name, signer.subject, key, life)
         .add_extension(x509.SubjectAlternativeName([_general_name(address) for address in addresses]), critical=False)
         .add_extension(both_ways, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

@@ -11,6 +11,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
+from fedplatform.core.logs import to_file
+from fedplatform.experiments.run_folder import LOG
 from fedplatform.outside.gateway_server import Answer, Collected, GatewayServer
 from fedplatform.outside.identity import Roster
 from fedplatform.outside.terms import Terms
@@ -29,7 +31,15 @@ def open_gateway_server(roster: Roster, terms: Terms, folder: Path, start: Path 
         "max_concurrency": THREADS,
         "scheduling_strategy": where,
     }
-    return remote(**options)(GatewayServer).remote(roster, terms, folder, start)
+    return remote(**options)(LoggedGatewayServer).remote(roster, terms, folder, start)
+
+
+class LoggedGatewayServer(GatewayServer):
+    """A gateway's server that writes into the run's log."""
+
+    def __init__(self, roster: Roster, terms: Terms, folder: Path, start: Path | None) -> None:
+        to_file(folder.parent / LOG)
+        super().__init__(roster, terms, folder, start)
 
 
 def _name(run: str) -> str:

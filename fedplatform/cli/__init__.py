@@ -10,14 +10,17 @@ from fedplatform.cli.bench import bench
 from fedplatform.cli.cluster import certificate, doctor, jobs, node, ray, submit
 from fedplatform.cli.data import data
 from fedplatform.cli.defence import certify, defend, evaluate
+from fedplatform.cli.gateway import gateway
 from fedplatform.cli.intake import audit, diagnose, keys
 from fedplatform.cli.kubernetes import k8s
 from fedplatform.cli.outside import join, keygen
+from fedplatform.cli.runs import runs
 from fedplatform.cli.serving import export, publish, serve
 from fedplatform.cli.sites import cross_site, withdraw
 from fedplatform.cli.terminal import SuggestingGroup, complain
 from fedplatform.cli.training import compare, report, run
 from fedplatform.cli.tune import tune
+from fedplatform.core.logs import FORMATS, LEVELS, to_terminal
 from fedplatform.core.specification import nearest
 
 
@@ -29,7 +32,25 @@ from fedplatform.core.specification import nearest
     },
 )
 @click.version_option(package_name="fedplatform")
-def fedplatform() -> None:
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVELS),
+    default="warning",
+    show_default=True,
+    envvar="FEDPLATFORM_LOG_LEVEL",
+    show_envvar=True,
+    help="log lines from this level on to standard error; a run's folder has run.log with all from info on",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(FORMATS),
+    default="plain",
+    show_default=True,
+    envvar="FEDPLATFORM_LOG_FORMAT",
+    show_envvar=True,
+    help="plain: the message; words: with time, level, round and hospital; json: the same as an object a line",
+)
+def fedplatform(*, log_level: str, log_format: str) -> None:
     """Trustworthy federated learning for medical imaging.
 
     Hospitals train one diagnostic model without sharing their scans, while some of them may be Byzantine. This program
@@ -43,13 +64,14 @@ def fedplatform() -> None:
       fedplatform compare lesions --rules mean,median --attacks none,sign_flip
       fedplatform data audit my_scans/               can this data be split safely?
     """
+    to_terminal(log_level, log_format)
 
 
 COMMANDS = (
     *(run, defend, evaluate, certify),
-    *(join, keygen),
+    *(join, keygen, gateway),
     *(publish, serve, keys, diagnose, audit, export),
-    *(compare, tune, data, bench, report),
+    *(compare, tune, data, bench, report, runs),
     *(cross_site, withdraw),
     *(doctor, node, certificate, submit, jobs, ray, k8s),
 )

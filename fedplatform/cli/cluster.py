@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from fedplatform.cli.options import RUNS, absence_options, experiment_options, given, words_of_options
+from fedplatform.cli.options import AS_JSON, RUNS, absence_options, experiment_options, given, words_of_options
 from fedplatform.cli.outside import gateway_options, require_way_in
-from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors, status_of
+from fedplatform.cli.terminal import SuggestingGroup, as_json, console, one_line_errors, status_of
 from fedplatform.core.options import EXPERIMENT
 
 ROSTER = "roster.yaml"  # as it is called in the folder that travels with a job
@@ -99,18 +99,24 @@ def ray(words: tuple[str, ...]) -> None:
 @click.option(
     "--address", "addresses", multiple=True, metavar="HOST", help="IP address or name of the node; repeatable"
 )
-def certificate(authority: Path, *, to: Path | None, addresses: tuple[str, ...]) -> None:
+@click.option(
+    "--days", type=click.IntRange(min=1), default=365, show_default=True, metavar="N", help="how long it is good for"
+)
+def certificate(authority: Path, *, to: Path | None, addresses: tuple[str, ...], days: int) -> None:
     """Make an authority, and certificates for the nodes of a cluster.
 
     AUTHORITY is a folder; where it holds no ca.crt and ca.key, they are made. With --to, FOLDER gets tls.crt, tls.key
     and ca.crt for a node: copy it there and start everything on it with FEDPLATFORM_TLS=FOLDER. ca.key stays where it
-    is: whoever has it can let anybody in.
+    is: whoever has it can let anybody in. The same command makes a new certificate before the old one ends; 'doctor'
+    warns 30 days before.
 
     \b
     Example:
       fedplatform certificate authority/ --to tls-head/ --address 10.0.0.1 --address 127.0.0.1
     """
     with one_line_errors():
+        from datetime import timedelta
+
         from actors.cluster.certificates import make_authority, make_certificate
         from fedplatform.core.settings import ExperimentError
 
@@ -118,7 +124,7 @@ def certificate(authority: Path, *, to: Path | None, addresses: tuple[str, ...])
             raise ExperimentError("a certificate needs both --to FOLDER and --address HOST")
         make_authority(authority)
         if to is not None:
-            make_certificate(authority, to, addresses=addresses)
+            make_certificate(authority, to, addresses=addresses, life=timedelta(days=days))
             console.print(f"certificate for {', '.join(addresses)}: FEDPLATFORM_TLS={to.resolve()}", soft_wrap=True)
 
 
@@ -128,7 +134,8 @@ def certificate(authority: Path, *, to: Path | None, addresses: tuple[str, ...])
               show_envvar=True, help="a running Ray cluster ('auto' finds it), or 'local' to try one here")  # fmt: skip
 @RUNS
 @click.option("--shards", type=click.Path(path_type=Path), metavar="FOLDER", help="as for 'fedplatform run'")
-def doctor(recipe: str | None, *, address: str, runs: Path, shards: Path | None) -> None:
+@AS_JSON
+def doctor(recipe: str | None, *, address: str, runs: Path, shards: Path | None, json: bool) -> None:
     """Look for what would make a run fail, and say what to do about it.
 
     Versions, token, TLS, who gets in without a token, the dashboard, nodes and their labels, GPUs, clocks, disks,
@@ -150,13 +157,16 @@ def doctor(recipe: str | None, *, address: str, runs: Path, shards: Path | None)
 
         experiment = Experiment.from_settings(load_settings(recipe)) if recipe else None
         with console.status("looking"):
-            findings = examine(experiment, address=address, runs=runs, shards=shards)
+            findings = list(examine(experiment, address=address, runs=runs, shards=shards))
+        faults = sum(finding.state is State.FAULT for finding in findings)
+        if json:
+            as_json(findings)
+            sys.exit(1 if faults else 0)
         table = Table("check", "", *(Column(head, overflow="fold") for head in ("what was found", "what to do")))
         signs = {State.GOOD: "[green]good[/]", State.DOUBTFUL: "[yellow]doubtful[/]", State.FAULT: "[bold red]fault[/]"}
         for finding in findings:
             table.add_row(finding.check, signs[finding.state], finding.found, finding.remedy)
         console.print(table)
-        faults = sum(finding.state is State.FAULT for finding in findings)
         console.print(f"{faults or 'no'} {'fault' if faults == 1 else 'faults'}")
         sys.exit(1 if faults else 0)
 
@@ -251,8 +261,9 @@ def _follow(jobs: Any, run: str) -> None:
 
 @click.group(cls=SuggestingGroup, invoke_without_command=True)
 @DASHBOARD
+@AS_JSON
 @click.pass_context
-def jobs(context: click.Context, *, dashboard: str) -> None:
+def jobs(context: click.Context, *, dashboard: str, json: bool) -> None:
     """List the runs that were handed to a cluster, follow one, cancel one."""
     context.obj = dashboard
     if context.invoked_subcommand is not None:
@@ -262,8 +273,12 @@ def jobs(context: click.Context, *, dashboard: str) -> None:
 
         from actors.cluster.jobs import Jobs
 
+        found = Jobs(dashboard).runs()
+        if json:
+            as_json(found)
+            return
         table = Table("run", "status", "started", "what Ray says")
-        for job in Jobs(dashboard).runs():
+        for job in found:
             table.add_row(job.run, job.status.lower(), f"{job.started.astimezone():%Y-%m-%d %H:%M}", job.message)
         console.print(table)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from fedplatform.cli.options import DATA_FOLDER, SHARDS, engine_options, experiment_options, given
+from fedplatform.cli.options import AS_JSON, DATA_FOLDER, SHARDS, engine_options, experiment_options, given
 from fedplatform.cli.own_data import resolved, telling_faults
 from fedplatform.cli.progress import counting_bar
-from fedplatform.cli.terminal import SuggestingGroup, console, one_line_errors
+from fedplatform.cli.terminal import SuggestingGroup, as_json, console, one_line_errors
 
 
 @click.group(cls=SuggestingGroup)
@@ -24,7 +24,8 @@ def data() -> None:
 
 @data.command(name="list")
 @DATA_FOLDER
-def list_data(data_folder: Path | None) -> None:
+@AS_JSON
+def list_data(data_folder: Path | None, *, json: bool) -> None:
     """List the data sets that have a name, and whether their files are here."""
     with one_line_errors():
         from rich.table import Table
@@ -32,14 +33,25 @@ def list_data(data_folder: Path | None) -> None:
         from fedplatform.data.error import DataError
         from fedplatform.data.sources import DATA_SETS, open_source
 
-        table = Table("name", "what it shows", "what a group is", "published", "here")
-        for name, data_set in DATA_SETS.items():
+        def is_here(name: str) -> bool:
             try:
                 open_source(name, folder=data_folder)
-                here = "yes"
             except DataError:
-                here = "no"
-            table.add_row(name, data_set.description, data_set.group_means, data_set.published, here)
+                return False
+            return True
+
+        if json:
+            as_json(
+                [
+                    {"name": name, "shows": one.description, "group": one.group_means, "published": one.published}
+                    | {"here": is_here(name)}
+                    for name, one in DATA_SETS.items()
+                ]
+            )
+            return
+        table = Table("name", "what it shows", "what a group is", "published", "here")
+        for name, one in DATA_SETS.items():
+            table.add_row(name, one.description, one.group_means, one.published, "yes" if is_here(name) else "no")
         console.print(table)
         console.print("Files are looked for in --data-folder, $FEDPLATFORM_DATA, ./data and ../shared/data.")
 
@@ -49,7 +61,8 @@ def list_data(data_folder: Path | None) -> None:
 @DATA_FOLDER
 @click.option("--patients", metavar="SPEC", help="which scans are of one patient, as for 'run' [default: as found]")
 @click.option("--seed", type=int, default=0, show_default=True, help="seed of the splits that are tried")
-def audit(name: str, *, data_folder: Path | None, patients: str | None, seed: int) -> None:
+@AS_JSON
+def audit(name: str, *, data_folder: Path | None, patients: str | None, seed: int, json: bool) -> None:
     """Find what would make a test on this data set lie.
 
     DATA is a name or a path. Reports class balance, exact copies, near-identical pictures and the groups they form,
@@ -68,6 +81,9 @@ def audit(name: str, *, data_folder: Path | None, patients: str | None, seed: in
         ):
             source = opened_data(name, data_folder, patients)
             report = audit_source(source, seed=seed)
+        if json:
+            as_json(report)
+            return
         for line in audit_table(report):
             console.print(line)
 

@@ -34,6 +34,7 @@ DATA_FOLDER = click.option(
     metavar="FOLDER",
     help="where named data sets are looked for first",
 )
+AS_JSON = click.option("--json", is_flag=True, help="print JSON, for programs")
 JOBS = click.option(
     "--jobs",
     type=click.IntRange(min=0),

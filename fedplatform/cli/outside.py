@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from fedplatform.outside.refusal import Refusal
     from fedplatform.outside.terms import Start
     from fedplatform.outside.work import Task
+
+
+SOON = timedelta(days=30)
+
+log = logging.getLogger(__name__)
 
 
 def gateway_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -56,9 +62,25 @@ def gateway_of(
     from fedplatform.outside.identity import Roster
 
     tls = tls_pair(tls_cert, tls_key)
+    if tls is not None:
+        _warn_of_end(Path(tls[0]))
     if tls is None and not is_loopback(host):
         raise ExperimentError(f"without --tls-cert only this machine may come: --gateway 127.0.0.1:{port}, got {host}")
     return GatewayOptions(host, int(port), Roster.load(roster).only(experiment.outside), tls)
+
+
+def _warn_of_end(certificate: Path) -> None:
+    from actors.cluster.certificates import expiry
+    from fedplatform.experiments.experiment import ExperimentError
+
+    try:
+        left = expiry(certificate) - datetime.now(UTC)
+    except ValueError as error:
+        raise ExperimentError(f"{certificate} holds no certificate: {error}") from error
+    if left < timedelta(0):
+        raise ExperimentError(f"{certificate} has ended {-left.days} days ago; hospitals would not trust it")
+    if left < SOON:
+        log.warning("%s ends in %d days", certificate, left.days)
 
 
 def require_way_in(experiment: Experiment, gateway: str | None, roster: Path | None) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -104,6 +106,23 @@ def one_line_errors() -> Iterator[None]:
             raise
         click.echo(f"fedplatform: {'; '.join([' '.join(str(error).split()), *notes(error)])}", err=True)
         sys.exit(1)
+
+
+def as_json(found: Any) -> None:
+    """Print dataclasses as JSON, for programs."""
+    click.echo(json.dumps(_plain(found), indent=2, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain({field.name: getattr(value, field.name) for field in fields(value)})
+    if isinstance(value, dict):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and value != value:
+        return None
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
 def notes(error: BaseException) -> list[str]:

@@ -87,6 +87,17 @@ def alone_in(folder: Path, *, what: str) -> Iterator[None]:
         lock.release()
 
 
+def is_busy(folder: Path) -> bool:
+    """Whether another process works in a folder at this moment, as by :func:`alone_in`."""
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder that cannot be written is worked in by nobody from here
+        return False
+
+
 def claim(
     folder: Path, settings: Mapping[str, object], *, what: str, before: Mapping[str, object] = MappingProxyType({})
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from fedplatform.federated.selection import Best
 from fedplatform.federated.server import Federation, FederationState
 from fedplatform.federated.transport import TRANSPORTS
 from fedplatform.learning.training import LocalTraining, Trainer
+
+if TYPE_CHECKING:
+    from fedplatform.experiments.callbacks import Callback
 
 SAMPLES = 24  # pictures in the report
 
@@ -78,6 +81,10 @@ class Engine(Protocol):
 
         Raises :class:`ComputeError` where there is not the device that the experiment asks for.
         """
+        ...
+
+    def callbacks(self, run: str) -> Sequence[Callback]:
+        """What listens to the run of this name beside whatever always does."""
         ...
 
     def launch(
@@ -250,6 +257,10 @@ class InProcessEngine:
         """The device of this process."""
         compute = experiment.compute.here()
         return "" if compute.is_cpu else str(compute)
+
+    def callbacks(self, run: str) -> Sequence[Callback]:  # noqa: ARG002
+        """Nothing: there is no Prometheus to tell."""
+        return ()
 
     @contextmanager
     def launch(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedplatform.core.logs import kept_in
 from fedplatform.core.messages import TRAINING_RAISED, WITHOUT_EFFECT, HospitalState, RoundReport
 from fedplatform.core.tasks import TASKS
 from fedplatform.core.withdrawal import Withdrawal
@@ -21,7 +22,8 @@ from fedplatform.experiments.callbacks import Callback, Mlflow, Recorder, Report
 from fedplatform.experiments.checkpoint import require_storable
 from fedplatform.experiments.engine import Engine, local_training, require_same_task
 from fedplatform.experiments.experiment import Experiment, ExperimentError
-from fedplatform.experiments.run_folder import RunFolder
+from fedplatform.experiments.run_folder import LOG, RunFolder
+from fedplatform.experiments.run_log import RunLog
 from fedplatform.experiments.weights import write_start
 from fedplatform.experiments.withdrawal import require_enough
 from fedplatform.learning.parameters import batch_norm_names
@@ -191,10 +193,10 @@ def run(
         require_storable(experiment.rule, hospitals=experiment.hospitals, has_root=experiment.root_size > 0)
     say_device(engine, experiment)
     folder = RunFolder.create(runs, name) if name else RunFolder.create_numbered(runs, default_name(experiment))
-    listeners = [*_listeners(folder, tracked=tracked), *callbacks]
+    listeners = [*_listeners(folder, engine, tracked=tracked), *callbacks]
     try:
         folder.write_settings(experiment.settings())
-        with folder.alone():
+        with folder.alone(), kept_in(folder.path / LOG):
             if shards is None:
                 shards = folder.path / "shards"
                 _deal(experiment, shards, data_folder, callbacks)
@@ -243,7 +245,7 @@ def resume(
     process works on the run, its checkpoints cannot be used, or more rounds would outdate a defence that was trained
     for it.
     """
-    with folder.alone():
+    with folder.alone(), kept_in(folder.path / LOG):
         if (rounds is not None or patience is not None) and (folder.path / "defence").exists():
             raise ExperimentError(
                 f"{folder.path / 'defence'} was trained for this run as it is; remove it to go on for more rounds"
@@ -268,7 +270,7 @@ def resume(
                 shards=shards,
                 state_folder=folder.state_folder,
                 checkpoints=folder.checkpoints,
-                callbacks=[*_listeners(folder, tracked=True), *callbacks],
+                callbacks=[*_listeners(folder, engine, tracked=True), *callbacks],
                 withdrawn=folder.withdrawals,
             )
             folder.forget_rounds()
@@ -296,9 +298,10 @@ def _with_start(experiment: Experiment, folder: RunFolder, shards: Path, callbac
     return experiment.from_start(folder.start)
 
 
-def _listeners(folder: RunFolder, *, tracked: bool) -> list[Callback]:
+def _listeners(folder: RunFolder, engine: Engine, *, tracked: bool) -> list[Callback]:
     """What every run in a folder has; MLflow comes last, for it copies the page."""
-    return [Recorder(folder), *([ReportPage(folder), Mlflow(folder)] if tracked else [])]
+    shown = [*engine.callbacks(folder.path.name), ReportPage(folder), Mlflow(folder)] if tracked else []
+    return [RunLog(), Recorder(folder), *shown]
 
 
 def _deal(experiment: Experiment, shards: Path, data_folder: Path | None, callbacks: Sequence[Callback]) -> None:

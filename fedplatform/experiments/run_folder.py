@@ -28,6 +28,7 @@ from fedplatform.federated.hospital_state import EARLIER
 from fedplatform.learning.parameters import ParameterLayout
 
 SETTINGS, MODEL, TRACKED = "experiment.yaml", GLOBAL, "mlflow-run"
+LOG = "run.log"
 
 
 class RunFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from fedplatform.core.logs import of
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.core.seeding import torch_generator
 from fedplatform.core.site_statistics import LEAST, SiteStatistics
@@ -22,6 +24,8 @@ from fedplatform.data.splits import Role
 from fedplatform.data.subgroups import Subgroups
 from fedplatform.federated.hospital_state import Launch, OwnState
 from fedplatform.learning.training import LEAST_BATCH, PersonalState, Trainer
+
+log = logging.getLogger(__name__)
 
 
 def never_stop() -> bool:
@@ -105,13 +109,16 @@ class Hospital:
             should_stop=should_stop,
         )
         self._keep(personal)
+        seconds, scans = time.monotonic() - started, len(self.training_labels)
+        where = of(round_number=round_number, hospital=self.hospital_id)
+        log.info("trained on %d scans in %.1f s, loss %.4f", scans, seconds, loss, extra=where)
         return Update(
             hospital_id=self.hospital_id,
             round_number=round_number,
             delta=delta,
-            num_examples=len(self.training_labels) if len(self.training_labels) >= LEAST_BATCH else 0,
+            num_examples=scans if scans >= LEAST_BATCH else 0,
             train_loss=loss,
-            seconds=time.monotonic() - started,
+            seconds=seconds,
         )
 
     def evaluate(
@@ -128,8 +135,10 @@ class Hospital:
                 self._keep(self.trainer.settle(weights, self.personal, self.training_images, self.training_labels))
             return [self._predict(weights, role) for role in roles]
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            said = " ".join(str(error).split())
-            return Predictions.failed(self.hospital_id, roles, f"{type(error).__name__}: {said}")
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            where = of(round_number=self._round, hospital=self.hospital_id)
+            log.info("could not judge the model on its own scans: %s", said, extra=where)
+            return Predictions.failed(self.hospital_id, roles, said)
 
     def statistics(self, least: int = LEAST) -> SiteStatistics:
         """Its scans in numbers; a count of fewer than ``least`` patients stays here, and so does every scan."""

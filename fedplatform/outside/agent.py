@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -238,6 +239,10 @@ class Agent:
         hello = Hello.read(self._gateway.hello())
         if self._run not in (None, hello.run):
             raise ExperimentError("the server runs another federation now; this one is over here")
+        if hello.version != (own := version("fedplatform")):
+            raise ExperimentError(
+                f"the server runs fedplatform {hello.version}, this hospital {own}: both need the same version"
+            )
         self._run = hello.run
         greeting = Greeting.sign(key=self._key, run=hello.run, hospital_id=self._hospital_id, challenge=hello.challenge)
         return self._gateway.enter(greeting.wire())

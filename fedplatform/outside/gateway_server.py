@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hmac
+import logging
 import secrets
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from fedplatform.core.files import write_durably
+from fedplatform.core.logs import of
 from fedplatform.core.mapped import release, scratch
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.federated.transport import TRANSPORTS
@@ -26,6 +29,14 @@ from fedplatform.outside.body import (
     update_bytes,
 )
 from fedplatform.outside.envelope import Envelope, Greeting, Header, Kind
+from fedplatform.outside.gateway_status import (
+    ROSTER,
+    GatewayStatus,
+    HospitalStatus,
+    now,
+    open_roster,
+    read_keys,
+)
 from fedplatform.outside.identity import Roster
 from fedplatform.outside.ledger import Ledger
 from fedplatform.outside.refusal import Reason, Refusal
@@ -34,8 +45,13 @@ from fedplatform.outside.uploads import Uploads
 from fedplatform.outside.work import CHUNK, Hello, Order, State, Task, Work, launch_number
 
 CHALLENGE_S = 120.0  # that a hospital has to answer a challenge
+STATUS_S = 1.0  # between two writings of the status
 PRESENT_S = 10.0  # after its last question a hospital is taken to be here; it asks every second while it waits
 RUN, LEDGER, UPLOADS = "run-id", "refusals.jsonl", "uploads"
+
+VERSION = version("fedplatform")
+
+log = logging.getLogger(__name__)
 
 Answer = Update | tuple[Predictions, ...]
 
@@ -70,7 +86,10 @@ class GatewayServer:
     """
 
     def __init__(self, roster: Roster, terms: Terms, folder: Path, start: Path | None = None) -> None:
-        self._roster = roster
+        self._folder = folder
+        self._keys = open_roster(folder, roster)
+        self._keys_read = (folder / ROSTER).stat().st_mtime_ns
+        self._status_written = 0.0
         self._terms = terms
         self._transport = TRANSPORTS[terms.transport]
         self._start = {terms.start.sha256: start.read_bytes()} if terms.start and start else {}
@@ -80,6 +99,7 @@ class GatewayServer:
         self._greeted: dict[str, float] = {}  # challenges that were answered, until they are too old anyway
         self._sessions: dict[str, str] = {}  # hospital by token
         self._last_asked: dict[str, float] = {}  # for work, by hospital
+        self._heard_at: dict[str, str] = {}
         self._order: Order | None = None
         self._asked: frozenset[str] = frozenset()
         self._weights, self._base = b"", ""
@@ -94,6 +114,37 @@ class GatewayServer:
         self._complaints: dict[str, str] = {}
         self._farewells: set[str] = set()
         self._changed = threading.Condition(threading.RLock())
+
+    @property
+    def _roster(self) -> Roster:
+        """Who may come; its file may be changed while the run goes on."""
+        changed = (self._folder / ROSTER).stat().st_mtime_ns
+        if changed != self._keys_read:
+            self._keys, self._keys_read = Roster(read_keys(self._folder)), changed
+            self._sessions = {token: name for token, name in self._sessions.items() if name in self._keys.keys}
+            log.info("the roster is now %s", ", ".join(self._keys.keys) or "empty")
+        return self._keys
+
+    def _tell(self) -> None:
+        """Write the status, at most once a second."""
+        if time.monotonic() - self._status_written < STATUS_S:
+            return
+        self._status_written = time.monotonic()
+        order = self._order
+        joined = set(self._sessions.values())
+        awaited = self._asked - self._answers.keys() if self._is_open else frozenset()
+        status = GatewayStatus(
+            run=self._terms.run,
+            round_number=order.round_number if order else 0,
+            order=str(order.kind) if order else "",
+            written=now(),
+            hospitals=tuple(
+                HospitalStatus(name, name in joined, self._heard_at.get(name, ""), name in awaited)
+                for name in sorted(self._roster.keys)
+            ),
+        )
+        with suppress(OSError):  # a full disk ends no round
+            status.write(self._folder)
 
     def ask(self, order: Order) -> None:
         """Put an order up; the one before is over. The same order once more changes nothing."""
@@ -115,6 +166,11 @@ class GatewayServer:
             self._answers, self._complaints = {}, {}
             updates = len(self._asked) if order.kind is Kind.UPDATE else 0
             self._table = scratch(updates, order.weights.size)
+            log.info(
+                "asks %s for %s", ", ".join(sorted(self._asked)), order.kind, extra=of(round_number=order.round_number)
+            )
+            self._status_written = 0.0
+            self._tell()
 
     def collect(self, timeout_s: float, silent: frozenset[str] = frozenset()) -> Collected:
         """Wait until all hospitals have answered or the time is up; after that the order takes no answer.
@@ -136,6 +192,8 @@ class GatewayServer:
                     break
                 self._changed.wait(end - now)
             self._is_open = False
+            self._status_written = 0.0
+            self._tell()
             return Collected(frozenset(self._answers), dict(self._complaints), self._longest_s)
 
     def answer(self, hospital_id: str) -> Answer | None:
@@ -153,7 +211,7 @@ class GatewayServer:
         """A challenge for whoever knocks."""
         # The time, and a draw of its own: two who knock in the same millisecond must not be given one challenge.
         drawn = int(time.monotonic() * 1000).to_bytes(8, "big") + secrets.token_bytes(8)
-        return Hello(run=self._terms.run, challenge=(drawn + self._stamp(drawn)).hex()).wire()
+        return Hello(run=self._terms.run, challenge=(drawn + self._stamp(drawn)).hex(), version=VERSION).wire()
 
     def enter(self, greeting: bytes) -> str:
         """Let a hospital in that has signed a challenge; the token of its session. Raises :class:`Refusal`."""
@@ -168,6 +226,7 @@ class GatewayServer:
             if time.monotonic() - self._last_asked.get(read.hospital, -PRESENT_S) < PRESENT_S:
                 raise Refusal(Reason.HERE_ALREADY, f"{read.hospital} is here already, from another process or machine")
             token = secrets.token_urlsafe(32)
+            log.info("joined", extra=of(hospital=read.hospital))
             self._sessions = {t: name for t, name in self._sessions.items() if name != read.hospital}
             self._sessions[token] = read.hospital
             return token
@@ -183,6 +242,8 @@ class GatewayServer:
         with self._recording({}):
             hospital_id = self._who(token)
             self._last_asked[hospital_id] = time.monotonic()
+            self._heard_at[hospital_id] = now()
+            self._tell()
             if hospital_id not in self._heard:
                 self._heard.add(hospital_id)
                 self._changed.notify_all()
@@ -251,6 +312,7 @@ class GatewayServer:
             if received == header.size:
                 self._answers[hospital_id] = self._kept(self._read(self._uploads.take(hospital_id), header))
                 self._longest_s = time.monotonic() - self._asked_at
+                log.info("%s taken", header.kind, extra=of(round_number=header.round, hospital=hospital_id))
                 self._changed.notify_all()
             return received
 
@@ -321,13 +383,14 @@ class GatewayServer:
                 yield
             except Refusal as refusal:
                 self._ledger.write_down(refusal, **claimed)
+                log.info("refused: %s", refusal, extra=of(hospital=str(claimed.get("session", ""))))
                 if refusal.reason in (Reason.MALFORMED, Reason.OVERSIZE) and "session" in claimed:
                     self._complaints[str(claimed["session"])] = refusal.sentence
                 raise
 
     def _who(self, token: str) -> str:
         hospital_id = self._sessions.get(token)
-        if hospital_id is None:
+        if hospital_id is None or hospital_id not in self._roster.keys:
             raise Refusal(Reason.NO_SESSION, "this session is not known; show the key again")
         return hospital_id
 

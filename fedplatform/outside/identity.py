@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import yaml
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -70,12 +70,17 @@ class Roster:
             raise ExperimentError(f"{path} is no roster: {' '.join(str(error).split())}") from error
         if not isinstance(found, dict) or not found:
             raise ExperimentError(f"{path} is no roster: it holds 'hospital: {MARK}...' lines")
-        for hospital_id, key in found.items():
+        return cls.checked(found, where=str(path))
+
+    @classmethod
+    def checked(cls, keys: Mapping[Any, Any], *, where: str) -> Self:
+        """A roster of these keys. Raises :class:`ExperimentError` where one is none, or two hospitals share one."""
+        for hospital_id, key in keys.items():
             if not _is_public(key):
-                raise ExperimentError(f"{path}: the key of {hospital_id} is not {MARK} and 64 hexadecimal digits")
-        if len(set(found.values())) < len(found):
-            raise ExperimentError(f"{path}: every hospital has a key of its own, got one key twice")
-        return cls({str(hospital_id): key for hospital_id, key in found.items()})
+                raise ExperimentError(f"{where}: the key of {hospital_id} is not {MARK} and 64 hexadecimal digits")
+        if len(set(keys.values())) < len(keys):
+            raise ExperimentError(f"{where}: every hospital has a key of its own, got one key twice")
+        return cls({str(hospital_id): str(key) for hospital_id, key in keys.items()})
 
     def only(self, hospital_ids: tuple[str, ...]) -> Self:
         """The roster of these hospitals. Raises :class:`ExperimentError` where one is missing."""

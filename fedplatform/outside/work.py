@@ -72,7 +72,8 @@ class Work(Strict):
 
 
 class Hello(Strict):
-    """What the server says to whoever knocks: its run, and a number to be signed."""
+    """What the server says to whoever knocks: its run, a number to be signed, and the version of its software."""
 
     run: RunId
     challenge: Digest
+    version: Annotated[str, Field(max_length=40)]

@@ -145,6 +145,24 @@ def test_a_hospital_without_a_node_is_named_at_once(federation: Federation) -> N
     assert "--hospital st-nobody" in examined.stdout
 
 
+def test_a_run_may_begin_without_a_hospital_whose_node_is_away(federation: Federation) -> None:
+    settings = yaml.safe_load((federation.nodes.folder / "federation.yaml").read_text())
+    settings["hospitals"][1]["node"] = "moved-away"
+    (federation.nodes.folder / "away.yaml").write_text(yaml.safe_dump(settings))
+    where = f"--address {federation.nodes.address} --shards server --name away --rounds 1"
+    command = f"fedplatform run away.yaml {where}"
+    for way in ("--without charite", "--wait 2s"):
+        begun = federation.nodes.run(f"{command} --quorum 1 {way}")
+        assert begun.returncode == 0, begun.stdout + begun.stderr
+        assert "without charite: its node is not there; it joins when that comes" in begun.stderr
+        assert "its node has not come yet" in begun.stdout
+        shutil.rmtree(federation.nodes.folder / "runs/away")
+    few = federation.nodes.run(f"{command} --quorum 2 --wait 0s")
+    assert few.returncode == 1
+    assert "1 are fewer than the quorum of 2" in few.stderr
+    assert "no such hospital" in federation.nodes.run(f"{command} --without charit").stderr
+
+
 def test_a_shard_that_is_not_on_its_node_is_told_of_by_hospital(federation: Federation) -> None:
     folder = federation.nodes.folder
     text = (folder / "federation.yaml").read_text().replace("charite.parquet", "missing.parquet")
@@ -214,9 +232,23 @@ def test_a_job_is_cancelled_by_the_name_of_its_run(federation: Federation) -> No
     followed = federation.nodes.run("fedplatform jobs follow long")
     assert followed.returncode == 1
     assert "run 'long' stopped" in followed.stderr
-    unknown = federation.nodes.run("fedplatform jobs cancel lnog")
-    assert unknown.returncode == 1
-    assert "knows no run 'lnog'" in unknown.stderr
+    for words in ("jobs cancel lnog", "submit --resume lnog"):
+        unknown = federation.nodes.run(f"fedplatform {words}")
+        assert unknown.returncode == 1
+        assert "knows no run 'lnog'" in unknown.stderr
+    assert "lnog" not in federation.nodes.run("fedplatform jobs").stdout
+
+
+def test_a_finished_run_stays_finished_when_its_name_is_handed_in_again(federation: Federation) -> None:
+    short = f"--shards {federation.nodes.folder}/server --rounds 1 --name short"
+    done = federation.nodes.run(f"fedplatform submit federation.yaml {short}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = federation.nodes.run(f"fedplatform submit federation.yaml {short}")
+    assert again.returncode == 1
+    assert "run 'short' is finished" in again.stderr
+    assert "succeeded" in next(
+        line for line in federation.nodes.run("fedplatform jobs").stdout.splitlines() if "short" in line
+    )
 
 
 def test_tls_is_one_setting_and_without_it_nobody_is_understood() -> None:
@@ -224,11 +256,14 @@ def test_tls_is_one_setting_and_without_it_nobody_is_understood() -> None:
     try:
         made = nodes.run("fedplatform certificate authority --to tls --address 127.0.0.1 --address 127.0.0.2")
         assert made.returncode == 0, made.stderr
-        nodes.environment["FEDPLATFORM_TLS"] = str(nodes.folder / "tls")
+        nodes.environment["FEDPLATFORM_TLS"] = "tls/"
         nodes.start_head("fedplatform node --head", "--num-cpus=1")
         inside = nodes.run(f"fedplatform doctor --address {nodes.address}")
         assert inside.returncode == 0, inside.stdout + inside.stderr
         assert "on; the certificate is good for 364 days" in inside.stdout
+        settings = "--hospitals 2 --byzantine 0 --rule mean --root-size 0 --partition iid --scans 80 --size 16"
+        submitted = nodes.run(f"fedplatform submit lesions {settings} --rounds 1 --model small_cnn(width=4)")
+        assert submitted.returncode == 0, submitted.stdout + submitted.stderr
         outside = nodes.run(f"fedplatform run lesions --address {nodes.address}", FEDPLATFORM_TLS="")
         assert outside.returncode == 1
         assert "with TLS off" in outside.stderr
