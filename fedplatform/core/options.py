@@ -64,7 +64,7 @@ EXPERIMENT: dict[str, Option] = {
         "given",
     ),
     "subgroups": Option(
-        "columns of a Parquet file by which figures are told apart, NAME,NAME... (sex, age, scanner); numbers in bands "
+        "columns of a Parquet file by which figures are split, NAME,NAME... (sex, age, scanner); numbers in bands "
         "of 20. The subgroup of each test scan goes to the server",
         "none",
     ),

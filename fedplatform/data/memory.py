@@ -89,7 +89,7 @@ def from_arrays(
     numbers themselves). Labels (n, k) of 0 and 1 say which of k findings a scan has, and ``classes`` names these.
     ``groups`` (n,) says which scans belong together, such as those of one patient: no split cuts a
     group. Without, near-identical scans are searched for. ``sites`` (n,) names the hospital of each scan. ``subgroups``
-    are (n,) words or numbers by name, such as ``{"sex": [...]}``: figures are told apart by them. Raises
+    are (n,) words or numbers by name, such as ``{"sex": [...]}``: figures are split by them. Raises
     :class:`DataError` where they do not fit together.
 
     >>> import numpy as np

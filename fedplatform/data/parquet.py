@@ -39,7 +39,7 @@ class ParquetSource:
     :data:`~fedplatform.data.patients.COLUMNS`, or in the column that ``patients`` names (``none``: in none);
     ``fold``, ``site``, and ``split`` or ``orig_split`` ("train", "val", "test"). Class names come from the schema
     metadata key ``classes`` (comma-separated), from the hub's own metadata, from the words in ``label``, or are the
-    numbers that occur, in this order. ``subgroups`` names columns by which figures are told apart; numbers in them are
+    numbers that occur, in this order. ``subgroups`` names columns by which figures are split; numbers in them are
     taken in bands. Pictures are streamed, never held whole.
     """
 
