@@ -23,7 +23,8 @@ class RunMetrics(Callback):
 
     def __init__(self, run: str, *, certificate: Path | None = None) -> None:
         self._run, self._certificate = run, certificate
-        self._absent: dict[str, int] = {}
+        self.absent: dict[str, int] = {}
+        """Rounds in a row, by hospital, without a usable update."""
         self._states: dict[str, HospitalState] = {}
         self._round = self._gauge("round", "The newest round.")
         self._rounds = self._gauge("rounds", "Rounds that the run is to have.")
@@ -65,9 +66,9 @@ class RunMetrics(Callback):
         self._tell_certificate()
 
     def _tell_hospital(self, record: HospitalRecord) -> None:
-        name, was = record.hospital_id, self._absent.get(record.hospital_id, 0)
-        self._absent[name] = was + 1 if record.state in AWAY else was if record.state is HospitalState.RESTING else 0
-        self._set(self._rounds_absent, self._absent[name], hospital=name)
+        name, was = record.hospital_id, self.absent.get(record.hospital_id, 0)
+        self.absent[name] = was + 1 if record.state in AWAY else was if record.state is HospitalState.RESTING else 0
+        self._set(self._rounds_absent, self.absent[name], hospital=name)
         self._set(self._weight, record.weight, hospital=name)
         self._set(self._trust, record.trust, hospital=name)
         before = self._states.get(name)

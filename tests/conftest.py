@@ -46,7 +46,7 @@ ROOT = Path(__file__).parents[1]
 # holds unit tests, unless a fixture of a test says otherwise.
 MARKERS = {
     "cluster": ("test_cluster", "test_faults", "test_faults_network", "test_joining"),
-    "ray": ("test_ray_cohort", "test_tune"),
+    "ray": ("test_ray_cohort", "test_tune", "test_metrics", "test_run_log", "test_stopping"),
     "serve": ("test_endpoint", "test_endpoint_schema", "test_gateway", "test_http", "test_proxy"),
     "docs": ("test_docs",),
     "training": (
@@ -87,6 +87,7 @@ MARKERS = {
             "test_cross_site",
             "test_withdrawal",
             "test_tasks_run",
+            "test_gateway_status",
         ),
     ),
 }

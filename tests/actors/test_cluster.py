@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
+import signal
 import socket
+import subprocess
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -163,6 +167,42 @@ def test_a_run_may_begin_without_a_hospital_whose_node_is_away(federation: Feder
     assert "no such hospital" in federation.nodes.run(f"{command} --without charit").stderr
 
 
+def test_an_absent_hospital_joins_when_its_node_comes(federation: Federation) -> None:
+    nodes = federation.nodes
+    settings = yaml.safe_load((nodes.folder / "federation.yaml").read_text())
+    settings["hospitals"][1]["node"] = "comes-later"
+    (nodes.folder / "later.yaml").write_text(yaml.safe_dump(settings))
+    command = f"fedplatform run later.yaml --address {nodes.address} --shards server --name later --rounds 5000"
+    words = [*shlex.split(command), "--quorum", "1", "--without", "charite"]
+    log = nodes.folder / "runs/later/run.log"
+    with (nodes.folder / "later.txt").open("w") as output:
+        process = subprocess.Popen(words, cwd=nodes.folder, env=nodes.environment, stdout=output, stderr=output)
+        try:
+            wait_for(log, '"late: its node has not come yet", "round": 2, "hospital": "charite"', process)
+            nodes.start(f"fedplatform node --address {nodes.address} --hospital comes-later", "--num-cpus=1")
+            wait_for(log, '"hospital": "charite"', process, '"trained on ')
+            process.terminate()
+            assert process.wait(300) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+    last = (nodes.folder / "later.txt").read_text().splitlines()[-1]
+    again = f"fedplatform run --resume later --address {nodes.address} --shards server --without charite"
+    assert last.endswith(f"stopped; finished rounds are kept; go on with: {again}")
+
+
+def wait_for(log: Path, words: str, process: subprocess.Popen[bytes], *more: str) -> None:
+    """Until a line of a run's log has these words."""
+    until = time.monotonic() + 420
+    while not any(all(part in line for part in (words, *more)) for line in _lines(log)):
+        assert process.poll() is None, (log.parent.parent.parent / "later.txt").read_text()
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.5)
+
+
+def _lines(log: Path) -> list[str]:
+    return log.read_text().splitlines() if log.exists() else []
+
+
 def test_a_shard_that_is_not_on_its_node_is_told_of_by_hospital(federation: Federation) -> None:
     folder = federation.nodes.folder
     text = (folder / "federation.yaml").read_text().replace("charite.parquet", "missing.parquet")
@@ -261,7 +301,7 @@ def test_tls_is_one_setting_and_without_it_nobody_is_understood() -> None:
         inside = nodes.run(f"fedplatform doctor --address {nodes.address}")
         assert inside.returncode == 0, inside.stdout + inside.stderr
         assert "on; the certificate is good for 364 days" in inside.stdout
-        settings = "--hospitals 2 --byzantine 0 --rule mean --root-size 0 --partition iid --scans 80 --size 16"
+        settings = "--hospitals 2 --byzantine 0 --rule mean --root-size 0 --partition iid --scans 200 --size 16"
         submitted = nodes.run(f"fedplatform submit lesions {settings} --rounds 1 --model small_cnn(width=4)")
         assert submitted.returncode == 0, submitted.stdout + submitted.stderr
         outside = nodes.run(f"fedplatform run lesions --address {nodes.address}", FEDPLATFORM_TLS="")
