@@ -186,7 +186,7 @@ def test_an_absent_hospital_joins_when_its_node_comes(federation: Federation) ->
         finally:
             process.kill()
     last = (nodes.folder / "later.txt").read_text().splitlines()[-1]
-    again = f"fedplatform run --resume later --address {nodes.address} --shards server --without charite"
+    again = f"fedplatform run --resume later --address {nodes.address} --without charite --shards server"
     assert last.endswith(f"stopped; finished rounds are kept; go on with: {again}")
 
 
