@@ -6,14 +6,18 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray._private import worker as ray_worker
 from ray._private.services import get_ray_address_from_environment
 
 from actors.cluster import security
 
 LOCAL = "local"
+
+log = logging.getLogger(__name__)
 
 
 def join(address: str, **options: Any) -> None:
@@ -34,10 +38,19 @@ def join(address: str, **options: Any) -> None:
             if os.environ.get("RAY_ADDRESS") == address:
                 error.add_note("the address comes from RAY_ADDRESS")
             raise
+    ray_worker.print_to_stdstream = _log  # type: ignore[assignment]
     before = signal.getsignal(signal.SIGTERM)
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     if callable(before) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray's own would print a trace of its C++ code and abort
+
+
+def _log(told: Mapping[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001
+    """Log the first sentence of what Ray would print: of a node that died it prints the end of that node's log, too."""
+    for text in told["lines"]:
+        first = str(text).strip().partition("\n")[0].partition(". ")[0]
+        if first:
+            log.info("Ray: %s", first)
 
 
 def found(address: str) -> str:

@@ -26,6 +26,12 @@ class GatewayOptions:
     roster: Roster
     tls: tuple[str, str] | None = None
 
+    @property
+    def words(self) -> str:
+        """Where it listens, and who is registered."""
+        scheme = "https" if self.tls else "http"
+        return f"gateway at {scheme}://{self.host}:{self.port} for {', '.join(self.roster.keys)}"
+
 
 def open_gateway(gateway: Any, options: GatewayOptions) -> None:
     """Begin to serve a gateway. Raises :class:`CohortError` where the cluster serves something else."""

@@ -13,7 +13,7 @@ import click
 
 from fedplatform.cli.options import AS_JSON, RUNS, absence_options, experiment_options, given, words_of_options
 from fedplatform.cli.outside import gateway_options, require_way_in
-from fedplatform.cli.terminal import SuggestingGroup, as_json, console, one_line_errors, status_of
+from fedplatform.cli.terminal import SuggestingGroup, as_json, console, one_line_errors, status_of_stop
 from fedplatform.core.options import EXPERIMENT
 
 ROSTER = "roster.yaml"  # as it is called in the folder that travels with a job
@@ -252,11 +252,11 @@ def submit(
 def _follow(jobs: Any, run: str) -> None:
     try:
         jobs.follow(run, write=lambda text: click.echo(text, nl=False))
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         click.echo(
             f"\nthe run goes on: 'fedplatform jobs follow {run}' shows it, 'fedplatform jobs cancel {run}' ends it"
         )
-        sys.exit(status_of(stop))
+        sys.exit(status_of_stop())
 
 
 @click.group(cls=SuggestingGroup, invoke_without_command=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedplatform.cli.options import compute_of, compute_options
-from fedplatform.cli.terminal import console, one_line_errors, status_of
+from fedplatform.cli.terminal import console, one_line_errors, status_of_stop
 
 if TYPE_CHECKING:
     from fedplatform.experiments.experiment import Experiment
@@ -199,9 +199,9 @@ def join(
                 click.echo(f"computing on {compute}")
                 watcher.rounds = terms.experiment().rounds
                 agent.take_part(membership.admit, membership.transport)
-        except KeyboardInterrupt as stop:
+        except KeyboardInterrupt:
             click.echo("\nleft; the same command comes back, and nothing is sent meanwhile", err=True)
-            sys.exit(status_of(stop))
+            sys.exit(status_of_stop())
         if agent.weights is not None:
             click.echo(f"finished; the model: {membership.write_model(agent.weights)}")
 

@@ -72,17 +72,18 @@ def opened(
         ray_engine.close()
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, from systemd, Kubernetes or ``kill``: a command ends as by Ctrl-C."""
+_stopped_by: list[int] = []  # signals that this process got; Ray's C++ code forgets which it was
 
 
-def status_of(stop: KeyboardInterrupt) -> int:
-    """The exit status of a command that was stopped, as shells have it."""
-    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+def status_of_stop() -> int:
+    """The exit status of a command that was stopped, as shells have it: 143 by SIGTERM, 130 by Ctrl-C."""
+    return 128 + (_stopped_by[-1] if _stopped_by else signal.SIGINT)
 
 
 def _terminate(*_: object) -> NoReturn:
-    raise Terminated
+    """SIGTERM, from systemd, Kubernetes or ``kill``, ends a command as Ctrl-C does."""
+    _stopped_by.append(signal.SIGTERM)
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -94,7 +95,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         click.echo(f"fedplatform: {'; '.join(['stopped; finished rounds are kept', *notes(stop)])}", err=True)
-        sys.exit(status_of(stop))
+        sys.exit(status_of_stop())
     except ModuleNotFoundError as error:
         missing = advice(error)
         if missing is None:

@@ -137,6 +137,8 @@ def run(
         if on_a_cluster and shards is None and folder is None and has_own_shards:
             raise ExperimentError("hospitals open their own shards: --shards FOLDER with the server's manifest.json")
         outside = gateway_of(experiment, gateway, roster, tls_cert, tls_key)
+        if outside is not None:
+            console.print(f"{outside.words}; 'fedplatform gateway status' says who has joined", soft_wrap=True)
         needed_again = words_of_options(click.get_current_context(), NEEDED_AGAIN)
         title = (
             f"{experiment.data_slug}: {experiment.hospitals} hospitals, {experiment.byzantine} Byzantine, "

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from actors.cluster.joining import _log
 from fedplatform.outside.identity import make_key
 
 PROGRAM = [sys.executable, "-m", "fedplatform"]
@@ -70,3 +71,12 @@ def test_one_hospital_joins_once_with_one_folder(tmp_path: Path) -> None:
         )
     assert done.returncode == 1
     assert done.stderr.strip().endswith("is going on in another process")
+
+
+def test_what_ray_prints_of_a_dead_node_is_one_line_of_the_log(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level("INFO", logger="actors"):
+        _log({"lines": ["Raylet is terminated. Possible reasons:\n    [state-dump] forty\n    lines\n"]}, False)
+    assert [record.getMessage() for record in caplog.records] == ["Ray: Raylet is terminated"]
+    assert capsys.readouterr().out == ""
