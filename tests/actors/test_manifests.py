@@ -95,6 +95,10 @@ def manifests(*folders: str) -> list[dict[str, Any]]:
     return documents(*(path for path in files if path.name != "kustomization.yaml"))
 
 
+def optional() -> list[dict[str, Any]]:
+    return manifests("components/monitoring", "components/gateway")
+
+
 def groups() -> list[dict[str, Any]]:
     """The worker groups of the hospitals in the repository."""
     (patch,) = documents(KUBERAY / "hospitals/groups.yaml")
@@ -132,7 +136,7 @@ def parse(words: list[str]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "document",
-    manifests(),
+    [*manifests(), *(each for each in optional() if each["kind"] != "PodMonitor")],
     ids=lambda found: f"{found['kind']}-{found['metadata']['name']}",
 )
 def test_the_manifests_pass_their_schemas(document: dict[str, Any]) -> None:
@@ -489,7 +493,7 @@ def test_draining_nodes_leaves_the_head_redis_the_endpoint_and_a_quorum_of_hospi
 
 
 def test_nobody_may_talk_to_every_address_and_only_heads_to_the_kubernetes_api() -> None:
-    every = [*built("cpu"), *built("cpu", "job"), *built("cpu", "endpoint")]
+    every = [*built("cpu"), *built("cpu", "job"), *built("cpu", "endpoint"), *optional()]
     policies = [each for each in every if each["kind"] == "NetworkPolicy"]
     beyond = []
     for each in policies:
@@ -499,6 +503,92 @@ def test_nobody_may_talk_to_every_address_and_only_heads_to_the_kubernetes_api()
     assert {policy["metadata"]["name"] for policy, _ in beyond} == {"fedplatform-api-server"}
     assert beyond[0][0]["spec"]["podSelector"]["matchLabels"] == {"ray.io/node-type": "head"}
     assert all(ipaddress.ip_network(cidr).num_addresses == 1 for _, cidr in beyond)
+
+
+def ingress_of(name: str) -> dict[str, Any]:
+    policy = one(optional(), "NetworkPolicy", name)["spec"]
+    assert policy["policyTypes"] == ["Ingress"]
+    (rule,) = policy["ingress"]
+    assert all(
+        peer["namespaceSelector"]["matchLabels"].keys() == {"kubernetes.io/metadata.name"} for peer in rule["from"]
+    )
+    return {"pods": policy["podSelector"]["matchLabels"], "ports": [port["port"] for port in rule["ports"]]}
+
+
+def test_prometheus_reaches_the_metrics_of_every_ray_pod_and_nothing_else() -> None:
+    monitor = one(
+        optional(), "PodMonitor"
+    )  # by hand: the schemas of the Prometheus operator are not in this repository
+    assert monitor.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
+    assert monitor["spec"].keys() == {"selector", "podTargetLabels", "podMetricsEndpoints"}
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint == {"port": "metrics", "path": "/metrics", "interval": "15s"}
+    policy = ingress_of("fedplatform-metrics")
+    assert policy["pods"] == monitor["spec"]["selector"]["matchLabels"] == {"ray.io/is-ray-node": "yes"}  # KubeRay's
+    every = [pod for each in [*manifests("base", "endpoint"), *groups()] for pod in pods(each)]
+    rays = [pod["spec"]["containers"][0] for pod in every if pod["spec"]["containers"][0]["name"].startswith("ray-")]
+    assert len(rays) == 6
+    for container in rays:
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert policy["ports"] == [ports[endpoint["port"]]] == [8080]
+
+
+@pytest.fixture
+def with_everything(tmp_path: Path) -> Path:
+    """deploy/kuberay where the overlay cpu takes in all that is optional."""
+    kuberay = shutil.copytree(KUBERAY, tmp_path / "kuberay")
+    for path in (kuberay / "overlays/cpu").rglob("kustomization.yaml"):
+        path.write_text(path.read_text().replace("# - ../", "- ../"))
+    return kuberay
+
+
+def test_what_is_optional_goes_with_an_overlay_into_its_namespace(with_everything: Path) -> None:
+    render(the_experiment(), with_everything / "hospitals", namespace="second")
+    found = [each for part in PARTS for each in built("cpu", part, kuberay=with_everything)]
+    for document in found:
+        if document["kind"] != "PodMonitor":
+            check(document)
+    assert {each["metadata"]["namespace"] for each in found if each["kind"] not in CLUSTER_SCOPED} == {"second"}
+    assert len(identities(found)) == len(set(identities(found)))
+
+
+def test_hospitals_outside_reach_the_gateway_that_the_job_opens_on_the_head(with_everything: Path) -> None:
+    entrypoint = one(built("cpu", "job", kuberay=with_everything), "RayJob")["spec"]["entrypoint"]
+    options = parse(shlex.split(entrypoint)[1:])
+    plain = parse(shlex.split(one(manifests(), "RayJob")["spec"]["entrypoint"])[1:])
+    of_the_gateway = {"gateway", "roster", "tls_cert", "tls_key"}
+    assert {name: value for name, value in options.items() if name not in of_the_gateway} == {
+        name: value for name, value in plain.items() if name not in of_the_gateway
+    }
+    found = built("cpu", kuberay=with_everything)
+    head = one(found, "RayCluster")["spec"]["headGroupSpec"]["template"]["spec"]
+    container = head["containers"][0]
+    (mount,) = (each for each in container["volumeMounts"] if each["name"] == "gateway")
+    (volume,) = (each for each in head["volumes"] if each["name"] == "gateway")
+    assert volume["secret"]["secretName"] == "fedplatform-gateway"
+    assert mount["readOnly"]
+    for name in of_the_gateway - {"gateway"}:
+        assert str(options[name]).startswith(f"{mount['mountPath']}/")
+    (port,) = (each["containerPort"] for each in container["ports"] if each["name"] == "gateway")
+    assert options["gateway"] == f"0.0.0.0:{port}"
+    policy = ingress_of("fedplatform-gateway")
+    service = one(found, "Service", "fedplatform-gateway")["spec"]
+    assert policy["ports"] == [port]
+    assert policy["pods"] == service["selector"] == {"ray.io/cluster": "fedplatform", "ray.io/node-type": "head"}
+    assert [each["targetPort"] for each in service["ports"]] == ["gateway"]
+
+
+def test_the_example_of_an_ingress_hands_tls_on_to_the_gateways_service() -> None:
+    ingress = one(optional(), "Ingress")
+    assert ingress["metadata"]["annotations"] == {"nginx.ingress.kubernetes.io/ssl-passthrough": "true"}
+    (rule,) = ingress["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    service = one(optional(), "Service")
+    backend = path["backend"]["service"]
+    assert backend["name"] == service["metadata"]["name"]
+    assert backend["port"]["name"] in [port["name"] for port in service["spec"]["ports"]]
+    assert ingress["spec"]["tls"] == [{"hosts": [rule["host"]]}]
 
 
 def cluster_yaml() -> dict[str, Any]:
