@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ipaddress
 import json
 import re
 import shlex
@@ -20,13 +21,23 @@ import kubernetes_validate
 import pytest
 import ray
 import yaml
+from click.testing import CliRunner
 from jsonschema import Draft202012Validator, ValidationError
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT, DEFAULT_DASHBOARD_PORT, DEFAULT_PORT
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 from referencing import Registry, Resource
 
-from actors.cluster.kubernetes import LIVENESS, render
+from actors.cluster.kubernetes import (
+    LIVENESS,
+    NAMESPACE,
+    PULL_SECRET,
+    RAYS_CPUS,
+    RAYS_CPUS_AT_MOST,
+    SEARCHES,
+    priority,
+    render,
+)
 from actors.endpoint.arguments import EndpointArguments
 from fedplatform.cli import fedplatform
 from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
@@ -41,6 +52,8 @@ REGISTRY: Registry = Registry().with_resources(
     for name, schema in SCHEMAS.items()
 )
 OVERLAYS = ("one-machine", "cpu", "gpu")
+PARTS = ("", "job", "endpoint")  # the cluster, and what is applied apart from it
+CLUSTER_SCOPED = ("Namespace", "PersistentVolume", "PriorityClass")
 
 
 def documents(*files: Path) -> list[dict[str, Any]]:
@@ -59,11 +72,11 @@ def check(document: dict[str, Any]) -> None:
             raise ValidationError(str(error)) from error
 
 
-def built(overlay: str) -> list[dict[str, Any]]:
+def built(overlay: str, part: str = "", *, kuberay: Path = KUBERAY) -> list[dict[str, Any]]:
     if shutil.which("kubectl") is None:
         pytest.skip("no kubectl here, so no overlay can be put together")
     done = subprocess.run(
-        ["kubectl", "kustomize", KUBERAY / "overlays" / overlay], capture_output=True, text=True, check=False
+        ["kubectl", "kustomize", kuberay / "overlays" / overlay / part], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
@@ -74,8 +87,27 @@ def one(found: list[dict[str, Any]], kind: str, name: str | None = None) -> dict
     return only
 
 
-def base() -> list[dict[str, Any]]:
-    return documents(*(path for path in sorted((KUBERAY / "base").glob("*.yaml")) if path.name != "kustomization.yaml"))
+def manifests(*folders: str) -> list[dict[str, Any]]:
+    """What stands in folders of deploy/kuberay; without any, the cluster, the job and the endpoint."""
+    files = [
+        path for folder in folders or ("base", "job", "endpoint") for path in sorted((KUBERAY / folder).glob("*.yaml"))
+    ]
+    return documents(*(path for path in files if path.name != "kustomization.yaml"))
+
+
+def optional() -> list[dict[str, Any]]:
+    return manifests("components/monitoring", "components/gateway")
+
+
+def groups() -> list[dict[str, Any]]:
+    """The worker groups of the hospitals in the repository."""
+    (patch,) = documents(KUBERAY / "hospitals/groups.yaml")
+    return [operation["value"] for operation in patch]
+
+
+def identities(found: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Kind, namespace (none for what a whole Kubernetes cluster shares) and name of each."""
+    return [(each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]) for each in found]
 
 
 def pods(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -102,20 +134,38 @@ def parse(words: list[str]) -> dict[str, Any]:
     return options
 
 
-@pytest.mark.parametrize("document", base(), ids=lambda found: f"{found['kind']}-{found['metadata']['name']}")
+@pytest.mark.parametrize(
+    "document",
+    [*manifests(), *(each for each in optional() if each["kind"] != "PodMonitor")],
+    ids=lambda found: f"{found['kind']}-{found['metadata']['name']}",
+)
 def test_the_manifests_pass_their_schemas(document: dict[str, Any]) -> None:
     check(document)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_overlay_passes_its_schemas_and_has_a_node_for_each_hospital(overlay: str) -> None:
-    found = built(overlay)
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_of_every_overlay_passes_its_schemas_and_has_its_image(overlay: str, part: str) -> None:
+    found = built(overlay, part)
     for document in found:
         check(document)
-    groups = one(found, "RayCluster")["spec"]["workerGroupSpecs"]
-    assert [group["groupName"] for group in groups] == ["trials", "st-mary", "charite"]
     images = {container["image"] for each in found for pod in pods(each) for container in pod["spec"]["containers"]}
     assert "fedplatform" not in images, "an image without a registry or a tag is left"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_overlay_has_a_node_for_each_hospital(overlay: str) -> None:
+    found = one(built(overlay), "RayCluster")["spec"]["workerGroupSpecs"]
+    assert [group["groupName"] for group in found] == [SEARCHES, "st-mary", "charite"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_cluster_the_job_and_the_endpoint_are_applied_apart(overlay: str) -> None:
+    parts = [built(overlay, part) for part in PARTS]
+    rays = [{each["kind"] for each in found if each["apiVersion"] == "ray.io/v1"} for found in parts]
+    assert rays == [{"RayCluster"}, {"RayJob"}, {"RayService"}]
+    together = [named for found in parts for named in identities(found)]
+    assert len(together) == len(set(together)), "an object is in two parts, so that to delete one harms the other"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +179,7 @@ def test_every_overlay_passes_its_schemas_and_has_a_node_for_each_hospital(overl
     ],
 )
 def test_a_mistake_in_a_manifest_is_found(kind: str, path: tuple[str | int, ...], value: object) -> None:
-    document = copy.deepcopy(next(found for found in base() if found["kind"] == kind))
+    document = copy.deepcopy(next(found for found in manifests() if found["kind"] == kind))
     place: Any = document
     for step in path[:-1]:
         place = place[step]
@@ -141,20 +191,20 @@ def test_a_mistake_in_a_manifest_is_found(kind: str, path: tuple[str | int, ...]
 def test_the_hospitals_in_the_repository_are_those_of_the_federation_file(tmp_path: Path) -> None:
     experiment = Experiment.from_settings(load_settings(str(FEDERATION)))
     written = render(experiment, tmp_path)
-    assert {path.name for path in written} == {path.name for path in (KUBERAY / "hospitals").iterdir()}
-    for path in written:
-        assert path.read_text() == (KUBERAY / "hospitals" / path.name).read_text(), (
+    there = [path for path in (KUBERAY / "hospitals").rglob("*") if path.is_file()]
+    names = sorted(path.relative_to(tmp_path) for path in written)
+    assert names == sorted(path.relative_to(KUBERAY / "hospitals") for path in there)
+    for name in names:
+        assert (tmp_path / name).read_text() == (KUBERAY / "hospitals" / name).read_text(), (
             "render deploy/kuberay/hospitals anew"
         )
     assert Experiment.from_settings(load_settings(str(tmp_path / "federation.yaml"))) == experiment
 
 
 def test_each_hospital_has_a_group_a_volume_and_a_policy_that_are_nobody_elses() -> None:
-    (patch,) = documents(KUBERAY / "hospitals/groups.yaml")
-    for operation in patch:
-        group = operation["value"]
+    for group in groups():
         name, pod = group["groupName"], group["template"]
-        own = documents(KUBERAY / f"hospitals/{name}.yaml")
+        own = documents(KUBERAY / f"hospitals/hospital-{name}.yaml")
         for document in own:
             check(document)
         assert group["minReplicas"] == group["maxReplicas"] == 1
@@ -173,7 +223,10 @@ def test_each_hospital_has_a_group_a_volume_and_a_policy_that_are_nobody_elses()
         assert [rule["key"] for rule in term["matchExpressions"]] == list(pod["spec"]["nodeSelector"])
 
 
-@pytest.mark.parametrize("hospitals", [3, ["a", "b"], [{"name": "a", "shard": "/shard.parquet"}]])
+@pytest.mark.parametrize(
+    "hospitals",
+    [3, ["a", "b"], [{"name": "a", "shard": "/shard.parquet"}], [{"name": SEARCHES, "shard": "/srv/shard.parquet"}]],
+)
 def test_a_federation_that_kubernetes_cannot_place_is_refused(hospitals: object, tmp_path: Path) -> None:
     settings = {**load_settings(str(FEDERATION)), "hospitals": hospitals}
     with pytest.raises(ExperimentError):
@@ -181,8 +234,7 @@ def test_a_federation_that_kubernetes_cannot_place_is_refused(hospitals: object,
 
 
 def test_no_pod_is_root_and_every_container_has_limits_and_a_probe() -> None:
-    (patch,) = documents(KUBERAY / "hospitals/groups.yaml")
-    everything = [*base(), *(operation["value"] for operation in patch)]
+    everything = [*manifests(), *groups()]
     found = [pod for document in everything for pod in pods(document)]
     assert len(found) == 8
     for pod in found:
@@ -195,8 +247,8 @@ def test_no_pod_is_root_and_every_container_has_limits_and_a_probe() -> None:
                 assert {"readinessProbe", "livenessProbe"} <= container.keys()
 
 
-def test_every_claim_and_config_map_that_is_used_is_there(tmp_path: Path) -> None:
-    found = built("cpu")
+def test_every_claim_and_config_map_that_is_used_is_there() -> None:
+    found = [each for part in PARTS for each in built("cpu", part)]
     there = {(each["kind"], each["metadata"]["name"]) for each in found}
     text = json.dumps(found)
     for claim in set(re.findall(r'"claimName": "([^"]+)"', text)):
@@ -207,7 +259,7 @@ def test_every_claim_and_config_map_that_is_used_is_there(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["RayCluster", "RayService"])
 def test_the_token_is_asked_for_and_ray_is_of_the_version_that_was_tested(kind: str) -> None:
-    spec = one(base(), kind)["spec"]
+    spec = one(manifests(), kind)["spec"]
     spec = spec.get("rayClusterConfig", spec)
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["rayVersion"] == ray.__version__
@@ -215,7 +267,7 @@ def test_the_token_is_asked_for_and_ray_is_of_the_version_that_was_tested(kind: 
 
 
 def test_ports_are_those_on_which_ray_listens() -> None:
-    spec = one(base(), "RayCluster")["spec"]
+    spec = one(manifests(), "RayCluster")["spec"]
     head = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in head["ports"]}
     assert ports["gcs"] == DEFAULT_PORT
@@ -223,19 +275,19 @@ def test_ports_are_those_on_which_ray_listens() -> None:
     worker = spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
     assert worker["readinessProbe"]["httpGet"] == LIVENESS
     assert LIVENESS["port"] == DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
-    policy = one(base(), "NetworkPolicy", "fedplatform-head")["spec"]
+    policy = one(manifests(), "NetworkPolicy", "fedplatform-head")["spec"]
     guarded = [port["port"] for rule in policy["ingress"] for port in rule.get("ports", [])]
     assert guarded == [DEFAULT_DASHBOARD_PORT]
 
 
 def test_the_endpoint_is_built_from_what_the_service_names() -> None:
-    config = yaml.safe_load(one(base(), "RayService")["spec"]["serveConfigV2"])
+    config = yaml.safe_load(one(manifests(), "RayService")["spec"]["serveConfigV2"])
     ServeDeploySchema.model_validate(config)
     (application,) = config["applications"]
     module, _, name = application["import_path"].partition(":")
     assert callable(getattr(import_module(module), name))
     arguments = EndpointArguments.from_settings(application["args"])
-    pod = next(pods(one(base(), "RayService")))["spec"]["containers"][0]
+    pod = next(pods(one(manifests(), "RayService")))["spec"]["containers"][0]
     mounted = [mount["mountPath"] for mount in pod["volumeMounts"]]
     for path in (arguments.versions, arguments.state, arguments.keys):
         assert any(path.startswith(f"{mount}/") for mount in mounted), f"{path} lies on no volume"
@@ -243,21 +295,21 @@ def test_the_endpoint_is_built_from_what_the_service_names() -> None:
 
 
 def test_on_the_gpu_overlay_the_endpoint_is_the_same_and_takes_the_gpus_of_its_node() -> None:
-    overlay = yaml.safe_load((KUBERAY / "overlays" / "gpu" / "kustomization.yaml").read_text())
+    overlay = yaml.safe_load((KUBERAY / "overlays/gpu/endpoint/kustomization.yaml").read_text())
     changes = [change for patch in overlay["patches"] for change in yaml.safe_load(patch["patch"])]
     (config,) = [yaml.safe_load(change["value"]) for change in changes if change["path"] == "/spec/serveConfigV2"]
-    expected = yaml.safe_load(one(base(), "RayService")["spec"]["serveConfigV2"])
+    expected = yaml.safe_load(one(manifests(), "RayService")["spec"]["serveConfigV2"])
     expected["applications"][0]["args"]["gpus"] = 0.5  # of the one GPU that the overlay gives the node
     assert config == expected
 
 
 def test_the_jobs_command_is_one_of_ours_on_paths_that_are_mounted() -> None:
-    spec = one(base(), "RayJob")["spec"]
+    spec = one(manifests(), "RayJob")["spec"]
     program, *words = shlex.split(spec["entrypoint"])
     assert program == "fedplatform"
     options = parse(words)
     assert options["recipe"] == "/etc/fedplatform/federation/federation.yaml"
-    cluster = one(base(), "RayCluster")
+    cluster = one(manifests(), "RayCluster")
     assert spec["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
     head = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     mounted = [mount["mountPath"] for mount in head["volumeMounts"]]
@@ -266,13 +318,277 @@ def test_the_jobs_command_is_one_of_ours_on_paths_that_are_mounted() -> None:
 
 
 def test_tls_is_made_by_a_command_of_ours() -> None:
-    for document in base():
+    for document in [*manifests(), *groups()]:
         for pod in pods(document):
             for container in pod["spec"].get("initContainers", []):
                 _, _, command = container["command"][2].partition("exec fedplatform ")
                 options = parse(shlex.split(command))
                 assert options["authority"] == "/etc/fedplatform/authority"
                 assert options["to"] == "/etc/fedplatform/tls"
+                known = {variable["name"] for variable in container["env"]}
+                assert set(re.findall(r"\$(\w+)", command)) <= known, "a variable in the command is not set"
+
+
+@pytest.fixture
+def two_federations(tmp_path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Two federations of the same file as docs/cluster.md has them: rendered apart, each with an overlay of its own."""
+    shutil.copytree(KUBERAY, tmp_path / "kuberay")
+    found = {}
+    for namespace in ("first", "second"):
+        render(the_experiment(), tmp_path / "kuberay" / namespace, namespace=namespace)
+        overlay = shutil.copytree(tmp_path / "kuberay/overlays/cpu", tmp_path / "kuberay/overlays" / namespace)
+        for path in overlay.rglob("kustomization.yaml"):
+            path.write_text(path.read_text().replace("/hospitals", f"/{namespace}"))
+        found[namespace] = [each for part in PARTS for each in built(namespace, part, kuberay=tmp_path / "kuberay")]
+    return found
+
+
+def the_experiment() -> Experiment:
+    return Experiment.from_settings(load_settings(str(FEDERATION)))
+
+
+def test_two_federations_in_one_kubernetes_cluster_share_no_name(
+    two_federations: dict[str, list[dict[str, Any]]],
+) -> None:
+    first, second = (identities(found) for found in two_federations.values())
+    assert len(first) == len(set(first)) == len(second)
+    assert not set(first) & set(second)
+    for namespace, found in two_federations.items():
+        for document in found:
+            check(document)
+        for kind, where, name in identities(found):
+            if kind in CLUSTER_SCOPED:
+                assert where == ""
+                assert name.split(".")[0] == namespace
+            else:
+                assert where == namespace
+
+
+def test_a_federation_names_nothing_of_another(two_federations: dict[str, list[dict[str, Any]]]) -> None:
+    for namespace, found in two_federations.items():
+        words = set(re.findall(r"[a-z0-9][-a-z0-9./]*", json.dumps(found)))
+        (other,) = two_federations.keys() - {namespace}
+        assert not [word for word in words if re.search(rf"\b{other}\b", word)]
+        assert "fedplatform.svc.cluster.local" not in json.dumps(found)
+        classes = {each["metadata"]["name"] for each in found if each["kind"] == "PriorityClass"}
+        used = {
+            pod["spec"]["priorityClassName"]
+            for each in found
+            for pod in pods(each)
+            if "priorityClassName" in pod["spec"]
+        }
+        assert used == classes == {priority(namespace)}
+
+
+def test_a_namespace_and_a_hospital_never_make_the_name_of_another_federations_volume(tmp_path: Path) -> None:
+    volumes = []
+    for namespace, hospital in (("a", "b-c"), ("a-b", "c")):
+        settings = {
+            **load_settings(str(FEDERATION)),
+            "hospitals": [{"name": hospital, "shard": "/srv/scans/a.parquet"}],
+        }
+        settings |= {"quorum": 1}
+        render(Experiment.from_settings(settings), tmp_path / namespace, namespace=namespace)
+        (path,) = (tmp_path / namespace).glob("hospital-*.yaml")
+        volumes.append(one(documents(path), "PersistentVolume")["metadata"]["name"])
+    assert len(set(volumes)) == 2
+
+
+def test_a_volume_is_kept_for_its_federations_claim(tmp_path: Path) -> None:
+    render(the_experiment(), tmp_path, namespace="second")
+    for path in tmp_path.glob("hospital-*.yaml"):
+        volume = one(documents(path), "PersistentVolume")
+        claim = one(documents(path), "PersistentVolumeClaim", volume["spec"]["claimRef"]["name"])
+        assert volume["spec"]["claimRef"]["namespace"] == "second"
+        assert claim["spec"]["volumeName"] == volume["metadata"]["name"]
+        assert claim["spec"]["storageClassName"] == volume["spec"]["storageClassName"]
+
+
+@pytest.mark.parametrize("namespace", ["", "Second", "a.b", "-a", "a" * 64, "default", "kube-system"])
+def test_a_namespace_that_kubernetes_would_refuse_or_that_is_its_own_is_refused(namespace: str, tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="namespace"):
+        render(the_experiment(), tmp_path, namespace=namespace)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ordinary_namespaces_are_taken() -> None:
+    assert all(re.fullmatch(NAMESPACE, name) for name in ("fedplatform", "a", "default-2", "kube", "a" * 63))
+
+
+def test_the_command_renders_into_a_namespace(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        fedplatform, ["k8s", "render", str(FEDERATION), "--to", str(tmp_path / "second"), "--namespace", "second"]
+    )
+    assert done.exit_code == 0, done.output
+    assert one(documents(tmp_path / "second/namespace.yaml"), "Namespace")["metadata"]["name"] == "second"
+
+
+def test_a_hospitals_pod_has_room_for_ray_beside_its_actor_and_tells_ray_only_of_the_actors_cpus(
+    tmp_path: Path,
+) -> None:
+    settings = load_settings(str(FEDERATION))
+    settings["hospitals"] = [
+        {"name": "whole", "shard": "/srv/a/a.parquet", "cpus": 2},
+        {"name": "half", "shard": "/srv/b/b.parquet", "cpus": 0.5, "gpus": 0.5},
+    ]
+    experiment = Experiment.from_settings(settings)
+    render(experiment, tmp_path)
+    (patch,) = documents(tmp_path / "groups.yaml")
+    for place, operation in zip(experiment.places, patch, strict=True):
+        group = operation["value"]
+        resources = group["template"]["spec"]["containers"][0]["resources"]
+        assert float(resources["requests"]["cpu"]) == place.cpus + RAYS_CPUS
+        assert float(resources["limits"]["cpu"]) == place.cpus + RAYS_CPUS_AT_MOST
+        assert place.cpus <= int(group["rayStartParams"]["num-cpus"]) < place.cpus + 1
+        assert resources["limits"].get("nvidia.com/gpu") == (None if place.gpus == 0 else "1")
+
+
+def test_a_hospitals_pod_alone_tolerates_the_taint_of_its_machine() -> None:
+    for group in groups():
+        spec = group["template"]["spec"]
+        (key,) = spec["nodeSelector"]
+        assert key == f"hospital.fedplatform/{group['groupName']}"
+        assert spec["tolerations"] == [{"key": key, "operator": "Exists", "effect": "NoSchedule"}]
+    assert "tolerations" not in json.dumps(manifests())
+
+
+def test_every_pod_of_ours_may_come_from_a_private_registry() -> None:
+    for document in [*manifests(), *groups()]:
+        for pod in pods(document):
+            assert pod["spec"]["imagePullSecrets"] == [{"name": PULL_SECRET}]
+
+
+def test_what_a_federation_cannot_miss_comes_before_the_nodes_of_a_search() -> None:
+    found = [each for part in PARTS for each in built("cpu", part)]
+    assert one(found, "PriorityClass")["value"] > 0
+    assert not one(found, "PriorityClass").get("globalDefault")
+    cluster, service = one(found, "RayCluster")["spec"], one(found, "RayService")["spec"]["rayClusterConfig"]
+    searches, *hospitals = cluster["workerGroupSpecs"]
+    first = [*hospitals, cluster["headGroupSpec"], service["headGroupSpec"], *service["workerGroupSpecs"]]
+    first.append(one(found, "StatefulSet")["spec"])
+    for group in first:
+        assert group["template"]["spec"]["priorityClassName"] == priority("fedplatform")
+    assert "priorityClassName" not in searches["template"]["spec"]
+
+
+def test_draining_nodes_leaves_the_head_redis_the_endpoint_and_a_quorum_of_hospitals() -> None:
+    found = [each for part in PARTS for each in built("cpu", part)]
+    budgets = {each["metadata"]["name"]: each["spec"] for each in found if each["kind"] == "PodDisruptionBudget"}
+    hospitals = budgets.pop("fedplatform-hospitals")
+    assert hospitals["minAvailable"] == the_experiment().quorum
+    assert hospitals["selector"] == {"matchExpressions": [{"key": LABEL, "operator": "Exists"}]}
+    cluster, service = one(found, "RayCluster"), one(found, "RayService")["spec"]["rayClusterConfig"]
+    head = {"ray.io/cluster": cluster["metadata"]["name"], "ray.io/node-type": "head"}  # as KubeRay labels its pods
+    endpoint = service["headGroupSpec"]["template"]["metadata"]["labels"]
+    kept = [
+        head,
+        one(found, "StatefulSet")["spec"]["template"]["metadata"]["labels"],
+        endpoint | {"ray.io/node-type": "head"},
+        endpoint | {"ray.io/node-type": "worker", "ray.io/group": service["workerGroupSpecs"][0]["groupName"]},
+    ]
+    for labels in kept:
+        (budget,) = [each for each in budgets.values() if each["selector"]["matchLabels"].items() <= labels.items()]
+        assert budget["minAvailable"] == 1, "for pods that an operator owns Kubernetes takes no percentage"
+    assert len(budgets) == len(kept)
+
+
+def test_nobody_may_talk_to_every_address_and_only_heads_to_the_kubernetes_api() -> None:
+    every = [*built("cpu"), *built("cpu", "job"), *built("cpu", "endpoint"), *optional()]
+    policies = [each for each in every if each["kind"] == "NetworkPolicy"]
+    beyond = []
+    for each in policies:
+        for rule in each["spec"].get("egress", []):
+            assert rule["to"], f"{each['metadata']['name']} lets pods talk to everybody"
+            beyond += [(each, peer["ipBlock"]["cidr"]) for peer in rule["to"] if "ipBlock" in peer]
+    assert {policy["metadata"]["name"] for policy, _ in beyond} == {"fedplatform-api-server"}
+    assert beyond[0][0]["spec"]["podSelector"]["matchLabels"] == {"ray.io/node-type": "head"}
+    assert all(ipaddress.ip_network(cidr).num_addresses == 1 for _, cidr in beyond)
+
+
+def ingress_of(name: str) -> dict[str, Any]:
+    policy = one(optional(), "NetworkPolicy", name)["spec"]
+    assert policy["policyTypes"] == ["Ingress"]
+    (rule,) = policy["ingress"]
+    assert all(
+        peer["namespaceSelector"]["matchLabels"].keys() == {"kubernetes.io/metadata.name"} for peer in rule["from"]
+    )
+    return {"pods": policy["podSelector"]["matchLabels"], "ports": [port["port"] for port in rule["ports"]]}
+
+
+def test_prometheus_reaches_the_metrics_of_every_ray_pod_and_nothing_else() -> None:
+    monitor = one(
+        optional(), "PodMonitor"
+    )  # by hand: the schemas of the Prometheus operator are not in this repository
+    assert monitor.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
+    assert monitor["spec"].keys() == {"selector", "podTargetLabels", "podMetricsEndpoints"}
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint == {"port": "metrics", "path": "/metrics", "interval": "15s"}
+    policy = ingress_of("fedplatform-metrics")
+    assert policy["pods"] == monitor["spec"]["selector"]["matchLabels"] == {"ray.io/is-ray-node": "yes"}  # KubeRay's
+    every = [pod for each in [*manifests("base", "endpoint"), *groups()] for pod in pods(each)]
+    rays = [pod["spec"]["containers"][0] for pod in every if pod["spec"]["containers"][0]["name"].startswith("ray-")]
+    assert len(rays) == 6
+    for container in rays:
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert policy["ports"] == [ports[endpoint["port"]]] == [8080]
+
+
+@pytest.fixture
+def with_everything(tmp_path: Path) -> Path:
+    """deploy/kuberay where the overlay cpu takes in all that is optional."""
+    kuberay = shutil.copytree(KUBERAY, tmp_path / "kuberay")
+    for path in (kuberay / "overlays/cpu").rglob("kustomization.yaml"):
+        path.write_text(path.read_text().replace("# - ../", "- ../"))
+    return kuberay
+
+
+def test_what_is_optional_goes_with_an_overlay_into_its_namespace(with_everything: Path) -> None:
+    render(the_experiment(), with_everything / "hospitals", namespace="second")
+    found = [each for part in PARTS for each in built("cpu", part, kuberay=with_everything)]
+    for document in found:
+        if document["kind"] != "PodMonitor":
+            check(document)
+    assert {each["metadata"]["namespace"] for each in found if each["kind"] not in CLUSTER_SCOPED} == {"second"}
+    assert len(identities(found)) == len(set(identities(found)))
+
+
+def test_hospitals_outside_reach_the_gateway_that_the_job_opens_on_the_head(with_everything: Path) -> None:
+    entrypoint = one(built("cpu", "job", kuberay=with_everything), "RayJob")["spec"]["entrypoint"]
+    options = parse(shlex.split(entrypoint)[1:])
+    plain = parse(shlex.split(one(manifests(), "RayJob")["spec"]["entrypoint"])[1:])
+    of_the_gateway = {"gateway", "roster", "tls_cert", "tls_key"}
+    assert {name: value for name, value in options.items() if name not in of_the_gateway} == {
+        name: value for name, value in plain.items() if name not in of_the_gateway
+    }
+    found = built("cpu", kuberay=with_everything)
+    head = one(found, "RayCluster")["spec"]["headGroupSpec"]["template"]["spec"]
+    container = head["containers"][0]
+    (mount,) = (each for each in container["volumeMounts"] if each["name"] == "gateway")
+    (volume,) = (each for each in head["volumes"] if each["name"] == "gateway")
+    assert volume["secret"]["secretName"] == "fedplatform-gateway"
+    assert mount["readOnly"]
+    for name in of_the_gateway - {"gateway"}:
+        assert str(options[name]).startswith(f"{mount['mountPath']}/")
+    (port,) = (each["containerPort"] for each in container["ports"] if each["name"] == "gateway")
+    assert options["gateway"] == f"0.0.0.0:{port}"
+    policy = ingress_of("fedplatform-gateway")
+    service = one(found, "Service", "fedplatform-gateway")["spec"]
+    assert policy["ports"] == [port]
+    assert policy["pods"] == service["selector"] == {"ray.io/cluster": "fedplatform", "ray.io/node-type": "head"}
+    assert [each["targetPort"] for each in service["ports"]] == ["gateway"]
+
+
+def test_the_example_of_an_ingress_hands_tls_on_to_the_gateways_service() -> None:
+    ingress = one(optional(), "Ingress")
+    assert ingress["metadata"]["annotations"] == {"nginx.ingress.kubernetes.io/ssl-passthrough": "true"}
+    (rule,) = ingress["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    service = one(optional(), "Service")
+    backend = path["backend"]["service"]
+    assert backend["name"] == service["metadata"]["name"]
+    assert backend["port"]["name"] in [port["name"] for port in service["spec"]["ports"]]
+    assert ingress["spec"]["tls"] == [{"hosts": [rule["host"]]}]
 
 
 def cluster_yaml() -> dict[str, Any]:
@@ -324,7 +640,7 @@ def test_the_image_is_built_from_files_that_are_there_and_runs_as_nobody_special
     packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
     assert packages <= set(copied)
     (user,) = (line.split()[1] for line in lines if line.startswith("USER "))
-    pod = next(pods(one(base(), "RayCluster")))["spec"]["securityContext"]
+    pod = next(pods(one(manifests(), "RayCluster")))["spec"]["securityContext"]
     assert user == f"{pod['runAsUser']}:{pod['runAsGroup']}"
     assert any("--constraint constraints.txt" in line for line in lines)
 
