@@ -87,6 +87,8 @@ def ray(words: tuple[str, ...]) -> None:
 
         security.secure()
         security.require_token()
+        if dashboard := os.environ.get("RAY_API_SERVER_ADDRESS"):  # 'serve' calls it by another name
+            os.environ.setdefault("RAY_DASHBOARD_ADDRESS", dashboard)
         program = "serve" if words[0] == "serve" else "ray"
         path = str(Path(sys.executable).parent / program)
         sys.stdout.flush()

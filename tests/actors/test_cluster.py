@@ -262,6 +262,37 @@ def test_the_probes_of_kubernetes_are_answered_without_a_token(federation: Feder
             assert answer.status == 200
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("fedplatform ray status", "Total Usage"),
+        ("fedplatform ray list actors", "Stats:"),
+        ("fedplatform ray serve status", "proxies"),
+        ("fedplatform jobs --json", '"run": "first"'),
+        ("fedplatform doctor --json --address ADDRESS", '"check": "token"'),
+        ("fedplatform runs list --json --runs ~/runs", '"name": "first"'),
+    ],
+)
+def test_an_operator_sees_what_is_there(federation: Federation, command: str, said: str) -> None:
+    home = str(federation.nodes.home)
+    done = federation.nodes.run(command.replace("ADDRESS", federation.nodes.address).replace("~", home))
+    assert said in done.stdout, done.stdout + done.stderr
+
+
+def test_a_search_finds_the_files_that_it_was_given_by_their_relative_names(federation: Federation) -> None:
+    folder = federation.nodes.folder
+    settings = {
+        **{"data": "lesions", "size": 16, "scans": 120, "hospitals": 3, "byzantine": 1, "rounds": 1, "root_size": 0},
+        **{"model": "small_cnn(width=4)", "partition": "iid", "f": 1, "rule": "median"},
+    }
+    (folder / "base.yaml").write_text(yaml.safe_dump(settings))
+    study = "poisoning(attacks=('sign_flip',),rules=())"
+    where = f"--address {federation.nodes.address} --jobs 1 --name searched"
+    done = federation.nodes.run(f'fedplatform tune "{study}" --rule median --base base.yaml --trials 1 {where}')
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed" not in done.stdout, done.stdout
+
+
 def test_a_job_is_cancelled_by_the_name_of_its_run(federation: Federation) -> None:
     long = f"--shards {federation.nodes.folder}/server --rounds 5000 --name long --detach"
     done = federation.nodes.run(f"fedplatform submit federation.yaml {long}")
