@@ -65,10 +65,17 @@ def formatter(name: str) -> logging.Formatter:
 
 def to_terminal(level: str, name: str) -> None:
     """Send lines from this level on to standard error, in one of :data:`FORMATS`."""
-    handler = logging.StreamHandler()
+    handler = Terminal()
     handler.setFormatter(formatter(name))
     handler.setLevel(level.upper())
+    for logger in map(logging.getLogger, LOGGERS):
+        for before in [one for one in logger.handlers if isinstance(one, Terminal)]:
+            logger.removeHandler(before)
     _add(handler)
+
+
+class Terminal(logging.StreamHandler):  # type: ignore[type-arg]
+    """Standard error, as :func:`to_terminal` set it; a second setting takes the place of the first."""
 
 
 def to_file(path: Path) -> logging.Handler:

@@ -42,7 +42,7 @@ def stopped(words: list[str], folder: Path, sign: Path, *, number: int = signal.
     return process.returncode, complaint
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_run_that_is_terminated_keeps_its_rounds_and_says_how_to_go_on(engine: str, tmp_path: Path) -> None:
     words = [*shlex.split(SMALL), "--engine", engine, "--hosts", "1"]
     status, complaint = stopped(words, tmp_path, Path("runs/long/checkpoints/*2*"))
@@ -53,6 +53,7 @@ def test_a_run_that_is_terminated_keeps_its_rounds_and_says_how_to_go_on(engine:
     assert "SIGTERM" not in complaint, "Ray's C++ trace"
 
 
+@pytest.mark.slow
 def test_a_search_that_is_stopped_says_that_the_same_command_goes_on(tmp_path: Path) -> None:
     words = shlex.split("tune poisoning --rule median --trials 500 --jobs 1 --name study")
     status, complaint = stopped(words, tmp_path, Path("runs/study/trials/*"))
