@@ -319,13 +319,16 @@ def fill(
                 print(f"{row} seed {seed} part {part}: {time.monotonic() - started:.0f} s, CPU {cpu:.0f} s", flush=True)
 
 
-def table(data: str, cells: Path) -> pd.DataFrame:
-    """A line a row: balanced accuracy and AUC by site, and the difference of the AUC from the probe on own scans."""
+def table(data: str, cells: Path, *, parts: Sequence[int] = range(PARTS)) -> pd.DataFrame:
+    """A line a row: balanced accuracy and AUC by site, and the difference of the AUC from the probe on own scans.
+
+    Only rows and seeds of which all these ``parts`` are there.
+    """
     found: dict[tuple[str, int], pd.DataFrame] = {}
     for row in ROWS:
         for seed in range(100):
-            files = sorted(cells.glob(f"{Path(data).stem}-{row}-seed{seed}-part*.parquet"))
-            if len(files) == PARTS:
+            files = [cells / f"{Path(data).stem}-{row}-seed{seed}-part{part}.parquet" for part in parts]
+            if all(file.exists() for file in files):
                 found[row, seed] = pd.concat(map(pd.read_parquet, files)).sort_values("scan")
     lines = []
     for row in dict.fromkeys(row for row, _ in found):
@@ -398,18 +401,19 @@ def main() -> None:
     filling.add_argument("--recipe", default="ham10000")
     filling.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)}")
     filling.add_argument("--seeds", default="0")
-    filling.add_argument("--parts", default=",".join(map(str, range(PARTS))))
     showing = commands.add_parser("table", help="what the cells say")
     showing.add_argument("data", nargs="?", default="ham10000")
     for each in (filling, showing):
+        each.add_argument("--parts", default=",".join(map(str, range(PARTS))))
         each.add_argument("--cells", type=Path, default=Path("runs/by_site"))
     given = parser.parse_args()
     torch.set_num_threads(1)
+    parts = [int(number) for number in given.parts.split(",")]
     if given.command == "run":
-        seeds, parts = ([int(number) for number in text.split(",")] for text in (given.seeds, given.parts))
+        seeds = [int(number) for number in given.seeds.split(",")]
         fill(given.data, recipe=given.recipe, rows=given.rows.split(","), seeds=seeds, parts=parts, cells=given.cells)
     else:
-        print(table(given.data, given.cells).round(3).to_string(index=False))
+        print(table(given.data, given.cells, parts=parts).round(3).to_string(index=False))
 
 
 if __name__ == "__main__":
