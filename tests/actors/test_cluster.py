@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from cluster_nodes import Nodes
+from cluster_nodes import Nodes, free_port
 
 from actors.cluster.kubernetes import LIVENESS
 from actors.http.start import MIDDLEWARES, VARIABLE
@@ -320,6 +320,25 @@ def test_a_finished_run_stays_finished_when_its_name_is_handed_in_again(federati
     assert "succeeded" in next(
         line for line in federation.nodes.run("fedplatform jobs").stdout.splitlines() if "short" in line
     )
+
+
+def test_a_run_that_is_handed_in_has_a_gateway_whose_roster_travels_with_it(federation: Federation) -> None:
+    key = federation.nodes.run("fedplatform keygen outside.key").stdout
+    (federation.nodes.folder / "who.yaml").write_text(f"hospital-02: {key}")
+    small = (
+        "--hospitals 3 --byzantine 0 --rule mean --root-size 0 --partition iid --scans 240 --size 16 --rounds 2 "
+        "--model small_cnn(width=4) --quorum 2 --deadline-s 20"
+    )
+    way_in = f"--outside hospital-02 --gateway 127.0.0.1:{free_port()} --roster who.yaml"
+    done = federation.nodes.run(f"fedplatform submit lesions {small} {way_in} --name open")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gateway at http://127.0.0.1" in done.stdout
+    assert "for hospital-02" in done.stdout
+    log = (federation.nodes.home / "runs/open/run.log").read_text()
+    assert "late: nothing came from outside" in log
+    refused = federation.nodes.run(f"fedplatform submit lesions {small} --outside hospital-02 --name shut")
+    assert refused.returncode == 1
+    assert "--gateway HOST:PORT and --roster FILE let them in" in refused.stderr
 
 
 def test_tls_is_one_setting_and_without_it_nobody_is_understood() -> None:
