@@ -23,6 +23,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -116,7 +117,8 @@ def ask(run: Path) -> None:
             library = bundle.defended(KeyedNoise(open_secret(secret_path(run, hospital_id))))
             images = defended_run.hospital(hospital_id).test[0][:ASKED]
             for image, said in zip(images, library.diagnose(images), strict=True):
-                answer = _post(f"http://127.0.0.1:{port}/v1/diagnose?hospital={hospital_id}", picture(image.numpy()))
+                url = f"http://127.0.0.1:{port}/v1/diagnose?hospital={hospital_id}"
+                (answer,) = _post(url, picture(image.numpy()))
                 shares = [answer["probabilities"][name] for name in bundle.card.classes]
                 furthest = max(furthest, float(np.abs(np.subtract(shares, said.probabilities)).max()))
                 asked += 1
@@ -125,12 +127,12 @@ def ask(run: Path) -> None:
     print(f"{asked} answers as the library's, probabilities to {furthest:.1e}")
 
 
-def _post(url: str, scan: bytes) -> dict[str, object]:
+def _post(url: str, scan: bytes) -> list[dict[str, Any]]:
     body = b'--x\r\nContent-Disposition: form-data; name="scan"; filename="s"\r\n\r\n' + scan + b"\r\n--x--\r\n"
     request = urllib.request.Request(url, body, {"Content-Type": "multipart/form-data; boundary=x"})
     with urllib.request.urlopen(request, timeout=600) as response:
-        answer: dict[str, object] = json.loads(response.read())
-    return answer
+        answers: list[dict[str, Any]] = json.loads(response.read())["answers"]
+    return answers
 
 
 def losses(run: Path) -> str:
