@@ -16,7 +16,7 @@ from fedplatform.experiments.run_folder import MODEL, SETTINGS, RunFolder, folde
 
 @dataclass(frozen=True)
 class ListedRun:
-    """One run: ``state`` is ``under way``, ``finished`` or ``stopped``; figures are of its newest round."""
+    """One run: ``state`` is ``under way``, ``finished``, ``stopped`` or ``unreadable``; figures are of its newest round."""
 
     name: str
     state: str
@@ -49,16 +49,20 @@ def remove_run(runs: Path, name: str) -> float:
 
 
 def _listed(folder: RunFolder) -> ListedRun:
-    settings = folder.read_settings()
-    has_rounds = (folder.path / "rounds.parquet").exists()
-    newest = folder.read_reports()[-1] if has_rounds else None
-    state = "under way" if is_busy(folder.path) else "finished" if (folder.path / MODEL).exists() else "stopped"
+    newest, rounds = None, 0
+    try:
+        rounds = int(str(folder.read_settings().get("rounds", 0)))
+        if (folder.path / "rounds.parquet").exists():
+            newest = folder.read_reports()[-1]
+        state = "under way" if is_busy(folder.path) else "finished" if (folder.path / MODEL).exists() else "stopped"
+    except (ExperimentError, LookupError, OSError, TypeError, ValueError):  # damaged, or of another version
+        state = "unreadable"
     changed = max(path.stat().st_mtime for path in [folder.path, *folder.path.glob("*.parquet")])
     return ListedRun(
         name=folder.path.name,
         state=state,
         rounds_done=newest.round_number if newest else 0,
-        rounds=int(str(settings.get("rounds", 0))),
+        rounds=rounds,
         balanced_accuracy=newest.balanced_accuracy if newest else None,
         auc=newest.auc if newest else None,
         changed=datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds"),

@@ -56,6 +56,8 @@ def test_runs_are_listed_with_their_state_and_removed_when_nobody_works_on_them(
             remove_run(tmp_path, "done")
     (folder.path / "global.safetensors").unlink()
     assert next(list_runs(tmp_path)).state == "stopped"
+    (folder.path / "rounds.parquet").write_bytes(b"damaged")
+    assert next(list_runs(tmp_path)).state == "unreadable"
     with pytest.raises(ExperimentError, match="did you mean 'done'"):
         remove_run(tmp_path, "dnoe")
     shown = fedplatform(["runs", "list", "--json", "--runs", str(tmp_path)], tmp_path)
