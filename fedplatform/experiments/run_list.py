@@ -16,7 +16,7 @@ from fedplatform.experiments.run_folder import MODEL, SETTINGS, RunFolder, folde
 
 @dataclass(frozen=True)
 class ListedRun:
-    """One run: ``state`` is ``under way``, ``finished``, ``stopped`` or ``unreadable``; figures are of its newest round."""
+    """One run, ``under way``, ``finished``, ``stopped`` or ``unreadable``; figures are of its newest round."""
 
     name: str
     state: str
