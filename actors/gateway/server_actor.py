@@ -76,7 +76,7 @@ class RemoteGatewayServer:
         with suppress(RayActorError):  # then there is nobody left to be told
             ray.get(self._actor.finish.remote(timeout_s))
 
-    def collect(self, timeout_s: float, silent: frozenset[str]) -> Collected:
+    def collect(self, timeout_s: float, silent: frozenset[str] = frozenset()) -> Collected:
         """See :meth:`GatewayServer.collect`; one that died meanwhile is given the order again."""
         until = time.monotonic() + timeout_s
         while True:

@@ -292,7 +292,7 @@ def test_a_split_that_the_data_cannot_have_is_infeasible_and_the_rest_goes_on(di
     grid = tiny(rules=("mean",), attacks=("none",), splits=("site", "iid"), seeds=(0,))
     frame = fill(grid, folder=tmp_path / "new", jobs=0, data_folder=digits).set_index(["split", "rule"])
     assert frame.loc[("site", "mean"), "status"] == "infeasible"
-    assert "BySite needs as many sites as hospitals" in str(frame.loc[("site", "mean"), "reason"])
+    assert "needs as many sites as hospitals" in str(frame.loc[("site", "mean"), "reason"])
     assert frame.loc[("iid", "mean"), "status"] == "done"
 
 
