@@ -54,6 +54,7 @@ class RayCohort:
     ) -> None:
         self._plan = plan
         self._deadline = Deadline(deadline_s)
+        self._waits_s = self._deadline.seconds  # in the round under way; answers in it change what the next one has
         self._logs: dict[int, ray.ObjectRef[Sequence[Line]]] = {}  # what hospitals log, as it was asked for
         self._round = 0
         placements = at_home(places) if places else spread(plan, num_hosts, gpus)
@@ -100,8 +101,8 @@ class RayCohort:
         attackers collude, those of the others stay until these have seen them.
         """
         self.begin(round_number)
-        asked_at = time.monotonic()
-        deadline = asked_at + self._deadline.seconds
+        asked_at, self._waits_s = time.monotonic(), self._deadline.seconds
+        deadline = asked_at + self._waits_s
         broadcast = ray.put(weights)
         absent = self._absent()
         names = []
@@ -239,7 +240,7 @@ class RayCohort:
     def _stop(self, hospital_id: str, round_number: int) -> Reply:
         """Call off what the hospital was asked for in this round, for it is late."""
         self._host_of[hospital_id].stop.remote(round_number)
-        return Reply(hospital_id, HospitalState.LATE, reason=f"nothing came within {self._deadline.seconds:g} s")
+        return Reply(hospital_id, HospitalState.LATE, reason=f"nothing came within {self._waits_s:g} s")
 
     def _collude(
         self,

@@ -106,6 +106,7 @@ class RayMaskedHospitals:
         self._cohort = cohort
         self._plan = plan
         self._deadline = Deadline(deadline_s)
+        self._waits_s = self._deadline.seconds
 
     @property
     def hospital_ids(self) -> tuple[str, ...]:
@@ -165,8 +166,8 @@ class RayMaskedHospitals:
 
     def _answers(self, asked: dict[ray.ObjectRef[Any], str]) -> Iterator[tuple[str, Any]]:
         """The answers by hospital, or the reply that says why there is none; empties ``asked`` on the way."""
-        asked_at = time.monotonic()
-        deadline = asked_at + self._deadline.seconds
+        asked_at, self._waits_s = time.monotonic(), self._deadline.seconds
+        deadline = asked_at + self._waits_s
         while asked:
             ref = next(iter(asked))
             name = asked.pop(ref)
@@ -177,7 +178,7 @@ class RayMaskedHospitals:
 
     def _answer(self, name: str, ref: ray.ObjectRef[Any], deadline: float) -> object:
         if not ray.wait([ref], timeout=max(0.0, deadline - time.monotonic()))[0]:
-            return Reply(name, HospitalState.LATE, reason=f"nothing came within {self._deadline.seconds:g} s")
+            return Reply(name, HospitalState.LATE, reason=f"nothing came within {self._waits_s:g} s")
         try:
             return ray.get(ref)
         except RayError as error:

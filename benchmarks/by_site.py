@@ -43,6 +43,7 @@ from fedplatform.experiments.engine import InProcessEngine, local_training
 from fedplatform.experiments.experiment import Experiment, load_settings
 from fedplatform.experiments.run import run
 from fedplatform.experiments.weights import BEST, GLOBAL
+from fedplatform.learning.models.symmetries import SYMMETRIES, SeenFrom
 from fedplatform.learning.training import Trainer
 
 PARTS = 5
@@ -139,16 +140,9 @@ def answered(trainer: Trainer, path: Path, hospital: str, pictures: np.ndarray) 
     The model is that of the best round by validation where nothing stays in the hospitals, else the last.
     """
     best = (path / BEST).exists() and not trainer.has_own_part
-    network = read_classifier(trainer, path, hospital, file=BEST if best else GLOBAL)
-    answers = np.zeros((len(pictures), 0))
+    network = SeenFrom(read_classifier(trainer, path, hospital, file=BEST if best else GLOBAL), SYMMETRIES)
     with one_thread(), torch.inference_mode():
-        for turns in range(4):
-            for mirrored in (False, True):
-                views = torch.rot90(to_images(pictures), turns, (2, 3))
-                views = views.flip(3) if mirrored else views
-                said = np.concatenate([network(part).softmax(1).numpy() for part in views.contiguous().split(64)])
-                answers = answers + said / 8 if answers.size else said / 8
-    return answers
+        return np.concatenate([network(part).exp().numpy() for part in to_images(pictures).split(8)])
 
 
 def federated(scans: Scans, settings: dict[str, object], *, part: int, seed: int, **changes: object) -> Answers:

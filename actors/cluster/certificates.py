@@ -17,6 +17,7 @@ AUTHORITY, AUTHORITY_KEY = "ca.crt", "ca.key"
 CERTIFICATE, KEY = "tls.crt", "tls.key"  # the names that a Kubernetes TLS secret has
 LIFE_OF_AUTHORITY, LIFE_OF_CERTIFICATE = timedelta(days=3650), timedelta(days=365)
 CLOCK_SKEW = timedelta(minutes=5)
+SOON = timedelta(days=30)  # before its end a person is warned
 
 
 def make_authority(folder: Path) -> None:

@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster import security
-from actors.cluster.certificates import expiry
+from actors.cluster.certificates import SOON, expiry
 from actors.cluster.joining import LOCAL, found, join
 from actors.placement import PlacementError, require_nodes
 from fedplatform.data.error import DataError
@@ -35,7 +35,6 @@ from fedplatform.experiments.places import LABEL, Place
 NODE_S = 180.0  # to start a process on a node and get its answer
 LEAST_FREE_GIB, COMFORTABLY_FREE_GIB = 1.0, 10.0
 MOST_SKEW_S = 2.0
-SOON = timedelta(days=30)
 
 
 class State(StrEnum):

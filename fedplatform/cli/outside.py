@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from fedplatform.outside.work import Task
 
 
-SOON = timedelta(days=30)
-
 log = logging.getLogger(__name__)
 
 
@@ -70,7 +68,7 @@ def gateway_of(
 
 
 def _warn_of_end(certificate: Path) -> None:
-    from actors.cluster.certificates import expiry
+    from actors.cluster.certificates import SOON, expiry
     from fedplatform.experiments.experiment import ExperimentError
 
     try:

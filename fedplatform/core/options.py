@@ -65,7 +65,7 @@ EXPERIMENT: dict[str, Option] = {
     ),
     "subgroups": Option(
         "columns of a Parquet file by which figures are split, NAME,NAME... (sex, age, scanner); numbers in bands "
-        "of 20. The subgroup of each test scan goes to the server",
+        "of 20, codes below 10 as they are. The subgroup of each test scan goes to the server",
         "none",
     ),
     "partition": Option(
