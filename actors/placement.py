@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 import ray
@@ -13,6 +15,8 @@ from actors.cluster.security import ClusterError
 from fedplatform.core.compute import Compute
 from fedplatform.experiments.places import LABEL, Place
 from fedplatform.federated.cohort import CohortPlan
+
+log = logging.getLogger(__name__)
 
 FRACTIONS = 10_000  # of a GPU: Ray counts no finer
 POLL_S = 1.0  # between two looks at who is there
@@ -107,12 +111,17 @@ def require_nodes(places: Sequence[Place], absences: Absences = NOBODY) -> tuple
     Returns those that are missing and may be. Raises :class:`PlacementError` for any other.
     """
     until = time.monotonic() + (absences.wait_s or 0.0)
+    told: set[str] = set()
     while True:
         nodes = _labelled()
         missing = [place for place in places if place.node not in nodes]
         needed = [place for place in missing if place.name not in absences.without]
         if not needed or time.monotonic() >= until:
             break
+        if names := {place.name for place in needed} - told:
+            left = timedelta(seconds=round(until - time.monotonic()))
+            log.warning("waiting for the node of %s, %s at most", ", ".join(sorted(names)), left)
+            told |= names
         time.sleep(POLL_S)
     present = len(places) - len(missing)
     if needed and (absences.wait_s is None or present < absences.least):

@@ -33,6 +33,7 @@ class RunMetrics(Callback):
         self._effect = self._gauge("round_had_effect", "Whether the newest round changed the model.")
         self._weight = self._gauge("hospital_weight", "How much a hospital's update counted, 0 to 1.", "hospital")
         self._trust = self._gauge("hospital_trust", "What the rule trusts a hospital.", "hospital")
+        self._bytes = self._gauge("hospital_update_bytes", "What came for a hospital's update.", "hospital")
         self._state = self._gauge("hospital_state", "1 for the state that a hospital is in.", "hospital", "state")
         self._rounds_absent = self._gauge(
             "hospital_absent_rounds", "Rounds in a row without a usable update.", "hospital"
@@ -71,6 +72,7 @@ class RunMetrics(Callback):
         self._set(self._rounds_absent, self.absent[name], hospital=name)
         self._set(self._weight, record.weight, hospital=name)
         self._set(self._trust, record.trust, hospital=name)
+        self._set(self._bytes, record.update_bytes, hospital=name)
         before = self._states.get(name)
         if before not in (None, record.state):
             self._set(self._state, 0, hospital=name, state=str(before))

@@ -56,7 +56,7 @@ class Jobs:
     def __init__(self, address: str = DASHBOARD) -> None:
         security.secure()
         security.require_token()
-        for chatty in ("ray.dashboard", "ray._private"):
+        for chatty in ("ray.dashboard", "ray.dashboard.modules.job.sdk", "ray._private"):
             logging.getLogger(chatty).setLevel(logging.ERROR)
         try:
             self._client = JobSubmissionClient(address)

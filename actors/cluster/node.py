@@ -15,7 +15,7 @@ from fedplatform.experiments.places import LABEL
 
 DASHBOARD_HOST = "127.0.0.1"
 # What 'ray start' prints between these lines would be of no use: its commands have neither token, label nor TLS.
-ADVICE, AFTER_ADVICE = "Next steps", "--block"
+ADVICE, AFTER_ADVICE = ("Next steps", "To terminate the Ray runtime, run"), "--block"
 
 
 def run_node(words: Sequence[str], say: Callable[[str], None]) -> int:
@@ -38,7 +38,7 @@ def with_own_advice(lines: Iterable[str]) -> Iterator[str]:
     is_advice = False
     for line in lines:
         bare = line.strip()
-        if bare == ADVICE:
+        if bare in ADVICE:
             is_advice = True
         elif bare == AFTER_ADVICE:
             is_advice = False
@@ -66,6 +66,7 @@ def next_steps(address: str) -> Iterator[str]:
 def ray_start(*, address: str | None, hospital: str | None, in_background: bool, more: Sequence[str]) -> list[str]:
     """The words of the command; the head where there is no ``address``, and ``more`` as ``ray start`` takes them."""
     words = [str(Path(sys.executable).parent / "ray"), "start", "--disable-usage-stats"]
+    words += ["--log-style=pretty", "--log-color=false"]  # under systemd, too: with_own_advice knows these lines
     words += ["--head", f"--dashboard-host={DASHBOARD_HOST}"] if address is None else [f"--address={address}"]
     if hospital is not None:
         words.append(f"--labels={LABEL}={hospital}")

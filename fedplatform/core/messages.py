@@ -46,7 +46,7 @@ class Update:
     ``delta`` is (d,) float32 in the order of :class:`fedplatform.learning.parameters.ParameterLayout`;
     ``num_examples`` is what the hospital *claims* to have trained on, and nobody can check it. Under secure aggregation
     ``delta`` is the mean over the hospitals in ``group``, each of which has it as its update; all else of one hospital
-    stays there.
+    stays there. ``travelled`` is how many bytes came to the server for it, 0 where nothing had to travel.
     """
 
     hospital_id: str
@@ -56,6 +56,7 @@ class Update:
     train_loss: float
     seconds: float
     group: tuple[str, ...] = ()
+    travelled: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,6 +242,7 @@ class HospitalRecord:
     judged: int = 0  # test scans of its own that it answered for
     balanced_accuracy: float = NAN  # of these
     auc: float = NAN
+    update_bytes: int = field(default=0, compare=False)  # that came for its update; 0 where nothing had to travel
 
 
 @dataclass(frozen=True)

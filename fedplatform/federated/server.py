@@ -290,6 +290,7 @@ class Federation:
             train_seconds=update.seconds if update else NAN,
             accuracy=NAN,
             loss=NAN,
+            update_bytes=update.travelled if update else 0,
         )
 
     def _with_accuracy(

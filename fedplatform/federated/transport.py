@@ -164,4 +164,5 @@ class Packed:
 
     def open(self, transport: Transport, *, size: int) -> Update:
         """The update of ``size`` numbers. Raises :class:`TransportError` where it is none."""
-        return replace(self.rest, delta=transport.unpack(self.parts, size=size))
+        travelled = sum(part.nbytes for part in self.parts.values())
+        return replace(self.rest, delta=transport.unpack(self.parts, size=size), travelled=travelled)

@@ -60,6 +60,7 @@ def decode_update(
         num_examples=int(found[EXAMPLES][0]),
         train_loss=float(found[LOSS][0]),
         seconds=float(found[SECONDS][0]),
+        travelled=len(body),
     )
     complaint = malformation(update, size=size, round_number=round_number)
     if not complaint and update.num_examples > MOST_SCANS:

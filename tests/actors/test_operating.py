@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import yaml
 from cluster_nodes import Nodes, free_port
+from delays import delays, told
 
 from actors.cluster.certificates import make_authority, make_certificate
 from fedplatform.data.lesions import Lesions
@@ -149,6 +150,7 @@ def test_thirty_rounds_while_parts_come_and_go_lose_nothing(operation: Operation
     assert again.returncode == 0, operation.said("run.txt")[-3000:]
     assert south.wait(300) == 0, operation.said("south.txt")[-3000:]
 
+    print(told(delays(folder / "runs/long")))  # the table of docs/faults.md
     rounds = pd.read_parquet(folder / "runs/long/rounds.parquet")
     hospitals = pd.read_parquet(folder / "runs/long/hospitals.parquet")
     every = list(range(1, rounds_asked + 1))

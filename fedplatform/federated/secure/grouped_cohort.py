@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -124,8 +125,9 @@ class GroupedCohort:
                 closed[group] = str(error)
                 continue
             mean = (FIXED_POINT.decode(total) / len(members)).astype(np.float32)
+            same = Update("", round_number, mean, 1, NAN, NAN, group=members, travelled=total.nbytes)
             for name in members:
-                update = Update(name, round_number, mean, num_examples=1, train_loss=NAN, seconds=NAN, group=members)
+                update = replace(same, hospital_id=name)
                 yield Reply(name, HospitalState.REPORTED, update)
         for name in names:
             found = group_of.get(name)
