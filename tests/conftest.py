@@ -45,7 +45,14 @@ ROOT = Path(__file__).parents[1]
 # What the tests of a file use, by marker; CONTRIBUTING.md says which tier runs which. A file that stands nowhere here
 # holds unit tests, unless a fixture of a test says otherwise.
 MARKERS = {
-    "cluster": ("test_cluster", "test_faults", "test_faults_network", "test_joining", "test_operating"),
+    "cluster": (
+        "test_cluster",
+        "test_faults",
+        "test_faults_network",
+        "test_joining",
+        "test_operating",
+        "test_documented_cluster",
+    ),
     "ray": ("test_ray_cohort", "test_tune", "test_metrics", "test_run_log", "test_stopping"),
     "serve": ("test_endpoint", "test_endpoint_schema", "test_gateway", "test_http", "test_proxy"),
     "docs": ("test_docs",),

@@ -19,6 +19,7 @@ from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.run_folder import RunFolder
+from fedplatform.experiments.shards_here import shards_here
 
 if TYPE_CHECKING:
     from fedplatform.core.messages import Predictions
@@ -207,14 +208,14 @@ class Result:
 
         Raises :class:`ExperimentError` for an unknown hospital or role.
         """
-        ids = self.experiment.inside
-        if hospital_id not in ids:
-            raise ExperimentError(f"no hospital is called {hospital_id!r}; there are {', '.join(ids)}")
+        shards = self.path / "shards"
+        dealt = shards_here(self.experiment, shards)
+        if hospital_id not in dealt:
+            raise ExperimentError(f"no hospital is called {hospital_id!r}; there are {', '.join(dealt)}")
         roles = {str(known.value): known for known in Role}
         if role not in roles:
             raise ExperimentError(f"no role is called {role!r}; there are {', '.join(roles)}")
-        shards = self.path / "shards"
-        shard = Shard.open(shards / Manifest.load(shards).hospitals[ids.index(hospital_id)].file)
+        shard = Shard.open(shards / dealt[hospital_id].file)
         return to_images(shard.images(roles[role])), torch.from_numpy(shard.labels(roles[role]).copy())
 
     def __repr__(self) -> str:

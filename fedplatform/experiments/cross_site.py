@@ -10,13 +10,14 @@ import pandas as pd
 from fedplatform.core.compute import one_thread
 from fedplatform.core.messages import Predictions
 from fedplatform.data.device_pixels import placed
-from fedplatform.data.shards import MANIFEST, Manifest, Shard
+from fedplatform.data.shards import Manifest, Shard
 from fedplatform.data.splits import Role
 from fedplatform.experiments.cross_site_table import write_cross_site
 from fedplatform.experiments.defence.load import read_experiment, read_personal, read_weights
 from fedplatform.experiments.engine import local_training
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.run_folder import RunFolder
+from fedplatform.experiments.shards_here import shards_here
 from fedplatform.learning.metrics import judge
 from fedplatform.learning.training import Trainer
 
@@ -75,11 +76,9 @@ def _shard_files(experiment: Experiment, path: Path, folder: Path) -> dict[str, 
     if experiment.outside:
         who = ", ".join(experiment.outside)
         raise ExperimentError(f"{who}: outside this machine; no model and no test scan crosses from site to site there")
-    if not (folder / MANIFEST).is_file():
-        raise ExperimentError(f"{folder} holds no shards: across sites is evaluated where all test scans lie together")
     gone = {*experiment.adversary().hospital_ids, *RunFolder(path).withdrawn}
-    files = zip(experiment.inside, Manifest.load(folder).hospitals, strict=True)
-    honest = {name: folder / shard.file for name, shard in files if name not in gone}
+    dealt = shards_here(experiment, folder)
+    honest = {name: folder / shard.file for name, shard in dealt.items() if name not in gone}
     if missing := [name for name, file in honest.items() if not file.is_file()]:
         raise ExperimentError(
             f"{missing[0]} keeps its scans where it is: across sites is evaluated where all test scans lie together, "

@@ -21,6 +21,7 @@ from fedplatform.data.splits import Role
 from fedplatform.experiments.checkpoint import Checkpoint, CheckpointFolder, Checkpoints
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.places import Place
+from fedplatform.experiments.shards_here import shards_here
 from fedplatform.federated.cohort import Cohort, CohortPlan, InProcessCohort, InProcessMaskedHospitals
 from fedplatform.federated.hospital import Hospital
 from fedplatform.federated.hospital_state import Launch
@@ -133,7 +134,7 @@ def cohort_plan(
     """
     manifest = Manifest.load(shards)
     files = [Path(place.shard) for place in places if place.shard]
-    files = files or [shards.resolve() / shard.file for shard in manifest.hospitals]
+    files = files or [shards.resolve() / shard.file for shard in shards_here(experiment, shards).values()]
     gone = {one.hospital_id for one in withdrawn}
     return CohortPlan(
         shard_files={name: file for name, file in zip(experiment.inside, files, strict=True) if name not in gone},

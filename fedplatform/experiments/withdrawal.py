@@ -16,11 +16,12 @@ from fedplatform.core.files import write_whole
 from fedplatform.core.rounds import PREDICTIONS
 from fedplatform.core.specification import nearest
 from fedplatform.core.withdrawal import Withdrawal, write_withdrawals
-from fedplatform.data.shards import MANIFEST, Manifest, delete_scans
+from fedplatform.data.shards import MANIFEST, delete_scans
 from fedplatform.experiments.checkpoint import Checkpoint, CheckpointFolder, Checkpoints
 from fedplatform.experiments.cross_site_table import CROSS_SITE
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.run_folder import RunFolder
+from fedplatform.experiments.shards_here import shards_here
 from fedplatform.federated.cohort import ATTACKS
 from fedplatform.federated.hospital_state import EARLIER
 
@@ -188,12 +189,14 @@ def _out_of_shards(folder: RunFolder, experiment: Experiment, hospital_id: str) 
     shards = folder.path / "shards"
     if not (shards / MANIFEST).is_file():
         return [], ()
-    file = Manifest.load(shards).hospitals[experiment.inside.index(hospital_id)].file
     place = next((place for place in experiment.places if place.name == hospital_id), None)
     elsewhere = []
     if place is not None:
         state = folder.state_folder.resolve() / f"{hospital_id}.safetensors"
         elsewhere.append(f"on the node {place.node}, where there is one: {place.shard or 'its shard'} and {state}")
+    if place is not None and place.shard:  # then the server's folder has none of the hospitals' scans
+        return [], tuple(elsewhere)
+    file = shards_here(experiment, shards)[hospital_id].file
     if shards.is_symlink():
         if (shards / file).is_file():
             elsewhere.append(f"{shards.resolve() / file}: its scans, which other runs may use too")
