@@ -43,6 +43,14 @@ class Penalised(Protocol):
         ...
 
 
+class Remembering(Protocol):
+    """Answers in place of the body, from what its frozen part said of the same scans before."""
+
+    def answers(self, images: torch.Tensor) -> bool: ...
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor: ...
+
+
 class Classifier(nn.Module):
     """A body behind its mean/std layer, so that every caller, and every attack, works in [0, 1] pixels.
 
@@ -54,6 +62,7 @@ class Classifier(nn.Module):
     constant_names = ("mean", "std")
     mean: torch.Tensor
     std: torch.Tensor
+    features: Remembering | None = None  # what answers for the frozen part, where that is kept on the disk
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -65,16 +74,19 @@ class Classifier(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (n, num_classes) of images (n, c, h, w) in [0, 1]."""
-        logits: torch.Tensor = self.body(self._normalised(images))
+        if self.features is not None and self.features.answers(images):
+            return self.features(images)
+        logits: torch.Tensor = self.body(self.normalised(images))
         return logits
 
     def penalised(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits as from :meth:`forward`, and what the body wants added to the loss; None from most bodies."""
         if isinstance(self.body, Penalised):
-            return self.body.penalised(self._normalised(images))
+            return self.body.penalised(self.normalised(images))
         return self(images), None
 
-    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+    def normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """Images as the body takes them."""
         normalised = (images - self.mean) / self.std
         return normalised.contiguous() if self.row_major else normalised
 
@@ -107,7 +119,7 @@ class OrdinalClassifier(Classifier):
     def penalised(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The same, and what the body wants added to the loss."""
         if isinstance(self.body, Penalised):
-            borders, penalty = self.body.penalised(self._normalised(images))
+            borders, penalty = self.body.penalised(self.normalised(images))
             return log_probabilities_of_grades(borders), penalty
         return self(images), None
 

@@ -63,7 +63,7 @@ class CutEfficientNet(nn.Module):
 
     def __init__(self, network: Any, *, stages: int, pool: int, enlarge: int, num_classes: int) -> None:
         super().__init__()
-        self.pool, self.enlarge = pool, enlarge
+        self.resize = Resize(pool, enlarge)
         self.conv_stem: nn.Module = network.conv_stem
         self.bn1: nn.Module = network.bn1
         self.blocks: nn.Module = network.blocks[:stages]
@@ -71,13 +71,33 @@ class CutEfficientNet(nn.Module):
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(DROPOUT), nn.Linear(WIDTHS[stages - 1], num_classes)
         )
 
+    def links(self) -> list[nn.Module]:
+        """Each takes what the one before gives, down to the single blocks of a stage."""
+        blocks = [block for stage in self.blocks for block in stage]  # type: ignore[attr-defined]
+        return [self.resize, self.conv_stem, self.bn1, *blocks, self.head]
+
     def forward(self, scans: torch.Tensor) -> torch.Tensor:
         """Average, enlarge, classify."""
+        logits: torch.Tensor = self.head(self.blocks(self.bn1(self.conv_stem(self.resize(scans)))))
+        return logits
+
+
+class Resize(nn.Module):
+    """Scans (n, c, h, w) averaged ``pool`` x ``pool``, then enlarged to ``enlarge`` pixels a side, unless that is 0."""
+
+    def __init__(self, pool: int, enlarge: int) -> None:
+        super().__init__()
+        self.pool, self.enlarge = pool, enlarge
+
+    def forward(self, scans: torch.Tensor) -> torch.Tensor:
+        """Bilinear."""
         if self.pool > 1:
             scans = functional.avg_pool2d(scans, self.pool)
         if self.enlarge:
-            scans = functional.interpolate(
-                scans, size=(self.enlarge, self.enlarge), mode="bilinear", align_corners=False
-            )
-        logits: torch.Tensor = self.head(self.blocks(self.bn1(self.conv_stem(scans))))
-        return logits
+            side = (self.enlarge, self.enlarge)
+            scans = functional.interpolate(scans, size=side, mode="bilinear", align_corners=False)
+        return scans
+
+    def extra_repr(self) -> str:
+        """Both settings."""
+        return f"pool={self.pool}, enlarge={self.enlarge}"

@@ -21,6 +21,7 @@ from fedplatform.data.device_pixels import DevicePixels, Pictures, images_on
 from fedplatform.data.images import scans_at_once
 from fedplatform.learning.models import Classifier, ModelBuilder
 from fedplatform.learning.models.freezing import has_frozen_statistics, training_mode
+from fedplatform.learning.models.frozen_features import remember
 from fedplatform.learning.models.memory_layout import laid_out
 from fedplatform.learning.parameters import (
     BATCH_NORM,
@@ -101,6 +102,7 @@ class Trainer:
             )
             require_plain_weights(network)
             self.model: nn.Module = laid_out(network, channels=training.channels, size=training.size)
+        remember(self.model)
         algorithm = training.algorithm
         stays = algorithm.personal(self.model) | names_that_stay(self.model)
         corrected = isinstance(algorithm, ControlVariates)
