@@ -133,11 +133,13 @@ def cohort_plan(
     own, only ``manifest.json`` and the root set are read.
     """
     manifest = Manifest.load(shards)
-    files = [Path(place.shard) for place in places if place.shard]
-    files = files or [shards.resolve() / shard.file for shard in shards_here(experiment, shards).values()]
+    files = {place.name: Path(place.shard) for place in places if place.shard}
+    if not files:
+        dealt = shards_here(experiment, shards)
+        files = {name: shards.resolve() / shard.file for name, shard in dealt.items()}
     gone = {one.hospital_id for one in withdrawn}
     return CohortPlan(
-        shard_files={name: file for name, file in zip(experiment.inside, files, strict=True) if name not in gone},
+        shard_files={name: files[name] for name in experiment.inside if name not in gone},
         classes=manifest.classes,
         training=local_training(experiment, manifest),
         adversary=experiment.adversary(),
