@@ -76,7 +76,7 @@ def figures(folder: Path) -> pd.DataFrame:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"algorithm": "fedavg", "rule": "centered_clipping", "attack": "free_rider"},
+        {"algorithm": "fedavg", "rule": "centered_clipping", "attack": "poisoned_fl(period=2)"},
         {"algorithm": "fedbn_p", "rule": "fltrust", "attack": "sign_flip"},
         {"algorithm": "apfl", "rule": "mean", "attack": "none"},
         pytest.param(
