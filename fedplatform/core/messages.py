@@ -77,6 +77,8 @@ class Predictions:
     says in one line why there are none, where the hospital could not answer. ``groups`` (m,) int64 numbers the patients
     from 0, so that scans which belong together are known and nobody behind them; left out, each scan is by itself.
     ``subgroups`` (m,) are words by the name of a column, where the federation was asked to tell figures apart by it.
+    Where a simulated attack plants a backdoor, ``stamped`` counts the scans of other classes that were shown with its
+    trigger, too, and ``hits`` those of them that were answered with its target.
     """
 
     hospital_id: str
@@ -87,6 +89,8 @@ class Predictions:
     failure: str = ""
     groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     subgroups: Mapping[str, np.ndarray] = field(default_factory=dict)
+    stamped: int = 0
+    hits: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.groups):
@@ -241,6 +245,7 @@ class HospitalRecord:
     judged: int = 0  # test scans of its own that it answered for
     balanced_accuracy: float = NAN  # of these
     auc: float = NAN
+    attack_success: float = NAN  # of a backdoor on its test scans; NaN where the attack plants none
 
 
 @dataclass(frozen=True)
@@ -250,7 +255,8 @@ class RoundReport:
     Where a scan has any number of findings, ``label_auc`` has one figure a finding, NaN for one that all test scans
     have or none; accuracy, AUC and the like are means over findings, and ``confusion`` is (2 k, 2 k), of finding j the
     rows and columns 2 j (without) and 2 j + 1 (with). Of ordered classes there is Cohen's kappa with quadratic weights,
-    and how many classes an answer is off in the mean.
+    and how many classes an answer is off in the mean. ``attack_success`` is the share of test scans of other classes
+    that are answered with a backdoor's target once they carry its trigger; NaN where the attack plants none.
     """
 
     round_number: int
@@ -272,6 +278,7 @@ class RoundReport:
     label_auc: tuple[float, ...] = field(default=(), repr=False)
     quadratic_kappa: float = NAN
     mean_absolute_error: float = NAN
+    attack_success: float = NAN
     tests: tuple[Predictions, ...] = field(default=(), repr=False, compare=False)  # in no table
 
     def without_tests(self) -> RoundReport:

@@ -31,7 +31,7 @@ from fedplatform.federated.root_set import RootSet
 from fedplatform.federated.secure import GroupedCohort, GroupMemory
 from fedplatform.federated.selection import Best, better, moving_average
 from fedplatform.federated.server_optimiser import Average, Moments, ServerOptimiser
-from fedplatform.learning.metrics import Figures, judge
+from fedplatform.learning.metrics import Figures, attack_success, judge
 from fedplatform.learning.parameters import ParameterLayout, PersonalState
 
 
@@ -153,6 +153,7 @@ class Federation:
             label_auc=pooled.label_auc,
             quadratic_kappa=pooled.quadratic_kappa,
             mean_absolute_error=pooled.mean_absolute_error,
+            attack_success=attack_success(tests),
             tests=tuple(tests),
         )
         return state, report
@@ -321,6 +322,7 @@ class Federation:
                     judged=len(answer.labels),
                     balanced_accuracy=figures.balanced_accuracy,
                     auc=figures.auc,
+                    attack_success=attack_success([answer]),
                 )
 
 
