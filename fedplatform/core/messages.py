@@ -5,6 +5,7 @@ NumPy and not PyTorch on the wire because Ray hands NumPy arrays to another proc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -137,6 +138,19 @@ class Rehearsal:
     root: Root
 
 
+@dataclass(frozen=True)
+class Layer:
+    """One named array of weights, as it lies in the shared part of an update: ``name``, and its ``shape``."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """How many coordinates it has."""
+        return math.prod(self.shape)
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """What the server knows beside the n updates of this round.
@@ -145,7 +159,8 @@ class Evidence:
     None where it has none; ``previous_delta`` (d,) the last round's aggregate, zeros in the first; ``generator`` the
     stream from which a randomised rule draws; ``root`` that data set itself; ``memory`` what the rule handed over in
     the round before (``Aggregate.memory``), None in the first. Under secure aggregation ``groups`` names, for each
-    update, the hospitals whose mean it is; else it is empty.
+    update, the hospitals whose mean it is; else it is empty. ``weights`` (d,) is the shared part of the model that was
+    broadcast, None where nobody told; ``layers`` are the arrays that it consists of, in order, or empty.
 
     >>> import fedplatform as fp
     >>> import torch
@@ -164,6 +179,8 @@ class Evidence:
     root: Root | None = None
     memory: object = None
     groups: tuple[tuple[str, ...], ...] = ()
+    weights: np.ndarray | None = None
+    layers: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,8 @@ EXPERIMENT: dict[str, Option] = {
     "rule": Option(
         "aggregation rule: trust (with its scorer in front: robust, network, policy or hybrid, as network+trust), "
         "mean, weighted_mean, median, trimmed_mean, krum, multi_krum, bulyan, geometric_median, centered_clipping, "
-        "fltrust, dnc, signguard, flame (with nnm, bucketing or norm_clip in front, as nnm+krum), or your own as "
-        "FILE.py:CLASS",
+        "rfa, fltrust, dnc, signguard, flame, foolsgold, fldetector, deepsight, lasa, alignins (with nnm, bucketing or "
+        "norm_clip in front, as nnm+krum), or your own as FILE.py:CLASS",
         "trust",
     ),
     "privacy": Option(

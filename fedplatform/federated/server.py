@@ -221,6 +221,8 @@ class Federation:
             root_delta=None if root is None else root.delta,
             root=root,
             memory=state.memory,
+            weights=state.weights[:shared],
+            layers=self.layout.layers,
             groups=tuple(
                 tuple(self.name_in(name, number) for name in update.group) for update in updates if update.group
             ),
