@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
-from fedplatform.attacks.poisoning.attack import Backdooring
 from fedplatform.core.logs import of
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.core.seeding import torch_generator
@@ -25,6 +24,9 @@ from fedplatform.data.splits import Role
 from fedplatform.data.subgroups import Subgroups
 from fedplatform.federated.hospital_state import Launch, OwnState
 from fedplatform.learning.training import LEAST_BATCH, PersonalState, Trainer
+
+if TYPE_CHECKING:  # a hospital outside loads no attack
+    from fedplatform.attacks.poisoning.attack import Backdooring
 
 log = logging.getLogger(__name__)
 
