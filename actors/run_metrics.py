@@ -15,6 +15,7 @@ from fedplatform.core.messages import HospitalRecord, HospitalState, RoundReport
 from fedplatform.experiments.callbacks import Callback
 from fedplatform.experiments.experiment import Experiment
 
+FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "loss", "validation_accuracy", "attack_success")
 AWAY = (HospitalState.LATE, HospitalState.CRASHED, HospitalState.MALFORMED)
 
 
@@ -58,7 +59,7 @@ class RunMetrics(Callback):
         report = reports[-1]
         self._set(self._round, report.round_number)
         self._set(self._effect, report.had_effect)
-        for name in ("accuracy", "balanced_accuracy", "macro_f1", "auc", "loss", "validation_accuracy"):
+        for name in FIGURES:
             self._set(self._figures, getattr(report, name), figure=name)
         for stage in ("train", "aggregate", "evaluate"):
             self._set(self._seconds, getattr(report, f"{stage}_seconds"), stage=stage)

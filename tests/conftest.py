@@ -58,7 +58,14 @@ MARKERS = {
     "docs": ("test_docs",),
     "training": (
         *("test_benchmark", "test_checkpoint", "test_defended_run", "test_robustness", "test_threats", "test_cli"),
-        *("test_attacks_harm", "test_optigradtrust", "test_purifier", "test_serving_engine", "test_training_faults"),
+        *(
+            "test_attacks_harm",
+            "test_backdoors",
+            "test_optigradtrust",
+            "test_purifier",
+            "test_serving_engine",
+            "test_training_faults",
+        ),
         *(
             "test_secure_federation",
             "test_api",

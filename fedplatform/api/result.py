@@ -44,9 +44,9 @@ class Result:
     """A finished run.
 
     ``experiment`` is what was run, ``path`` the folder that holds it; a temporary one is removed with the result.
-    ``rounds`` is a table with a row a round (accuracy, macro_f1, auc, loss, seconds), ``hospitals`` one with a row a
-    round and hospital (state, reason, weight, trust, reputation, accuracy on its own test scans), ``sites`` what the
-    last model is worth at each hospital.
+    ``rounds`` is a table with a row a round (accuracy, macro_f1, auc, loss, attack_success, seconds), ``hospitals`` one
+    with a row a round and hospital (state, reason, weight, trust, reputation, accuracy on its own test scans),
+    ``sites`` what the last model is worth at each hospital.
 
     >>> import fedplatform as fp
     >>> small = {"data": "lesions", "size": 16, "scans": 120, "hospitals": 3, "root_size": 0}
@@ -227,7 +227,10 @@ class Result:
         )
 
     def _repr_html_(self) -> str:
-        figures = self.rounds[["accuracy", "macro_f1", "auc", "loss"]]
+        names = ["accuracy", "macro_f1", "auc", "loss"]
+        if "attack_success" in self.rounds and self.rounds["attack_success"].notna().any():
+            names.append("attack_success")
+        figures = self.rounds[names]
         return f"<p>{html.escape(repr(self))}</p>{figures.to_html(float_format='{:.3f}'.format)}"
 
 

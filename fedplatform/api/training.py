@@ -88,8 +88,8 @@ def compare(
     ``experiment`` and ``settings`` are of :func:`run`. Two rows are added to keep the table honest: nearest_neighbour
     (what memorising the training pictures is worth) and central (the same network and budget with all scans in one
     place). ``worst`` is the lowest mean over seeds under any of the attacks. A cell in which nothing was learned is
-    NaN. Every single cell is in ``table.attrs["cells"]``. With a ``folder`` the table is kept there, and a second call
-    resumes it.
+    NaN. Every single cell is in ``table.attrs["cells"]``, with its AUC and the success of a backdoor. With a ``folder``
+    the table is kept there, and a second call resumes it.
 
     >>> import fedplatform as fp
     >>> table = fp.compare(data="lesions", size=16, scans=120, hospitals=3, byzantine=1, root_size=0, rounds=1,

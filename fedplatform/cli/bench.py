@@ -169,6 +169,9 @@ def trust(
     partial_scaling, sign_flip, gaussian_noise, label_flip, alie, min_max, min_sum, ipm, mimic, fingerprint_aware and
     sleeper.
 
+    Every other rule and attack of 'fedplatform run --help' can be asked for by name. Beside the accuracy under a
+    backdoor stands its success (attack_success): the share of stamped test scans answered with its target.
+
     A rule with @N behind it sees only means of groups of N hospitals, by secure aggregation: trust@3.
 
     Cells are filled seed by seed, split by split and attack by attack, so that a table that is cut off is a smaller

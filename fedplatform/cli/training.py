@@ -191,6 +191,10 @@ def run(
             f"balanced accuracy {last.balanced_accuracy:.3f}, AUC {last.auc:.3f}, accuracy {last.accuracy:.3f}, "
             f"macro-F1 {last.macro_f1:.3f}"
         )
+        if last.attack_success == last.attack_success:
+            console.print(
+                f"attack success {last.attack_success:.3f}: stamped scans answered with the backdoor's target"
+            )
         if not last.beats_majority:
             console.print(f"always answering the same would be right in {last.majority:.3f}: this model does no better")
         if last.round_number < experiment.rounds:

@@ -5,6 +5,7 @@ NumPy and not PyTorch on the wire because Ray hands NumPy arrays to another proc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -78,6 +79,8 @@ class Predictions:
     says in one line why there are none, where the hospital could not answer. ``groups`` (m,) int64 numbers the patients
     from 0, so that scans which belong together are known and nobody behind them; left out, each scan is by itself.
     ``subgroups`` (m,) are words by the name of a column, where the federation was asked to tell figures apart by it.
+    Where a simulated attack plants a backdoor, ``stamped`` counts the scans of other classes that were shown with its
+    trigger, too, and ``hits`` those of them that were answered with its target.
     """
 
     hospital_id: str
@@ -88,6 +91,8 @@ class Predictions:
     failure: str = ""
     groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     subgroups: Mapping[str, np.ndarray] = field(default_factory=dict)
+    stamped: int = 0
+    hits: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.groups):
@@ -134,6 +139,19 @@ class Rehearsal:
     root: Root
 
 
+@dataclass(frozen=True)
+class Layer:
+    """One named array of weights, as it lies in the shared part of an update: ``name``, and its ``shape``."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """How many coordinates it has."""
+        return math.prod(self.shape)
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """What the server knows beside the n updates of this round.
@@ -142,7 +160,8 @@ class Evidence:
     None where it has none; ``previous_delta`` (d,) the last round's aggregate, zeros in the first; ``generator`` the
     stream from which a randomised rule draws; ``root`` that data set itself; ``memory`` what the rule handed over in
     the round before (``Aggregate.memory``), None in the first. Under secure aggregation ``groups`` names, for each
-    update, the hospitals whose mean it is; else it is empty.
+    update, the hospitals whose mean it is; else it is empty. ``weights`` (d,) is the shared part of the model that was
+    broadcast, None where nobody told; ``layers`` are the arrays that it consists of, in order, or empty.
 
     >>> import fedplatform as fp
     >>> import torch
@@ -161,6 +180,8 @@ class Evidence:
     root: Root | None = None
     memory: object = None
     groups: tuple[tuple[str, ...], ...] = ()
+    weights: np.ndarray | None = None
+    layers: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -243,6 +264,7 @@ class HospitalRecord:
     balanced_accuracy: float = NAN  # of these
     auc: float = NAN
     update_bytes: int = field(default=0, compare=False)  # that came for its update; 0 where nothing had to travel
+    attack_success: float = NAN  # of a backdoor on its test scans; NaN where the attack plants none
 
 
 @dataclass(frozen=True)
@@ -252,7 +274,8 @@ class RoundReport:
     Where a scan has any number of findings, ``label_auc`` has one figure a finding, NaN for one that all test scans
     have or none; accuracy, AUC and the like are means over findings, and ``confusion`` is (2 k, 2 k), of finding j the
     rows and columns 2 j (without) and 2 j + 1 (with). Of ordered classes there is Cohen's kappa with quadratic weights,
-    and how many classes an answer is off in the mean.
+    and how many classes an answer is off in the mean. ``attack_success`` is the share of test scans of other classes
+    that are answered with a backdoor's target once they carry its trigger; NaN where the attack plants none.
     """
 
     round_number: int
@@ -274,6 +297,7 @@ class RoundReport:
     label_auc: tuple[float, ...] = field(default=(), repr=False)
     quadratic_kappa: float = NAN
     mean_absolute_error: float = NAN
+    attack_success: float = NAN
     tests: tuple[Predictions, ...] = field(default=(), repr=False, compare=False)  # in no table
 
     def without_tests(self) -> RoundReport:

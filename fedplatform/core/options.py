@@ -83,14 +83,16 @@ EXPERIMENT: dict[str, Option] = {
     "byzantine": Option("how many of the hospitals are Byzantine, chosen by the seed", 3, int),
     "attack": Option(
         "what Byzantine hospitals do: none, label_flip, backdoor, sign_flip, scaling, partial_scaling, gaussian_noise, "
-        "free_rider, sleeper, alie, ipm, min_max, min_sum, mimic, fingerprint_aware, or your own as FILE.py:CLASS",
+        "free_rider, sleeper, alie, ipm, min_max, min_sum, mimic, fingerprint_aware, poisoned_fl, mpaf, fang_krum, "
+        "fang_trimmed_mean, byz_mean, model_replacement, neurotoxin, dba, edge_case, on_off, whitewashing, "
+        "slander_in_groups, slander_by_copying, or your own as FILE.py:CLASS",
         "none",
     ),
     "rule": Option(
         "aggregation rule: trust (with its scorer in front: robust, network, policy or hybrid, as network+trust), "
         "mean, weighted_mean, median, trimmed_mean, krum, multi_krum, bulyan, geometric_median, centered_clipping, "
-        "fltrust, dnc, signguard, flame (with nnm, bucketing or norm_clip in front, as nnm+krum), or your own as "
-        "FILE.py:CLASS",
+        "rfa, fltrust, dnc, signguard, flame, foolsgold, fldetector, deepsight, lasa, alignins (with nnm, bucketing or "
+        "norm_clip in front, as nnm+krum), or your own as FILE.py:CLASS",
         "trust",
     ),
     "privacy": Option(

@@ -27,7 +27,7 @@ from fedplatform.experiments.run import NoEffectError, partition_data, run
 log = logging.getLogger(__name__)
 
 CELL = ("dataset", "split", "rule", "attack", "hospitals", "byzantine", "rounds", "seed")
-FIGURES = ("accuracy", "macro_f1", "auc")
+FIGURES = ("accuracy", "macro_f1", "auc", "attack_success")
 
 Announce = Callable[[str, int, int], AbstractContextManager[Callback]]
 
@@ -68,14 +68,15 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.frame = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*CELL, *FIGURES])
+        found = pd.read_csv(path) if path.exists() else pd.DataFrame()
+        self.frame = found.reindex(columns=[*CELL, *FIGURES])  # an older file lacks the newest figures
 
     def has(self, cell: Experiment, rule: str) -> bool:
         """Whether this cell is filled."""
         row = self._key(cell, rule)
         return bool((self.frame[list(CELL)] == pd.Series(row)).all(axis=1).any())
 
-    def add(self, cell: Experiment, rule: str, figures: tuple[float, float, float]) -> None:
+    def add(self, cell: Experiment, rule: str, figures: tuple[float, float, float, float]) -> None:
         """Fill a cell."""
         row = {**self._key(cell, rule), **dict(zip(FIGURES, figures, strict=True))}
         self.frame = pd.DataFrame([*self.frame.to_dict("records"), row], columns=[*CELL, *FIGURES])
@@ -135,7 +136,7 @@ def compare(
         with announce(f"{rule} against {cell.attack_text}, seed {cell.seed}", number, len(rows)) as listener:
             if rule == NEAREST_NEIGHBOUR:
                 figures = nearest_neighbour(shards)
-                results.add(cell, rule, (figures.accuracy, figures.macro_f1, figures.auc))
+                results.add(cell, rule, (figures.accuracy, figures.macro_f1, figures.auc, NAN))
                 continue
             name = folder_name(rule, cell.attack_text, cell.seed)
             # A cell without a result was cut off in mid-run: what it left is not worth keeping.
@@ -155,8 +156,9 @@ def compare(
                 )
             except NoEffectError as error:
                 log.warning("%s: %s", name, error)
-                results.add(cell, rule, (NAN, NAN, NAN))
+                results.add(cell, rule, (NAN, NAN, NAN, NAN))
             else:
-                results.add(cell, rule, (reports[-1].accuracy, reports[-1].macro_f1, reports[-1].auc))
+                last = reports[-1]
+                results.add(cell, rule, (last.accuracy, last.macro_f1, last.auc, last.attack_success))
     write_comparison(folder, results.frame)
     return results.frame

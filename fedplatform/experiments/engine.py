@@ -198,6 +198,7 @@ class ServerRole:
         self._trainer = Trainer(local_training(experiment, manifest))
         self._rounds = experiment.rounds
         self._root = self._open_root(shards) if experiment.root_size else None
+        adversary = experiment.adversary()
         self._federation = Federation(
             cohort=cohort,
             rule=experiment.server_rule,
@@ -211,7 +212,8 @@ class ServerRole:
             ema=experiment.ema,
             patience=experiment.patience,
             task=experiment.task,
-            byzantine=frozenset(experiment.adversary().hospital_ids if experiment.attack is not None else ()),
+            byzantine=frozenset(adversary.hospital_ids if experiment.attack is not None else ()),
+            name_in=adversary.name_in,
             withdrawn=tuple(withdrawn),
         )
         self._checkpoints = checkpoints

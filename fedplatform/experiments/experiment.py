@@ -359,7 +359,9 @@ class Experiment(Settings):
         """The Byzantine hospitals that the seed picks, whatever the attack, so that runs can be paired."""
         ids = self.inside
         drawn = numpy_generator(self.seed, BYZANTINE).choice(len(ids), size=self.byzantine, replace=False)
-        return Adversary(tuple(ids[number] for number in sorted(drawn)), self.attack, self.participants)
+        byzantine = tuple(ids[number] for number in sorted(drawn))
+        honest = tuple(name for name in self.hospital_ids() if name not in byzantine)
+        return Adversary(byzantine, self.attack, self.participants, honest)
 
     def open_data(self, folder: Path | None = None) -> Source:
         """The data set itself; ``folder`` is where named sets are looked for first."""

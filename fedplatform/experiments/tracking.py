@@ -26,6 +26,7 @@ ROUND_METRICS = (
     "loss",
     "quadratic_kappa",
     "mean_absolute_error",
+    "attack_success",
     "validation_accuracy",
     "train_seconds",
     "aggregate_seconds",

@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from fedplatform.attacks.poisoning.attack import Collusion, DataPoisoning, PoisoningAttack, Situation, UpdatePoisoning
+from fedplatform.attacks.poisoning.attack import (
+    Collusion,
+    DataPoisoning,
+    Divided,
+    PoisoningAttack,
+    Renaming,
+    Situation,
+    UpdatePoisoning,
+)
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.core.seeding import COLLUSION, numpy_generator, torch_generator
 from fedplatform.core.site_statistics import LEAST, SiteStatistics
@@ -18,18 +26,34 @@ from fedplatform.federated.hospital import Hospital, never_stop
 from fedplatform.federated.hospital_state import OwnState
 
 LAST_WEIGHTS = "last_weights"
+MEMORY = "memory"  # begins the names of what the attack itself keeps
 
 
 @dataclass(frozen=True)
 class Adversary:
     """Which hospitals are Byzantine and what they do: the part of an experiment that only a simulation knows.
 
-    ``num_hospitals`` take part in a round.
+    ``num_hospitals`` take part in a round; ``honest_ids`` are all others of the federation, in order.
     """
 
     hospital_ids: tuple[str, ...]
     attack: PoisoningAttack | None
     num_hospitals: int
+    honest_ids: tuple[str, ...] = ()
+
+    def attack_of(self, hospital_id: str) -> PoisoningAttack | None:
+        """What one attacker does: the attack, or its own part of it."""
+        attack: object = self.attack  # not its declared type: what a class of somebody's own has beside it counts
+        if isinstance(attack, Divided):
+            return attack.part(self.hospital_ids.index(hospital_id), len(self.hospital_ids))
+        return self.attack
+
+    def name_in(self, hospital_id: str, round_number: int) -> str:
+        """The name under which a hospital takes part in a round: its own, unless it whitewashes."""
+        attack: object = self.attack
+        if isinstance(attack, Renaming) and hospital_id in self.hospital_ids:
+            return attack.name_in(hospital_id, round_number)
+        return hospital_id
 
     @property
     def colluding(self) -> tuple[str, ...]:
@@ -45,18 +69,26 @@ class Adversary:
 class ByzantineHospital:
     """A hospital under the control of an attack (Byzantine in the sense of Lamport et al., 1982).
 
-    ``state`` is where it keeps the weights that it was sent last, None nowhere.
+    ``state`` is where it keeps the weights that it was sent last, and what its attack remembers; None nowhere.
+    ``group`` names the members of its own group under secure aggregation, which it learns before it trains.
     """
 
     def __init__(self, hospital: Hospital, adversary: Adversary, *, state: OwnState | None = None) -> None:
-        assert adversary.attack is not None
+        attack = adversary.attack_of(hospital.hospital_id)
+        assert attack is not None
         self.hospital_id = hospital.hospital_id
+        self.group: tuple[str, ...] = ()
         self._hospital = hospital
         self._adversary = adversary
-        self._attack = adversary.attack
+        self._attack = attack
         self._state = state
-        kept = state.load() if state else None
-        self._last_weights: np.ndarray | None = None if kept is None else kept[LAST_WEIGHTS].numpy()
+        kept = (state.load() if state else None) or {}
+        last = kept.pop(LAST_WEIGHTS, None)
+        self._last_weights: np.ndarray | None = None if last is None else last.numpy()
+        self._memories: dict[int, dict[str, torch.Tensor]] = {}  # by the number of the part, see _parts
+        for name, value in kept.items():
+            _, part, own_name = name.split(".", 2)
+            self._memories.setdefault(int(part), {})[own_name] = value
         if isinstance(self._attack, DataPoisoning):
             poisoned, hospital.training_labels = self._attack.poison(
                 np.asarray(hospital.training_images),
@@ -75,6 +107,7 @@ class ByzantineHospital:
             return update
         own = self._parts(torch.from_numpy(update.delta))
         sent = torch.cat([self._attack.corrupt(*pair) for pair in zip(own, situations, strict=True)])
+        self._keep(round_number)
         return replace(update, delta=sent.numpy().astype(np.float32, copy=False))
 
     def forge(
@@ -88,6 +121,7 @@ class ByzantineHospital:
         situations = self._situations(weights, round_number, stream=COLLUSION, attackers=len(colluding))
         seen = self._parts(torch.from_numpy(honest))
         sent = torch.cat([self._attack.collude(*pair) for pair in zip(seen, situations, strict=True)], dim=-1)
+        self._keep(round_number)
         if sent.ndim == 2 and len(sent) != len(colluding):
             raise ValueError(
                 f"a collusion sends one update for all or each of {len(colluding)} attackers, got {len(sent)}"
@@ -128,8 +162,7 @@ class ByzantineHospital:
         """What the attacker knows of each part."""
         previous = np.zeros_like(weights) if self._last_weights is None else weights - self._last_weights
         self._last_weights = weights
-        if self._state is not None:
-            self._state.keep({LAST_WEIGHTS: torch.from_numpy(weights.copy())}, round_number=round_number)
+        self._keep(round_number)
         generator = torch_generator(self._hospital.trainer.training.seed, stream, round_number, "attack")
         return [
             Situation(
@@ -138,6 +171,24 @@ class ByzantineHospital:
                 round_number=round_number,
                 previous_delta=part,
                 generator=generator,
+                weights=broadcast,
+                honest_ids=self._adversary.honest_ids,
+                group=self.group,
+                memory=self._memories.setdefault(number, {}),
             )
-            for part in self._parts(torch.from_numpy(previous))
+            for number, (part, broadcast) in enumerate(
+                zip(self._parts(torch.from_numpy(previous)), self._parts(torch.from_numpy(weights.copy())), strict=True)
+            )
         ]
+
+    def _keep(self, round_number: int) -> None:
+        """Write down what has to survive a restart: before the training, and again once the attack has lied."""
+        if self._state is None or self._last_weights is None:
+            return
+        remembered = {
+            f"{MEMORY}.{part}.{name}": value.contiguous()
+            for part, memory in self._memories.items()
+            for name, value in memory.items()
+        }
+        last = {LAST_WEIGHTS: torch.from_numpy(self._last_weights.copy())}
+        self._state.keep(last | remembered, round_number=round_number)

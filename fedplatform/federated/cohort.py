@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fedplatform.attacks.poisoning.attack import Backdooring
 from fedplatform.core.mapped import release, scratch
 from fedplatform.core.messages import HospitalState, Predictions, Reply, Update
 from fedplatform.core.site_statistics import LEAST, SiteStatistics
@@ -94,12 +95,14 @@ class CohortPlan:
 
     def admit(self, hospital_id: str, trainer: Trainer) -> Participant:
         """Open the hospital's shard and bring it up, honest or Byzantine."""
+        attack: object = self.adversary.attack
         hospital = Hospital(
             hospital_id,
             self.open_shard(hospital_id),
             trainer=trainer,
             state_file=self.state_folder / f"{hospital_id}.safetensors",
             launch=self.launch,
+            backdoor=attack if isinstance(attack, Backdooring) else None,
         )
         if hospital_id not in self.adversary.hospital_ids or self.adversary.attack is None:
             return hospital

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from fedplatform.core.logs import of
 from fedplatform.core.messages import Predictions, Update
 from fedplatform.core.seeding import torch_generator
 from fedplatform.core.site_statistics import LEAST, SiteStatistics
-from fedplatform.core.tasks import mean_loss
+from fedplatform.core.tasks import answers_of, has, is_multilabel, mean_loss
 from fedplatform.data.device_pixels import Pictures, placed
 from fedplatform.data.shards import Shard
 from fedplatform.data.site_statistics import site_statistics
@@ -24,6 +24,9 @@ from fedplatform.data.splits import Role
 from fedplatform.data.subgroups import Subgroups
 from fedplatform.federated.hospital_state import Launch, OwnState
 from fedplatform.learning.training import LEAST_BATCH, PersonalState, Trainer
+
+if TYPE_CHECKING:  # a hospital outside loads no attack
+    from fedplatform.attacks.poisoning.attack import Backdooring
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +58,8 @@ class Hospital:
 
     ``state_file`` keeps its personal state (such as batch normalisation) between rounds, on the hospital's own disk, so
     that a hospital whose process died goes on from where it was; None keeps it in memory. ``launch`` is of
-    :class:`fedplatform.federated.hospital_state.OwnState`. It trains on the scans in ``role``.
+    :class:`fedplatform.federated.hospital_state.OwnState`. It trains on the scans in ``role``. In a simulation of a
+    ``backdoor`` it also counts how often its own test scans open it.
     """
 
     def __init__(
@@ -67,8 +71,10 @@ class Hospital:
         state_file: Path | None,
         role: Role = Role.TRAIN,
         launch: Launch | None = None,
+        backdoor: Backdooring | None = None,
     ) -> None:
         self.hospital_id = hospital_id
+        self.backdoor = backdoor
         self.trainer = trainer
         self.shard = shard
         self.training_images: Pictures = placed(shard.pictures(role), trainer.compute)
@@ -152,7 +158,36 @@ class Hospital:
         else:
             loss = self.trainer.plain_loss(weights, self.personal, images, labels)
         subgroups = self._test_subgroups if role is Role.TEST else {}
-        return Predictions(self.hospital_id, role, probabilities, labels, loss, groups=groups, subgroups=subgroups)
+        stamped, hits = self._tried_backdoor(weights) if role is Role.TEST and probabilities.shape[1] else (0, 0)
+        return Predictions(
+            self.hospital_id,
+            role,
+            probabilities,
+            labels,
+            loss,
+            groups=groups,
+            subgroups=subgroups,
+            stamped=stamped,
+            hits=hits,
+        )
+
+    def _tried_backdoor(self, weights: np.ndarray) -> tuple[int, int]:
+        """How many test scans of other classes carry the trigger, and how many of them are answered with the target."""
+        if self.backdoor is None or self._stamped is None:
+            return 0, 0
+        answered = self.trainer.predict(weights, self.personal, self._stamped)
+        answers = answers_of(answered, multilabel=is_multilabel(self._scans(Role.TEST)[1]))
+        return len(answers), int(has(answers, self.backdoor.target).sum())
+
+    @cached_property
+    def _stamped(self) -> Pictures | None:
+        """The test scans of other classes than the backdoor's target, with its trigger; None where there are none."""
+        assert self.backdoor is not None
+        images, labels, _ = self._scans(Role.TEST)
+        others = np.flatnonzero(~has(labels, self.backdoor.target))
+        if not len(others):
+            return None
+        return placed(self.backdoor.stamp(np.asarray(images[others])), self.trainer.compute)
 
     @cached_property
     def _test_subgroups(self) -> Subgroups:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -31,7 +31,7 @@ from fedplatform.federated.root_set import RootSet
 from fedplatform.federated.secure import GroupedCohort, GroupMemory
 from fedplatform.federated.selection import Best, better, moving_average
 from fedplatform.federated.server_optimiser import Average, Moments, ServerOptimiser
-from fedplatform.learning.metrics import Figures, judge
+from fedplatform.learning.metrics import Figures, attack_success, judge
 from fedplatform.learning.parameters import ParameterLayout, PersonalState
 
 
@@ -54,6 +54,11 @@ class FederationState:
         return self.weights if self.average is None else self.average
 
 
+def own_name(hospital_id: str, round_number: int) -> str:  # noqa: ARG001
+    """The name of a hospital that takes part under its own."""
+    return hospital_id
+
+
 @dataclass(frozen=True, eq=False)
 class Federation:
     """The server's side of federated learning.
@@ -64,7 +69,8 @@ class Federation:
     every round the seed draws ``participants`` of the hospitals, None for all; all are asked to judge the new model.
     With ``ema`` > 0 that is the moving average over the rounds' models. ``patience`` > 0 ends the training after
     so many rounds without a better one by validation. Who has ``withdrawn`` is no part of the cohort, and every round
-    records that.
+    records that. ``name_in`` gives the name under which the rule knows a hospital in a round: its own, except where a
+    simulated attacker comes back under a new one.
     """
 
     cohort: Cohort
@@ -81,6 +87,7 @@ class Federation:
     patience: int = 0
     withdrawn: tuple[Withdrawal, ...] = ()
     task: TaskName = "multiclass"
+    name_in: Callable[[str, int], str] = own_name
 
     def start(self, weights: np.ndarray) -> FederationState:
         """The state before the first round."""
@@ -146,6 +153,7 @@ class Federation:
             label_auc=pooled.label_auc,
             quadratic_kappa=pooled.quadratic_kappa,
             mean_absolute_error=pooled.mean_absolute_error,
+            attack_success=attack_success(tests),
             tests=tuple(tests),
         )
         return state, report
@@ -156,15 +164,16 @@ class Federation:
     def _root_personal(self) -> PersonalState:
         return {} if self.root is None else self.root.hospital.personal
 
-    def _cohort_for_round(self, memory: object) -> Cohort:
+    def _cohort_for_round(self, memory: object, number: int) -> Cohort:
         """The cohort of a round: under secure aggregation, whom the rule has shut out is kept apart from the others."""
         if isinstance(self.cohort, GroupedCohort) and isinstance(memory, GroupMemory):
-            return self.cohort.keeping_apart(memory.shut_out)
+            known = {self.name_in(name, number): name for name in self.cohort.hospital_ids}
+            return self.cohort.keeping_apart(tuple(known[name] for name in memory.shut_out if name in known))
         return self.cohort
 
     def _collect(self, state: FederationState, number: int) -> Arrivals:
         """Let the hospitals train, and write down what they reply as it arrives."""
-        cohort, layout = self._cohort_for_round(state.memory), self.layout
+        cohort, layout = self._cohort_for_round(state.memory, number), self.layout
         asked = self._drawn(number)
         arrivals = Arrivals(asked, num_shared=layout.num_shared, size=layout.size, round_number=number)
         for _ in map(arrivals.add, cohort.train(state.weights, number, asked)):
@@ -204,7 +213,7 @@ class Federation:
         deltas, statistics = arrivals.table()
         root = None if self.root is None else self.root.at(state.weights, number)
         evidence = Evidence(
-            hospital_ids=tuple(update.hospital_id for update in updates),
+            hospital_ids=tuple(self.name_in(update.hospital_id, number) for update in updates),
             num_examples=np.array([update.num_examples for update in updates], np.int64),
             previous_delta=state.previous_delta,
             generator=torch_generator(self.seed, "server", number, "aggregation"),
@@ -212,7 +221,11 @@ class Federation:
             root_delta=None if root is None else root.delta,
             root=root,
             memory=state.memory,
-            groups=tuple(update.group for update in updates if update.group),
+            weights=state.weights[:shared],
+            layers=self.layout.layers,
+            groups=tuple(
+                tuple(self.name_in(name, number) for name in update.group) for update in updates if update.group
+            ),
         )
         try:
             aggregate = self.rule(deltas, evidence)
@@ -312,6 +325,7 @@ class Federation:
                     judged=len(answer.labels),
                     balanced_accuracy=figures.balanced_accuracy,
                     auc=figures.auc,
+                    attack_success=attack_success([answer]),
                 )
 
 

@@ -61,6 +61,17 @@ def judge(predictions: Sequence[Predictions], *, num_classes: int, task: TaskNam
     return replace(figures, quadratic_kappa=kappa, mean_absolute_error=error)
 
 
+def attack_success(predictions: Sequence[Predictions]) -> float:
+    """The share of stamped scans that were answered with a backdoor's target; NaN where none was stamped.
+
+    >>> one = Predictions("a", "test", np.zeros((4, 2)), np.zeros(4, np.int64), 0.5, stamped=4, hits=3)
+    >>> attack_success([one])
+    0.75
+    """
+    stamped = sum(one.stamped for one in predictions)
+    return sum(one.hits for one in predictions) / stamped if stamped else NAN
+
+
 def _nothing(num_classes: int, task: TaskName, *, loss: float) -> Figures:
     """The figures where no class was named."""
     findings = num_classes if TASKS[task].is_multilabel else 0

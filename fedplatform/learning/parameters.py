@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fedplatform.core.compute import CPU
+from fedplatform.core.messages import Layer
 from fedplatform.learning.models.freezing import has_frozen_statistics
 
 BATCH_NORM = (nn.modules.batchnorm._NormBase,)
@@ -84,6 +85,12 @@ class ParameterLayout:
         """Names of the first ``num_shared`` entries."""
         sizes = itertools.accumulate(math.prod(shape) for shape in self.shapes)
         return tuple(name for name, end in zip(self.names, sizes, strict=True) if end <= self.num_shared)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The arrays that the first ``num_shared`` entries consist of, in order."""
+        shared = len(self.shared_names)
+        return tuple(map(Layer, self.names[:shared], self.shapes[:shared]))
 
     @staticmethod
     def of(model: nn.Module, *, personal: frozenset[str], controls: bool = False) -> ParameterLayout:

@@ -22,6 +22,7 @@ from fedplatform.attacks.poisoning import (
     Backdoor,
     Collusion,
     DataPoisoning,
+    DistributedBackdoor,
     FingerprintAware,
     InnerProduct,
     Mimic,
@@ -33,6 +34,7 @@ from fedplatform.attacks.poisoning import (
     stamp_trigger,
 )
 from fedplatform.core.seeding import numpy_generator, torch_generator
+from fedplatform.federated.byzantine import Adversary
 
 N, SCANS, HIDDEN, CLASSES, ROUNDS = 10, 130, 24, 10, 20
 ENTRY = 65 * HIDDEN
@@ -95,6 +97,10 @@ def krum(deltas: torch.Tensor, f: int) -> torch.Tensor:
     return deltas[scores.argmin()]
 
 
+def trimmed_mean(deltas: torch.Tensor, f: int) -> torch.Tensor:
+    return deltas.sort(dim=0).values[f : len(deltas) - f].mean(dim=0)
+
+
 @dataclass(frozen=True, eq=False)
 class Course:
     """What became of a federation: the accuracy (rounds,) and the last weights (d,)."""
@@ -117,18 +123,29 @@ def federate(
     scans, truth = images[train][mine], labels[train][mine]
     if attack is None:
         scans, truth = scans[f:], truth[f:]
-    if isinstance(attack, DataPoisoning):
-        for attacker in range(f):
-            scans[attacker], truth[attacker] = attack.poison(
+    for attacker in range(f):
+        part = Adversary(tuple("0123456789"[:f]), attack, N).attack_of(str(attacker))
+        if isinstance(part, DataPoisoning):
+            scans[attacker], truth[attacker] = part.poison(
                 scans[attacker], truth[attacker], num_classes=CLASSES, generator=numpy_generator(0, attacker, "poison")
             )
+    memories: list[dict[str, torch.Tensor]] = [{} for _ in range(f)]
     weights = 0.2 * torch.randn(SIZE, generator=torch_generator(0, "start"))
     step = torch.zeros(SIZE)
     accuracy = []
     for round_number in range(1, ROUNDS + 1):
         deltas = local_updates(weights, scans, truth)
         heres = [
-            Situation(N, f, round_number, step, torch_generator(0, attacker, round_number)) for attacker in range(f)
+            Situation(
+                num_hospitals=N,
+                num_byzantine=f,
+                round_number=round_number,
+                previous_delta=step,
+                generator=torch_generator(0, attacker, round_number),
+                weights=weights,
+                memory=memories[attacker],
+            )
+            for attacker in range(f)
         ]
         if isinstance(attack, UpdatePoisoning):
             deltas[:f] = torch.stack([attack.corrupt(own, here) for own, here in zip(deltas[:f], heres, strict=True)])
@@ -189,6 +206,53 @@ def test_the_backdoor_opens_for_the_trigger_while_clean_accuracy_stays() -> None
     assert (course.says(stamp_trigger(others)) == attack.target).mean() > 0.9
     assert (course.says(others) == attack.target).mean() < 0.05
     assert course.accuracy[-1] > final(None) - 0.03
+
+
+def success(attack: Backdoor, course: Course) -> float:
+    """The share of test scans of other classes that are answered with the target once they carry the trigger."""
+    images, labels = (part[N * SCANS :] for part in digits())
+    return float((course.says(attack.stamp(images[labels != attack.target])) == attack.target).mean())
+
+
+@pytest.mark.parametrize("name", ["model_replacement", "neurotoxin", "dba", "edge_case"])
+def test_every_kind_of_backdoor_opens_for_its_trigger_while_clean_accuracy_stays(name: str) -> None:
+    attack = ATTACKS[name]()
+    assert isinstance(attack, Backdoor)
+    course = federate(attack)
+    assert success(attack, course) > 0.85
+    assert success(attack, federate(None)) < 0.1
+    assert course.accuracy[-1] > final(None) - 0.05
+
+
+def test_no_attackers_part_of_a_distributed_backdoor_opens_as_far_as_the_whole() -> None:
+    attack = DistributedBackdoor()
+    course = federate(attack)
+    whole = success(attack, course)
+    assert all(success(attack.part(number, 3), course) < whole - 0.3 for number in range(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "points"),
+    [("poisoned_fl", 0.7), ("mpaf", 0.7), ("whitewashing", 0.7), ("byz_mean", 0.2), ("on_off", 0.1)],
+)
+def test_the_mean_falls_under_fake_hospitals_a_moved_mean_and_attackers_of_reputations(
+    name: str, points: float
+) -> None:
+    assert final(ATTACKS[name]()) < final(None) - points
+
+
+@pytest.mark.parametrize(("rule", "points"), [(krum, 0.3), (mean, 0.04)])
+def test_the_directed_deviation_against_krum_breaks_krum_and_harms_the_mean(rule: Rule, points: float) -> None:
+    silent = final(None, rule=rule, concentration=UNLIKE)
+    assert final(ATTACKS["fang_krum"](), rule=rule, concentration=UNLIKE) < silent - points
+
+
+@pytest.mark.parametrize(("rule", "points"), [(trimmed_mean, 0.15), (median, 0.15), (mean, 0.02)])
+def test_the_directed_deviation_against_a_trimmed_mean_breaks_it_and_the_median_and_harms_the_mean(
+    rule: Rule, points: float
+) -> None:
+    silent = final(None, rule=rule, concentration=UNLIKE)
+    assert final(ATTACKS["fang_trimmed_mean"](), rule=rule, concentration=UNLIKE) < silent - points
 
 
 def test_a_free_rider_only_slows_the_learning() -> None:

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fedplatform.attacks.poisoning import OnOff, Sleeper
 from fedplatform.core.messages import Evidence, HospitalRecord, HospitalState
 from fedplatform.data.error import DataError
 from fedplatform.data.partition import BySite, Dirichlet, Iid, LabelSkew, QuantitySkew
@@ -438,7 +439,7 @@ def test_detection_counts_hospitals_in_rounds_after_the_third() -> None:
         *[record(6, attacker=False, flagged=True)] * 2,
         *[record(7, attacker=False, flagged=False)] * 6,
     ]
-    assert detection([*early, *late], patience=0) == {
+    assert detection([*early, *late], attack=None) == {
         "detection_f1": pytest.approx(6 / 9),
         "detection_precision": 0.6,
         "detection_recall": 0.75,
@@ -448,20 +449,30 @@ def test_detection_counts_hospitals_in_rounds_after_the_third() -> None:
 
 def test_a_sleeper_is_honest_until_its_patience_ends() -> None:
     rounds = [record(number, attacker=True, flagged=number >= 6) for number in range(1, 9)]
-    figures = detection(rounds, patience=6)
+    figures = detection(rounds, attack=Sleeper(patience=6))
     assert figures["detection_recall"] == 1.0
     assert figures["false_alarm_rate"] == 1 / 3  # it was shut out in round 6, in which it did nothing yet
     assert figures["detection_precision"] == 2 / 3
 
 
+def test_an_on_off_attacker_can_only_be_found_while_it_lies() -> None:
+    rounds = [record(number, attacker=True, flagged=number % 2 == 0) for number in range(4, 10)]
+    figures = detection(rounds, attack=OnOff(honest=1, lying=1))
+    assert (figures["detection_recall"], figures["false_alarm_rate"]) == (1.0, 0.0)
+
+
 def test_without_a_lie_there_is_no_detection_to_speak_of() -> None:
-    figures = detection([record(4, attacker=False, flagged=False), record(5, attacker=False, flagged=True)], patience=0)
+    figures = detection(
+        [record(4, attacker=False, flagged=False), record(5, attacker=False, flagged=True)], attack=None
+    )
     assert np.isnan([figures[name] for name in ("detection_f1", "detection_precision", "detection_recall")]).all()
     assert figures["false_alarm_rate"] == 0.5
 
 
 def test_a_rule_that_flags_nobody_has_an_f1_of_zero() -> None:
-    figures = detection([record(4, attacker=True, flagged=False), record(4, attacker=False, flagged=False)], patience=0)
+    figures = detection(
+        [record(4, attacker=True, flagged=False), record(4, attacker=False, flagged=False)], attack=None
+    )
     assert (figures["detection_f1"], figures["detection_recall"], figures["false_alarm_rate"]) == (0.0, 0.0, 0.0)
     assert np.isnan(figures["detection_precision"])
 

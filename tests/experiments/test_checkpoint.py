@@ -76,14 +76,21 @@ def figures(folder: Path) -> pd.DataFrame:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"algorithm": "fedavg", "rule": "centered_clipping", "attack": "free_rider"},
+        {"algorithm": "fedavg", "rule": "centered_clipping", "attack": "poisoned_fl(period=2)"},
         {"algorithm": "fedbn_p", "rule": "fltrust", "attack": "sign_flip"},
         {"algorithm": "apfl", "rule": "mean", "attack": "none"},
+        {"algorithm": "fedavg", "rule": "fldetector", "attack": "on_off(honest=1, lying=1)"},
         pytest.param(
             {"algorithm": "fedbn_p", "rule": "hybrid+trust", "attack": "fingerprint_aware"}, marks=pytest.mark.slow
         ),
     ],
-    ids=["last step, attacker's memory", "server's own batch normalisation", "own models", "all that trust learns"],
+    ids=[
+        "last step, attacker's memory",
+        "server's own batch normalisation",
+        "own models",
+        "rounds before",
+        "all that trust learns",
+    ],
 )
 def test_a_stopped_run_goes_on_bit_for_bit(
     small: Experiment, shards: Path, tmp_path: Path, changes: dict[str, object]

@@ -658,6 +658,33 @@ def test_the_comparison_in_markdown_reads_like_the_page():
     assert "macro-F1 in percent" in comparison_markdown(comparison_rows(), metric="macro_f1")
 
 
+def test_the_success_of_backdoors_has_a_table_of_its_own_in_which_less_is_better(tmp_path):
+    planted = comparison_rows().replace({"attack": {"alie": "backdoor"}})
+    success = {"mean": 0.9, "multi_krum": 0.2, "median": 0.4}
+    planted["attack_success"] = planted["rule"].map(success).where(planted["attack"] == "backdoor")
+    lines = comparison_markdown(planted).splitlines()
+    start = next(number for number, line in enumerate(lines) if "attack success in percent" in line)
+    assert lines[start + 2 :] == [
+        "| rule | backdoor | worst |",
+        "| --- | ---: | ---: |",
+        "| mean | 90.0 ± 0.0 | 90.0 (backdoor) |",
+        "| multi_krum | **20.0 ± 0.0** | 20.0 (backdoor) |",
+        "| median | 40.0 ± 0.0 | 40.0 (backdoor) |",
+    ]
+    assert "<h2>Attack success" in write_comparison(tmp_path, planted).read_text()
+    assert "ttack success" not in comparison_markdown(planted.assign(attack_success=np.nan))
+
+
+def test_the_page_of_a_run_says_how_often_the_backdoor_opened(tmp_path):
+    folder = run_folder(tmp_path / "demo")
+    assert "ttack success" not in write_report(folder).read_text(encoding="utf-8")
+    rounds = [replace(report, attack_success=0.75) for report in read_run(folder).rounds]
+    write_tables(folder, rounds)
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "<dt>Attack success of the backdoor</dt><dd>75.0%</dd>" in page
+    assert "the backdoor opened for 75.0% of stamped scans" in page
+
+
 def test_runs_of_different_settings_never_share_a_table():
     ten = comparison_rows()
     more_attackers = ten[ten["attack"] != "none"].assign(byzantine=4)

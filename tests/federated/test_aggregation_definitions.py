@@ -12,12 +12,17 @@ from aggregation_rounds import Round, a_round, with_attackers
 
 from fedplatform.federated.aggregation import (
     FLAME,
+    LASA,
     RULES,
     Aggregator,
+    AlignIns,
     Bulyan,
     CenteredClipping,
+    DeepSight,
     DnC,
+    FLDetector,
     FLTrust,
+    FoolsGold,
     GeometricMedian,
     Krum,
     Mean,
@@ -44,6 +49,7 @@ DEFINITIONS: dict[str, tuple[Aggregator, Definition]] = {
     "multi_krum of n - f": (MultiKrum(f=2), lambda case: slow.multi_krum(case.rows, 2, len(case.rows) - 2)),
     "bulyan": (Bulyan(f=2), lambda case: slow.bulyan(case.rows, 2)),
     "geometric_median": (GeometricMedian(), lambda case: slow.geometric_median(case.rows)),
+    "rfa": (RULES["rfa"](), lambda case: slow.geometric_median(case.rows)),
     "centered_clipping": (
         CenteredClipping(),
         lambda case: slow.centered_clipping(case.rows, case.evidence.previous_delta, None, 1),
@@ -56,6 +62,19 @@ DEFINITIONS: dict[str, tuple[Aggregator, Definition]] = {
     "dnc": (DnC(f=2, num_coordinates=10**6), lambda case: slow.dnc(case.rows, 2)),
     "signguard": (SignGuard(sign_share=1000.0), lambda case: slow.signguard(case.rows)),
     "flame": (FLAME(noise=0.0), lambda case: slow.flame_without_noise(case.rows)),
+    "foolsgold": (FoolsGold(), lambda case: slow.foolsgold([case.rows])),
+    "fldetector": (FLDetector(), lambda case: slow.mean(case.rows)),  # in a first round
+    "deepsight": (DeepSight(), lambda case: slow.deepsight(case.rows, 3, 4, 3, 1 / 3)),
+    "lasa": (
+        LASA(sparsity=0.4, norm_limit=1.5, sign_limit=1.2),
+        lambda case: slow.lasa(
+            case.rows, [(layer.size, len(layer.shape)) for layer in case.evidence.layers], 0.4, 1.5, 1.2
+        ),
+    ),
+    "alignins": (
+        AlignIns(share=0.25, cosine_limit=1.2, sign_limit=1.2),
+        lambda case: slow.alignins(case.rows, case.evidence.weights, 0.25, 1.2),
+    ),
 }
 
 

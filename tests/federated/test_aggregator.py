@@ -38,7 +38,9 @@ from fedplatform.federated.trust import OptiGradTrust
 ROWS = [[0.0, 1.5], [1.0, -2.0], [9.0, 0.1], [2.0, 0.5], [1.5, 0.25]]
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if name not in ("fltrust", "bulyan")])
+@pytest.mark.parametrize(
+    "name", [name for name in RULES if name not in ("fltrust", "bulyan", "deepsight", "lasa", "alignins")]
+)
 def test_lists_numpy_and_torch_give_the_same_bits(name: str) -> None:
     rule = parse_rule(name, f=1)
     single = np.array(ROWS, np.float32)

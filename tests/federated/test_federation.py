@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+from fedplatform.attacks.poisoning import DistributedBackdoor, Whitewashing
 from fedplatform.attacks.poisoning.attack import Situation
 from fedplatform.core import mapped
-from fedplatform.core.messages import Aggregate, HospitalState, Predictions, Reply, Update
+from fedplatform.core.messages import Aggregate, Evidence, HospitalState, Predictions, Reply, Update
 from fedplatform.data.shards import Manifest
 from fedplatform.data.splits import Role
 from fedplatform.experiments.engine import InProcessEngine, cohort_plan, local_training
 from fedplatform.experiments.experiment import Experiment
 from fedplatform.federated.aggregation import Aggregator, Mean, TrimmedMean
 from fedplatform.federated.arrivals import malformation
+from fedplatform.federated.byzantine import Adversary
 from fedplatform.federated.cohort import InProcessCohort
 from fedplatform.federated.server import Federation
 from fedplatform.learning.metrics import judge
@@ -94,6 +96,34 @@ def test_what_is_no_update_is_refused_in_words(broken: dict[str, object], compla
 
 def test_a_proper_update_is_not_refused() -> None:
     assert malformation(update(), size=LAYOUT.size, round_number=1) == ""
+
+
+@dataclass(frozen=True)
+class RemembersNames(Aggregator):
+    """The mean, with the names of all whom it has ever seen as its memory."""
+
+    def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
+        aggregate = Mean().aggregate(deltas, evidence)
+        return replace(aggregate, memory=(*(evidence.memory or ()), *evidence.hospital_ids))
+
+
+def test_a_rule_does_not_know_a_whitewasher_again_and_the_records_do() -> None:
+    adversary = Adversary(("b",), Whitewashing(stay=1), 2)
+    server = replace(federation(rule=RemembersNames()), name_in=adversary.name_in)
+    state, names = start(server), []
+    for number in (1, 2, 3):
+        replies = (Reply(name, HospitalState.REPORTED, update(name, round_number=number)) for name in "ab")
+        state, report = replace(server, cohort=Scripted(tuple(replies))).run_round(state)
+        names += [record.hospital_id for record in report.hospitals]
+        assert [record.weight for record in report.hospitals] == [0.5, 0.5]
+    assert state.memory == ("a", "b", "a", "b, new name 1", "a", "b, new name 2")
+    assert names == ["a", "b"] * 3
+
+
+def test_attackers_with_parts_of_their_own_get_them_in_their_order() -> None:
+    attack = DistributedBackdoor(target=1)
+    adversary = Adversary(("a", "c"), attack, 3)
+    assert [adversary.attack_of(name) for name in ("a", "c")] == [attack.part(0, 2), attack.part(1, 2)]
 
 
 # In a process of its own, because the peak of a process never falls again; a first round of small updates imports

@@ -169,6 +169,26 @@ def test_whom_the_rule_shut_out_is_grouped_with_nobody_else(grouped: Experiment,
     assert {len(r.update.group) for name, r in replies.items() if r.update} == {2}
 
 
+def test_an_attacker_knows_its_group_and_slanders_only_where_its_victim_is_in_it(
+    grouped: Experiment, shards: Path, tmp_path: Path
+) -> None:
+    experiment = grouped.replace(attack="slander_in_groups(victim=1, scale=2)")
+    adversary = experiment.adversary()
+    (attacker,), victim = adversary.hospital_ids, adversary.honest_ids[1]
+    weights = start_weights(grouped, shards, tmp_path / "start")
+    plan = cohort_plan(experiment.replace(privacy="none"), shards, state_folder=tmp_path / "plain")
+    met = set()
+    ear, cohort = overheard(experiment, shards, tmp_path)
+    for number in range(1, 5):
+        plain = next(r.update for r in InProcessCohort(plan).train(weights, number) if r.hospital_id == attacker)
+        replies = {reply.hospital_id: reply.update for reply in cohort.train(weights, number)}
+        beside = victim in replies[attacker].group
+        sent = ear.hospitals._hospitals[attacker].own_update.delta
+        np.testing.assert_array_equal(sent, (-2 if beside else 1) * plain.delta)
+        met.add(beside)
+    assert met == {True, False}
+
+
 @dataclass(frozen=True)
 class SendsNonsense:
     """An attacker whose update is no number."""

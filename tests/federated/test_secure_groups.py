@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedplatform.attacks.poisoning import Situation, SlanderInGroups
 from fedplatform.core.messages import Evidence
 from fedplatform.federated.aggregation import Mean, Median, WeightedMean
 from fedplatform.federated.secure import Grouped, GroupMemory, GroupTested, promise
@@ -187,6 +188,32 @@ def test_over_rounds_attackers_are_shut_out_and_honest_hospitals_are_not(
     step = aggregate.delta
     mean = np.mean([update for name, update in updates.items() if name not in apart], axis=0)
     assert step @ mean / np.linalg.norm(step) / np.linalg.norm(mean) > 0.9
+
+
+def test_slander_in_groups_has_the_victim_shut_out() -> None:
+    """What is not solved: three who lie only beside their victim, and are honest everywhere else."""
+    slanderers, victim = ("h0", "h1", "h2"), "h5"
+    attack = SlanderInGroups(victim=0, scale=10)
+    memory, apart, out = None, (), 0
+    for number in range(1, 21):
+        groups = draw_groups(NAMES, size=3, apart=apart, generator=torch.Generator().manual_seed(number))
+        updates = honest(number)
+        for group in groups:
+            situation = Situation(
+                num_hospitals=10,
+                num_byzantine=3,
+                round_number=number,
+                previous_delta=torch.zeros(D),
+                generator=torch.Generator(),
+                honest_ids=(victim,),
+                group=group,
+            )
+            for name in set(slanderers) & set(group):
+                updates[name] = attack.corrupt(torch.from_numpy(updates[name]), situation).numpy()
+        aggregate = GroupTested(Mean())(*round_of(updates, groups, number=number, memory=memory))
+        memory, apart = aggregate.memory, aggregate.memory.shut_out
+        out += victim in apart
+    assert out >= 10
 
 
 def test_a_group_of_the_shut_out_never_reaches_the_rule() -> None:

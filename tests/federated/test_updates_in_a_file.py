@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from aggregation_rounds import layers_of
 
 from fedplatform.core import mapped
 from fedplatform.core.mapped import file_of, scratch
@@ -29,7 +30,11 @@ def test_a_rule_gives_the_same_bits_from_a_file_as_from_memory(name: str, monkey
     rule = parse_rule(name, f=F)
     in_memory = updates()
     told = replace(
-        default_evidence(in_memory), root_delta=in_memory.mean(axis=0), generator=torch.Generator().manual_seed(1)
+        default_evidence(in_memory),
+        root_delta=in_memory.mean(axis=0),
+        generator=torch.Generator().manual_seed(1),
+        weights=in_memory[0],
+        layers=layers_of(WEIGHTS),
     )
     expected = rule(in_memory, told)
     monkeypatch.setattr(mapped, "RELEASE_BYTES", 4096)

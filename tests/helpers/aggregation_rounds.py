@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from fedplatform.core.messages import Aggregate, Evidence
+from fedplatform.core.messages import Aggregate, Evidence, Layer
 from fedplatform.federated.aggregation import Aggregator
 
 
@@ -44,8 +44,20 @@ def a_round(seed: int, *, n: int = 11, f: int = 2, d: int = 60) -> Round:
             previous_delta=(step / 2).astype(np.float32),
             generator=torch.Generator(),
             root_delta=(step + 0.3 * random.normal(size=d)).astype(np.float32),
+            weights=(step + random.normal(size=d)).astype(np.float32),
+            layers=layers_of(d),
         ),
         f,
+    )
+
+
+def layers_of(d: int) -> tuple[Layer, ...]:
+    """The layers of a network with d >= 20 weights, four features and three classes."""
+    return (
+        Layer("body.weight", (d - 17, 1)),
+        Layer("body.bias", (2,)),
+        Layer("last.weight", (3, 4)),
+        Layer("last.bias", (3,)),
     )
 
 

@@ -21,13 +21,14 @@ def delays(run: Path) -> pd.DataFrame:
     ends = {int(line["round"]): line["time"] for line in lines if "balanced accuracy" in line["message"]}
     starts = [datetime.fromisoformat(line["time"]) for line in lines if " hospitals, " in line["message"]]
     at = pd.Series({number: datetime.fromisoformat(time) for number, time in sorted(ends.items())})
-    seconds = at.diff().dt.total_seconds().dropna()
+    before = at.shift()  # a round that the server finished as its driver was stopped has no line
+    seconds = (at - before).dt.total_seconds().dropna()
     usual = float(seconds.median())
     hospitals = pd.read_parquet(run / "hospitals.parquet")
     rows = []
     for number, took in seconds[seconds > LONG * usual].items():
         away = hospitals[(hospitals["round_number"] == number) & (hospitals["weight"] == 0)]
-        began = any(at[number - 1] < start < at[number] for start in starts)
+        began = any(before[number] < start < at[number] for start in starts)
         why = "the server was away and began anew" if began else ", ".join(away["hospital_id"] + " " + away["state"])
         rows.append({"round": number, "seconds": took, "beyond": took - usual, "why": why or "unknown"})
     found = pd.DataFrame(rows, columns=["round", "seconds", "beyond", "why"])

@@ -40,8 +40,9 @@ class Backdoor:
 
     ``fraction`` in (0, 1] of the attacker's scans of other classes, drawn at random, is stamped and relabelled. The
     rest stays clean, so that the model keeps its accuracy and nobody notices. Where a scan has any number of findings,
-    ``target`` is one of them, and a stamped scan gets it beside its own. Success is measured on scans of other classes
-    stamped by :func:`stamp_trigger`. Raises ValueError where there is no class ``target``.
+    ``target`` is one of them, and a stamped scan gets it beside its own. The trigger is :func:`stamp_trigger`. Success
+    is the share of test scans of other classes that are answered with ``target`` once they are stamped
+    (``attack_success``). Raises ValueError where there is no class ``target``.
     """
 
     target: int = 0
@@ -49,18 +50,24 @@ class Backdoor:
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
-            raise ValueError(f"Backdoor needs 0 < fraction <= 1, got {self.fraction}")
+            raise ValueError(f"{type(self).__name__} needs 0 < fraction <= 1, got {self.fraction}")
+
+    def stamp(self, images: np.ndarray) -> np.ndarray:
+        """Copies of uint8 images (n, c, h, w) with the trigger."""
+        return stamp_trigger(images)
 
     def poison(
         self, images: np.ndarray, labels: np.ndarray, *, num_classes: int, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Map uint8 images (n, c, h, w) and labels (n,) or (n, k) to poisoned copies of them."""
         if not 0 <= self.target < num_classes:
-            raise ValueError(f"Backdoor needs 0 <= target < {num_classes} classes, got target={self.target}")
+            raise ValueError(
+                f"{type(self).__name__} needs 0 <= target < {num_classes} classes, got target={self.target}"
+            )
         others = generator.permutation(np.flatnonzero(~has(labels, self.target)))
         chosen = others[: round(self.fraction * len(others))]
         stamped, relabelled = images.copy(), labels.copy()
-        stamped[chosen] = stamp_trigger(images[chosen])
+        stamped[chosen] = self.stamp(images[chosen])
         relabelled[chosen] = with_label(labels[chosen], self.target)
         return stamped, relabelled
 

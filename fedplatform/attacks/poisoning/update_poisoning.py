@@ -42,7 +42,11 @@ class Sleeper:
 
     def corrupt(self, own: torch.Tensor, situation: Situation) -> torch.Tensor:
         """Map the own update (d,) to what is sent (d,)."""
-        return own.clone() if situation.round_number <= self.patience else -self.scale * own
+        return -self.scale * own if self.lies_in(situation.round_number) else own.clone()
+
+    def lies_in(self, round_number: int) -> bool:
+        """Whether it has woken up."""
+        return round_number > self.patience
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,15 @@ def draw_charts(run: FinishedRun) -> list[Plot]:
         pooled("accuracy", "Pooled test scans", "first"),
     ]
     scores = [pooled("auc", "AUC", "second"), pooled("macro_f1", "Macro-F1", "first")]
+    success = [
+        *_every_hospital(run, "attack_success", has_dots=False),
+        pooled("attack_success", "Stamped test scans answered with the backdoor's target", "first"),
+    ]
+    backdoor = [chart("Attack success", success, axis="percent")] if math.isfinite(rounds[-1].attack_success) else []
     return [
         chart("Accuracy", accuracy, axis="percent"),
         chart("Macro-F1 and AUC", scores, axis="percent"),
+        *backdoor,
         chart("Loss", [pooled("loss", "Cross-entropy of the pooled test scans", "first")], axis="open"),
     ]
 

@@ -20,8 +20,13 @@ def write_comparison(folder: Path, table: pd.DataFrame) -> Path:
     run is there twice.
     """
     csv = base64.b64encode(table.to_csv(index=False).encode()).decode()
+    metrics: dict[str, Metric] = {
+        "Accuracy": "accuracy",
+        "Macro-F1": "macro_f1",
+        "Attack success: stamped scans answered with the backdoor's target": "attack_success",
+    }
     page = load_template("comparison.html", "fedplatform.experiments.report").render(
-        metrics=[("Accuracy", grids(table, "accuracy")), ("Macro-F1", grids(table, "macro_f1"))],
+        metrics=[(title, found) for title, metric in metrics.items() if (found := grids(table, metric))],
         num_runs=len(table),
         csv=f"data:text/csv;charset=utf-8;base64,{csv}",
     )
@@ -31,9 +36,14 @@ def write_comparison(folder: Path, table: pd.DataFrame) -> Path:
 
 
 def comparison_markdown(table: pd.DataFrame, *, metric: Metric = "accuracy") -> str:
-    """The tables of :func:`write_comparison` in Markdown: percent, mean ± sd over seeds, the best defence in bold."""
-    what = {"accuracy": "accuracy", "macro_f1": "macro-F1"}[metric]
-    return "\n\n".join(_markdown(grid, what) for grid in grids(table, metric)) + "\n"
+    """The tables of :func:`write_comparison` in Markdown: percent, mean ± sd over seeds, the best defence in bold.
+
+    Where an attack plants a backdoor, its success follows in tables of its own.
+    """
+    what = {"accuracy": "accuracy", "macro_f1": "macro-F1", "attack_success": "attack success"}
+    metrics: list[Metric] = [metric, "attack_success"] if metric != "attack_success" else [metric]
+    tables = [_markdown(grid, what[shown]) for shown in metrics for grid in grids(table, shown)]
+    return "\n\n".join(tables) + "\n"
 
 
 def _markdown(grid: Grid, what: str) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from fedplatform.core.wording import count
 from fedplatform.experiments.report.error import ReportError
 
-Metric = Literal["accuracy", "macro_f1"]
+Metric = Literal["accuracy", "macro_f1", "attack_success"]
 
 REFERENCES = ("nearest_neighbour", "central", "honest_only")
 COLUMNS = (
@@ -52,11 +52,15 @@ class Row:
     rule: str
     is_reference: bool
     cells: tuple[Cell | None, ...]
+    less_is_better: bool = False
 
     @property
     def worst(self) -> Cell:
-        """The lowest of the cells that were run; lower than all is one in which nothing was learned."""
-        return min((cell for cell in self.cells if cell), key=lambda cell: (not math.isnan(cell.mean), cell.shade))
+        """The worst of the cells that were run; worse than all is one in which nothing was learned."""
+        sign = -1 if self.less_is_better else 1
+        return min(
+            (cell for cell in self.cells if cell), key=lambda cell: (not math.isnan(cell.mean), sign * cell.shade)
+        )
 
     @property
     def is_complete(self) -> bool:
@@ -71,7 +75,7 @@ class Grid:
     title: str
     attacks: tuple[str, ...]
     rows: tuple[Row, ...]
-    best: dict[str, float]  # the highest mean of a defence, by attack
+    best: dict[str, float]  # the best mean of a defence, by attack
 
     @property
     def seeds(self) -> int:
@@ -84,8 +88,14 @@ class Grid:
 
 
 def grids(table: pd.DataFrame, metric: Metric) -> list[Grid]:
-    """One grid for each setting; raises :class:`ReportError` where the table would mislead."""
+    """One grid for each setting; raises :class:`ReportError` where the table would mislead.
+
+    The success of backdoors has the attacks that plant one and no others, and less of it is better.
+    """
     _check(table)
+    if metric == "attack_success":
+        planted = table.loc[table[metric].notna(), "attack"] if metric in table.columns else ()
+        table = table[table["attack"].isin(planted)]
     return [_grid(title, frame, metric) for title, frame in _by_setting(table)]
 
 
@@ -147,8 +157,9 @@ def _grid(title: str, frame: pd.DataFrame, metric: Metric) -> Grid:
             values = runs.loc[runs["attack"] == attack, metric]
             mean, sd = float(values.mean(skipna=False)), float(values.std(skipna=False))
             cells.append(Cell(attack, mean, sd, len(values)) if len(values) else None)
-        rows.append(Row(str(rule), rule in REFERENCES, tuple(cells)))
-    best = dict.fromkeys(attacks, -math.inf)
+        rows.append(Row(str(rule), rule in REFERENCES, tuple(cells), less_is_better=metric == "attack_success"))
+    better, worst = (min, math.inf) if metric == "attack_success" else (max, -math.inf)
+    best = dict.fromkeys(attacks, worst)
     for cell in (cell for row in rows if not row.is_reference for cell in row.cells if cell):
-        best[cell.attack] = max(best[cell.attack], cell.mean)
+        best[cell.attack] = better(best[cell.attack], cell.mean)
     return Grid(title, tuple(attacks), tuple(sorted(rows, key=lambda row: row.is_reference)), best)

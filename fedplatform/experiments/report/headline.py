@@ -25,6 +25,8 @@ def headline(run: FinishedRun) -> str:
     )
     if not final.beats_majority:
         score += f", no more than the {percent(final.majority)} of always answering the same"
+    if final.attack_success == final.attack_success:
+        score += f", and the backdoor opened for {percent(final.attack_success)} of stamped scans"
     said = f"{crowd} {trained} {span} and ended with {score}; {_verdict(hospitals)}."
     best = best_of(run.rounds)
     if best is not final:

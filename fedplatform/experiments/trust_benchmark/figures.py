@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedplatform.attacks.poisoning.attack import Intermittent, PoisoningAttack
 from fedplatform.core.compute import one_thread
 from fedplatform.core.messages import NAN, HospitalRecord, HospitalState, RoundReport
 from fedplatform.data.shards import Manifest
@@ -24,6 +25,7 @@ FIGURES = [
     "accuracy",
     "macro_f1",
     "auc",
+    "attack_success",
     "worst_hospital_accuracy",
     "rarest_hospital_accuracy",
     "detection_f1",
@@ -73,7 +75,7 @@ def fill_cell(cell: Cell, shards: Path, scratch: Path) -> Filled:
             return Filled(cell, INFEASIBLE, in_one_line(error))
         reports = _play(experiment, shards, scratch)
         require_effect(reports)
-        figures = _figures(reports, Manifest.load(shards), patience=getattr(experiment.attack, "patience", 0))
+        figures = _figures(reports, Manifest.load(shards), attack=experiment.attack)
         return Filled(
             cell, DONE, figures=figures, hospitals=tuple(record for report in reports for record in report.hospitals)
         )
@@ -89,7 +91,7 @@ def _play(experiment: Experiment, shards: Path, scratch: Path) -> list[RoundRepo
         return list(ServerRole(experiment, shards, cohort).reports())
 
 
-def _figures(reports: Sequence[RoundReport], manifest: Manifest, *, patience: int) -> dict[str, float]:
+def _figures(reports: Sequence[RoundReport], manifest: Manifest, *, attack: PoisoningAttack | None) -> dict[str, float]:
     last = reports[-1]
     own = np.array([NAN if record.is_byzantine else record.accuracy for record in last.hospitals])
     graded = np.flatnonzero(np.isfinite(own))
@@ -101,9 +103,10 @@ def _figures(reports: Sequence[RoundReport], manifest: Manifest, *, patience: in
         "accuracy": last.accuracy,
         "macro_f1": last.macro_f1,
         "auc": last.auc,
+        "attack_success": last.attack_success,
         "worst_hospital_accuracy": float(own[graded].min()),
         "rarest_hospital_accuracy": float(own[graded[rarity(counts)[graded].argmax()]]),
-        **detection([record for report in reports for record in report.hospitals], patience=patience),
+        **detection([record for report in reports for record in report.hospitals], attack=attack),
         "seconds": train + aggregate + evaluate,
         "aggregate_seconds": aggregate,
         "train_seconds": train,
@@ -116,15 +119,20 @@ def rarity(counts: np.ndarray) -> np.ndarray:
     return np.asarray(np.abs(own - counts.sum(axis=0) / counts.sum()).sum(axis=1) / 2)
 
 
-def detection(records: Iterable[HospitalRecord], *, patience: int) -> dict[str, float]:
+def detection(records: Iterable[HospitalRecord], *, attack: object) -> dict[str, float]:
     """How well the hostile ones were told: F1, precision, recall and the share of honest ones called hostile.
 
-    What is counted are hospitals in rounds, after the first three. An attacker lies in the rounds after its
-    ``patience`` and is honest until then. NaN where there is nothing to divide by: without a lie there is no F1.
+    What is counted are hospitals in rounds, after the first three; in a round in which the ``attack`` does not lie, its
+    attackers are honest. NaN where there is nothing to divide by: without a lie there is no F1.
     """
+
+    def is_lying(record: HospitalRecord) -> bool:
+        lies = not isinstance(attack, Intermittent) or attack.lies_in(record.round_number)
+        return record.is_byzantine and lies
+
     judged = [record for record in records if record.round_number > WARM_UP]
     flagged = np.array([record.state is HospitalState.HOSTILE for record in judged], bool)
-    byzantine = np.array([record.is_byzantine and record.round_number > patience for record in judged], bool)
+    byzantine = np.array([is_lying(record) for record in judged], bool)
     hits, false_alarms, missed = (flagged & byzantine).sum(), (flagged & ~byzantine).sum(), (~flagged & byzantine).sum()
 
     def share(part: int, whole: int) -> float:

@@ -14,7 +14,7 @@ from fedplatform.core.files import write_whole
 from fedplatform.experiments.trust_benchmark.cells import CELL, Cell
 from fedplatform.experiments.trust_benchmark.figures import DONE, FIGURES, Filled
 
-PUBLISHED = [*CELL, "accuracy", "macro_f1", "detection_f1", "false_alarm_rate", "seconds"]
+PUBLISHED = [*CELL, "accuracy", "macro_f1", "attack_success", "detection_f1", "false_alarm_rate", "seconds"]
 
 
 class Results:

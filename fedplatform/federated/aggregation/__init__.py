@@ -1,15 +1,20 @@
 """Aggregation: what the server makes of the updates of a round, among which some may lie."""
 
 from fedplatform.federated.aggregation.aggregator import Aggregator, as_rule, as_updates, default_evidence, try_rule
+from fedplatform.federated.aggregation.align_ins import AlignIns
 from fedplatform.federated.aggregation.batch_statistics import combine_statistics
 from fedplatform.federated.aggregation.bulyan import Bulyan
 from fedplatform.federated.aggregation.centered_clipping import CenteredClipping
 from fedplatform.federated.aggregation.coordinatewise import Median, TrimmedMean
+from fedplatform.federated.aggregation.deep_sight import DeepSight
 from fedplatform.federated.aggregation.dnc import DnC
+from fedplatform.federated.aggregation.fl_detector import FLDetector
 from fedplatform.federated.aggregation.flame import FLAME
 from fedplatform.federated.aggregation.fltrust import FLTrust
+from fedplatform.federated.aggregation.fools_gold import FoolsGold
 from fedplatform.federated.aggregation.geometric_median import GeometricMedian
 from fedplatform.federated.aggregation.krum import Krum, MultiKrum
+from fedplatform.federated.aggregation.lasa import LASA
 from fedplatform.federated.aggregation.mean import Mean, WeightedMean
 from fedplatform.federated.aggregation.mixing import Bucketing, Mixed, Mixer, NearestNeighbourMixing, NormClipping
 from fedplatform.federated.aggregation.signguard import SignGuard
@@ -23,11 +28,17 @@ RULES: dict[str, type[Aggregator]] = {
     "multi_krum": MultiKrum,
     "bulyan": Bulyan,
     "geometric_median": GeometricMedian,
+    "rfa": GeometricMedian,  # its other name
     "centered_clipping": CenteredClipping,
     "fltrust": FLTrust,
     "dnc": DnC,
     "signguard": SignGuard,
     "flame": FLAME,
+    "foolsgold": FoolsGold,
+    "fldetector": FLDetector,
+    "deepsight": DeepSight,
+    "lasa": LASA,
+    "alignins": AlignIns,
 }
 
 MIXERS: dict[str, type[Mixer]] = {
@@ -38,14 +49,19 @@ MIXERS: dict[str, type[Mixer]] = {
 
 __all__ = [
     "FLAME",
+    "LASA",
     "MIXERS",
     "RULES",
     "Aggregator",
+    "AlignIns",
     "Bucketing",
     "Bulyan",
     "CenteredClipping",
+    "DeepSight",
     "DnC",
+    "FLDetector",
     "FLTrust",
+    "FoolsGold",
     "GeometricMedian",
     "Krum",
     "Mean",

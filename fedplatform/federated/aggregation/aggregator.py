@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from fedplatform.core.coordinates import row_blocks
-from fedplatform.core.messages import Aggregate, Evidence
+from fedplatform.core.messages import Aggregate, Evidence, Layer
 
 SIMILAR = 0.75  # of difflib's ratio: from here on an undeclared name counts as a mistyped one
-TRIED_COORDINATES = 8
+TRIED_LAYERS = (Layer("last.weight", (2, 3)), Layer("last.bias", (2,)))
+TRIED_COORDINATES = sum(layer.size for layer in TRIED_LAYERS)
 
 
 class Aggregator(ABC):
@@ -175,6 +176,8 @@ def on_random_updates(rule: Aggregator, *, hospitals: int, has_root: bool) -> Ag
             previous_delta=np.zeros(TRIED_COORDINATES, dtype=np.float32),
             generator=generator,
             root_delta=torch.randn(TRIED_COORDINATES, generator=generator).numpy() if has_root else None,
+            weights=np.ones(TRIED_COORDINATES, dtype=np.float32),
+            layers=TRIED_LAYERS,
         ),
     )
 

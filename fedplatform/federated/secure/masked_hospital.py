@@ -73,7 +73,9 @@ class MaskedHospital:
         raise ProtocolError(f"{self.hospital_id} has nothing to answer to {request!r} now")
 
     def train(self, weights: np.ndarray, round_number: int, *, should_stop: Callable[[], bool] = never_stop) -> None:
-        """Train, and keep the update."""
+        """Train, and keep the update; an attacker knows by then who is in its group."""
+        if isinstance(self.participant, ByzantineHospital) and self._group:
+            self.participant.group = self._group.hospital_ids
         self._update = self.participant.train(weights, round_number, should_stop=should_stop)
 
     @property
