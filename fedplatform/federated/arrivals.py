@@ -10,9 +10,10 @@ import numpy as np
 from fedplatform.core.coordinates import row_blocks
 from fedplatform.core.mapped import RELEASE_BYTES, release, scratch
 from fedplatform.core.messages import HospitalState, Reply, Update
+from fedplatform.core.usable import unusable
 
 NUMBERS_ELSEWHERE = np.empty(0, np.float32)  # stands for the numbers of an update that are in a row of the table
-CHECKED = 1 << 20  # numbers of an update that are looked at together
+MOST_SCANS = 10**9  # that a hospital may claim; a sum of such claims stays far below 2**63
 
 
 class Arrivals:
@@ -35,7 +36,10 @@ class Arrivals:
         """Take a reply; what is not an update of this round and model becomes a refusal, before any rule can see it."""
         update, name = reply.update, reply.hospital_id
         if update is not None:
-            if complaint := malformation(update, size=self._size, round_number=self._round_number):
+            complaint = malformation(update, size=self._size, round_number=self._round_number)
+            if not complaint and update.hospital_id != name:
+                complaint = f"an update is of its sender, got one of {update.hospital_id!r}"
+            if complaint:
                 reply = Reply(name, HospitalState.MALFORMED, None, complaint)
             else:
                 self._write(self._rows[name], update.delta)
@@ -84,7 +88,9 @@ def malformation(update: Update, *, size: int, round_number: int) -> str:
     if not isinstance(update.num_examples, int) or update.num_examples < 1:
         claimed = f"num_examples={update.num_examples!r}"
         return f"an update comes from at least one scan, in a batch of two or more, got {claimed}"
-    parts = (delta[start : start + CHECKED] for start in range(0, size, CHECKED))
-    if broken := size - sum(np.count_nonzero(np.isfinite(part)) for part in parts):
-        return f"an update is finite, got {broken} NaN or infinite entries of {size}"
-    return ""
+    if update.num_examples > MOST_SCANS:
+        return f"an update comes from at most {MOST_SCANS} scans, got num_examples={update.num_examples}"
+    for name, told in (("train_loss", update.train_loss), ("seconds", update.seconds)):
+        if not isinstance(told, float | int):
+            return f"{name} is a number, got a {type(told).__name__}"
+    return unusable(delta)

@@ -18,7 +18,6 @@ from fedplatform.outside.refusal import Reason, Refusal
 
 FRAME_BYTES = 4096  # of a safetensors file beside its numbers
 PREDICTIONS_BYTES = 16 * 2**20  # a million scans of two classes
-MOST_SCANS = 10**9  # that a hospital may claim; a sum of such claims stays far below 2**63
 EXAMPLES, LOSS, SECONDS = "num_examples", "train_loss", "seconds"
 PROBABILITIES, LABELS, GROUPS, MEAN_LOSS, FAILURE = "probabilities", "labels", "groups", "loss", "failure"
 FAILURE_LETTERS = 300  # of the reason that a hospital gives for having no predictions
@@ -61,10 +60,7 @@ def decode_update(
         train_loss=float(found[LOSS][0]),
         seconds=float(found[SECONDS][0]),
     )
-    complaint = malformation(update, size=size, round_number=round_number)
-    if not complaint and update.num_examples > MOST_SCANS:
-        complaint = f"an update comes from at most {MOST_SCANS} scans, got num_examples={update.num_examples}"
-    if complaint:
+    if complaint := malformation(update, size=size, round_number=round_number):
         raise Refusal(Reason.MALFORMED, complaint)
     return update
 
