@@ -13,6 +13,7 @@ from fedplatform.core.messages import HospitalState, Reply, Update
 from fedplatform.core.usable import unusable
 
 NUMBERS_ELSEWHERE = np.empty(0, np.float32)  # stands for the numbers of an update that are in a row of the table
+TOO_FEW = "an update comes from at least one scan, in a batch of two or more"  # how that complaint begins
 MOST_SCANS = 10**9  # that a hospital may claim; a sum of such claims stays far below 2**63
 
 
@@ -56,6 +57,14 @@ class Arrivals:
         """The usable updates in order, without numbers."""
         return [reply.update for reply in self.replies if reply.update is not None]
 
+    @property
+    def refused(self) -> int:
+        """How many hospitals sent what no honest training gives: NaN, another shape; not who had too few scans."""
+        return sum(
+            reply.state is HospitalState.MALFORMED and not reply.reason.startswith(TOO_FEW)
+            for reply in self._replies.values()
+        )
+
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         """The numbers of the usable updates, in order: (n, num_shared), and what is left of them, (n, rest)."""
         usable = [row for name, row in self._rows.items() if self._replies[name].update is not None]
@@ -87,10 +96,11 @@ def malformation(update: Update, *, size: int, round_number: int) -> str:
         return f"an update for round {round_number} was due, got one for round {update.round_number}"
     if not isinstance(update.num_examples, int) or update.num_examples < 1:
         claimed = f"num_examples={update.num_examples!r}"
-        return f"an update comes from at least one scan, in a batch of two or more, got {claimed}"
+        return f"{TOO_FEW}, got {claimed}"
     if update.num_examples > MOST_SCANS:
         return f"an update comes from at most {MOST_SCANS} scans, got num_examples={update.num_examples}"
-    for name, told in (("train_loss", update.train_loss), ("seconds", update.seconds)):
+    figures: dict[str, object] = {"train_loss": update.train_loss, "seconds": update.seconds}
+    for name, told in figures.items():
         if not isinstance(told, float | int):
             return f"{name} is a number, got a {type(told).__name__}"
     return unusable(delta)

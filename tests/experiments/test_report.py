@@ -236,7 +236,7 @@ def test_a_model_that_only_knows_the_majority_is_said_to_be_no_better(tmp_path: 
     last = replace(run.rounds[-1], accuracy=0.9, confusion=((90, 0), (10, 0)))
     said = headline(replace(run, rounds=(*run.rounds[:-1], last)))
     assert "balanced accuracy 50.0%" in said
-    assert "accuracy 90.0%, no more than the 90.0% of always answering the same; " in said
+    assert "accuracy 90.0%), no more than the 90.0% of always answering the same; " in said
 
 
 def test_a_browser_shows_the_whole_story_of_a_run_and_asks_nobody_for_anything(tmp_path, page):

@@ -7,7 +7,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import ClassVar, Self, final
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
 import torch
@@ -87,9 +87,11 @@ class Aggregator(ABC):
         By default a field ``f`` is so much smaller, and at least 0; a rule without one stays as it is.
         """
         f = getattr(self, "f", None)
-        if f is None or not is_dataclass(self):
+        if f is None or not hasattr(type(self), "__dataclass_fields__"):
             return self
-        return replace(self, f=max(f - refused, 0))
+        rule: Any = self
+        lowered: Self = replace(rule, f=max(f - refused, 0))
+        return lowered
 
     def forgetting(self, memory: object, hospital_id: str) -> object:
         """The memory without what it holds of a hospital that has withdrawn: by default, the entries under its name.
