@@ -20,6 +20,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from lying_answers import REFUSED_LIES
 from outside_helpers import Forger, Silent, answer, keys_of, reasons, roster_of, session, update
 from PIL import Image
 from safetensors.numpy import load, save
@@ -38,6 +39,7 @@ from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.run import partition_data
 from fedplatform.experiments.weights import START, Weights, write_start
 from fedplatform.federated import deadline
+from fedplatform.federated.answers import taken
 from fedplatform.federated.cohort import InProcessCohort
 from fedplatform.federated.hospital_state import Launch
 from fedplatform.federated.transport import TRANSPORTS, TransportName
@@ -148,6 +150,33 @@ def test_the_server_hears_of_a_malformed_update_and_of_a_silent_hospital(tmp_pat
     assert replies["a"].state is HospitalState.MALFORMED
     assert "50 NaN" in replies["a"].reason
     assert replies["b"].state is HospitalState.LATE
+
+
+@pytest.mark.parametrize("lie", ["no columns", "zeros", "a NaN", "no such class", "invented scans"])
+def test_a_hospital_outside_that_lies_in_its_answer_hears_one_line_and_is_left_out(tmp_path: Path, lie: str) -> None:
+    gateway = gateway_at(tmp_path)
+    outside = OutsideCohort(gateway, ("a", "b"), deadline_s=0.001, launch=None)
+    outside.ask(Kind.PREDICTIONS, np.zeros(SIZE, np.float32), 2, (Role.TEST,))
+    right = Predictions("a", Role.TEST, np.full((4, 2), 0.5, np.float32), np.array([0, 1, 0, 1]), 0.7)
+    lied = replace(REFUSED_LIES[lie][0](right), hospital_id="b")
+    heard = ""
+    for name, told in (("a", right), ("b", lied)):
+        body = encode_predictions([told])
+        seal = {"key": KEYS[name], "run": RUN, "launch": 0, "round_number": 2, "kind": Kind.PREDICTIONS}
+        envelope = Envelope.seal(body, **seal, hospital_id=name, base=base())
+        try:
+            answer(gateway, session(gateway, name, KEYS[name]), envelope, body)
+        except Refusal as refusal:
+            heard = str(refusal)
+    answers = outside.predictions([Role.TEST])
+    found = taken(answers, num_classes=2, task="multiclass", announced={}, trained={"a": 8, "b": 8}).predictions
+    assert [one.hospital_id for one in found] == ["a", "b"]
+    assert found[0].probabilities.tobytes() == right.probabilities.tobytes()
+    assert found[1].failure
+    assert not len(found[1].labels)
+    if lie in ("zeros", "a NaN", "no such class"):  # what needs no look at the others is refused at the door
+        assert REFUSED_LIES[lie][1] in heard
+        assert "\n" not in heard
 
 
 def test_who_is_silent_is_waited_for_as_long_again_as_the_others_took(tmp_path: Path) -> None:
