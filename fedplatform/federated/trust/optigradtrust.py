@@ -59,11 +59,12 @@ class OptiGradTrust(Aggregator):
     """OptiGradTrust (Karami et al., arXiv 2507.23638) with reputation (after ITEGAM-JETIA 2026).
 
     Every update gets a six-feature fingerprint; a scorer turns it into this round's trust, and reputation carries that
-    over rounds. A free rider (:func:`~fedplatform.federated.trust.idling.idling`) earns none. Hospitals that are distrusted now, or excluded by their reputation, do not count; the others count by
-    trust times reputation, and by claimed examples up to ``count_cap`` times the median claim. Updates are cut to
-    ``clip`` times the median norm of those who count. Updates that are copies of one another have one vote together.
-    At last the weights themselves go down the root loss (:class:`Descent`): whoever lies so well that no feature shows
-    it still has to help the root set in order to count.
+    over rounds. A free rider (:func:`~fedplatform.federated.trust.idling.idling`) earns none. Hospitals that are
+    distrusted now, or excluded by their reputation, do not count; the others count by trust times reputation, and by
+    claimed examples up to ``count_cap`` times the median claim. Updates are cut to ``clip`` times the median norm of
+    those who count. Updates that are copies of one another have one vote together. At last the weights themselves go
+    down the root loss (:class:`Descent`): whoever lies so well that no feature shows it still has to help the root set
+    in order to count.
 
     Hostile are the distrusted, the excluded and the copies. With everybody distrusted the step and the weights are
     zero. Knows nothing of f. Raises ValueError for n = 0 and without ``Evidence.root`` and its ``root_delta``.
