@@ -7,9 +7,9 @@ import numpy as np
 from fedplatform.core.vectors import cosines_to, double_blocks, one_blas_thread
 from fedplatform.federated.trust.anomaly import ramp
 
-# In deviations of chance. Pure noise has a median near .67 and seldom more than 1. Of honest hospitals 1.0 to 8 was seen
-# in a network of 3,814 weights at Dirichlet .1, seldom below 1.3: one such round costs an honest hospital trust, and
-# only many in a row exclude it. In larger networks chance is smaller, and honest hospitals lie further off.
+# In deviations of chance. Pure noise has a median near .67 and seldom more than 1. Of honest hospitals 1.0 to 8 was
+# seen in a network of 3,814 weights at Dirichlet .1, seldom below 1.3: one such round costs an honest hospital trust,
+# and only many in a row exclude it. In larger networks chance is smaller, and honest hospitals lie further off.
 CHANCE = (1.0, 2.0)  # up to the first an update tells nothing, from the second on it does
 TELLING = 1.5  # of the median hospital; below it the whole round is noise, and nobody is told apart by it
 WORDS = "tells nothing beyond the server's last step, as who does not train"
