@@ -26,7 +26,7 @@ def of_zeros(told: Predictions) -> Predictions:
 
 def with_a_nan(told: Predictions) -> Predictions:
     spoilt = told.probabilities.copy()
-    spoilt[0, 0] = np.nan
+    spoilt[:1, 0] = np.nan
     return replace(told, probabilities=spoilt)
 
 
