@@ -20,6 +20,7 @@ from fedplatform.core.messages import TRAINING_RAISED, HospitalState, Prediction
 from fedplatform.core.site_statistics import LEAST, SiteStatistics
 from fedplatform.data.splits import Role
 from fedplatform.experiments.places import Place
+from fedplatform.federated.answers import of_sender
 from fedplatform.federated.cohort import CohortPlan
 from fedplatform.federated.deadline import Deadline
 from fedplatform.federated.transport import Packed, TransportError
@@ -150,7 +151,8 @@ class RayCohort:
                 predictions += Predictions.failed(name, roles, AWAY)
                 continue
             try:
-                predictions += ray.get(asked[name], timeout=max(0.0, deadline - time.monotonic()))
+                said = ray.get(asked[name], timeout=max(0.0, deadline - time.monotonic()))
+                predictions += of_sender(name, said, roles)
             except RayError as error:
                 predictions += Predictions.failed(name, roles, cause(error))
         self._pass_on_logs()

@@ -102,6 +102,7 @@ MARKERS = {
             "test_withdrawal",
             "test_tasks_run",
             "test_gateway_status",
+            "test_answers",
         ),
     ),
 }

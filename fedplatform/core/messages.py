@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -313,6 +313,25 @@ class RoundReport:
     def balanced_accuracy(self) -> float:
         """The mean over the classes of the share of their scans that were answered rightly; NaN where one has none."""
         return balanced_accuracy(self.confusion, findings=len(self.label_auc))
+
+    def over_hospitals(self, figure: Literal["accuracy", "balanced_accuracy", "auc", "loss"]) -> float:
+        """The mean of a figure over the hospitals that have it; NaN where none has.
+
+        One hospital moves it by at most one share, however many scans it says it has.
+        """
+        known = [value for record in self.hospitals if not math.isnan(value := getattr(record, figure))]
+        return sum(known) / len(known) if known else NAN
+
+    @property
+    def without_answer(self) -> tuple[HospitalRecord, ...]:
+        """The records of the hospitals in no figure of this round, though they were asked: Byzantine ones never are."""
+        gone = (HospitalState.WITHDRAWN,)
+        return tuple(
+            record
+            for record in self.hospitals
+            if math.isnan(record.accuracy) and math.isnan(record.loss)
+            if not record.is_byzantine and record.state not in gone
+        )
 
     @property
     def majority(self) -> float:

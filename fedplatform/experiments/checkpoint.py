@@ -158,6 +158,8 @@ class Checkpoints:
         arrays |= {f"{ROOT}/{name}": value.numpy() for name, value in state.root_personal.items()}
         arrays |= {f"{OPTIMISER}/{name}": value for name, value in state.moments.items()}
         written = {"round": state.round_number, "experiment": dict(self._place.experiment), "memory": tree}
+        if state.announced:
+            written["announced"] = dict(state.announced)
         if state.average is not None:
             arrays[AVERAGE] = state.average
         if state.best is not None:
@@ -201,6 +203,7 @@ class Checkpoints:
             moments=moments,
             average=average,
             best=best,
+            announced=written.get("announced", {}),
         )
         return Checkpoint(state, reports_of(*tables))
 

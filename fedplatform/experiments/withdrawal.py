@@ -141,7 +141,8 @@ def _forget(
     """Take the hospital out of what the rule remembers, and remove the checkpoints that still have it."""
     memory = experiment.server_rule.forgetting(found.state.memory, hospital_id)
     number = found.state.round_number
-    checkpoints.save(Checkpoint(replace(found.state, memory=memory), found.reports))
+    announced = {key: scans for key, scans in found.state.announced.items() if key.rpartition("/")[0] != hospital_id}
+    checkpoints.save(Checkpoint(replace(found.state, memory=memory, announced=announced), found.reports))
     for old in folder.checkpoints.glob("*-*"):
         if old.name != f"round-{number:06d}":
             shutil.rmtree(old, ignore_errors=True)

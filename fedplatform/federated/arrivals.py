@@ -10,9 +10,11 @@ import numpy as np
 from fedplatform.core.coordinates import row_blocks
 from fedplatform.core.mapped import RELEASE_BYTES, release, scratch
 from fedplatform.core.messages import HospitalState, Reply, Update
+from fedplatform.core.usable import unusable
 
 NUMBERS_ELSEWHERE = np.empty(0, np.float32)  # stands for the numbers of an update that are in a row of the table
-CHECKED = 1 << 20  # numbers of an update that are looked at together
+TOO_FEW = "an update comes from at least one scan, in a batch of two or more"  # how that complaint begins
+MOST_SCANS = 10**9  # that a hospital may claim; a sum of such claims stays far below 2**63
 
 
 class Arrivals:
@@ -35,7 +37,10 @@ class Arrivals:
         """Take a reply; what is not an update of this round and model becomes a refusal, before any rule can see it."""
         update, name = reply.update, reply.hospital_id
         if update is not None:
-            if complaint := malformation(update, size=self._size, round_number=self._round_number):
+            complaint = malformation(update, size=self._size, round_number=self._round_number)
+            if not complaint and update.hospital_id != name:
+                complaint = f"an update is of its sender, got one of {update.hospital_id!r}"
+            if complaint:
                 reply = Reply(name, HospitalState.MALFORMED, None, complaint)
             else:
                 self._write(self._rows[name], update.delta)
@@ -51,6 +56,14 @@ class Arrivals:
     def updates(self) -> list[Update]:
         """The usable updates in order, without numbers."""
         return [reply.update for reply in self.replies if reply.update is not None]
+
+    @property
+    def refused(self) -> int:
+        """How many hospitals sent what no honest training gives: NaN, another shape; not who had too few scans."""
+        return sum(
+            reply.state is HospitalState.MALFORMED and not reply.reason.startswith(TOO_FEW)
+            for reply in self._replies.values()
+        )
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         """The numbers of the usable updates, in order: (n, num_shared), and what is left of them, (n, rest)."""
@@ -83,8 +96,11 @@ def malformation(update: Update, *, size: int, round_number: int) -> str:
         return f"an update for round {round_number} was due, got one for round {update.round_number}"
     if not isinstance(update.num_examples, int) or update.num_examples < 1:
         claimed = f"num_examples={update.num_examples!r}"
-        return f"an update comes from at least one scan, in a batch of two or more, got {claimed}"
-    parts = (delta[start : start + CHECKED] for start in range(0, size, CHECKED))
-    if broken := size - sum(np.count_nonzero(np.isfinite(part)) for part in parts):
-        return f"an update is finite, got {broken} NaN or infinite entries of {size}"
-    return ""
+        return f"{TOO_FEW}, got {claimed}"
+    if update.num_examples > MOST_SCANS:
+        return f"an update comes from at most {MOST_SCANS} scans, got num_examples={update.num_examples}"
+    figures: dict[str, object] = {"train_loss": update.train_loss, "seconds": update.seconds}
+    for name, told in figures.items():
+        if not isinstance(told, float | int):
+            return f"{name} is a number, got a {type(told).__name__}"
+    return unusable(delta)

@@ -17,6 +17,7 @@ from fedplatform.core.tasks import misfit
 from fedplatform.data.error import DataError
 from fedplatform.data.shards import Shard
 from fedplatform.data.splits import Role
+from fedplatform.federated.answers import of_sender
 from fedplatform.federated.byzantine import Adversary, ByzantineHospital
 from fedplatform.federated.hospital import Hospital, Participant
 from fedplatform.federated.hospital_state import Launch, OwnState
@@ -147,7 +148,7 @@ class InProcessCohort:
         return [
             predictions
             for name in self._plan.honest
-            for predictions in self._participants[name].evaluate(weights, roles)
+            for predictions in of_sender(name, self._participants[name].evaluate(weights, roles), roles)
         ]
 
     def statistics(self, least: int = LEAST) -> list[SiteStatistics]:
@@ -213,5 +214,7 @@ class InProcessMaskedHospitals:
     def evaluate(self, weights: np.ndarray, roles: Sequence[Role]) -> list[Predictions]:
         """Every honest hospital's predictions on its own scans in each role."""
         return [
-            predictions for name in self._plan.honest for predictions in self._hospitals[name].evaluate(weights, roles)
+            predictions
+            for name in self._plan.honest
+            for predictions in of_sender(name, self._hospitals[name].evaluate(weights, roles), roles)
         ]

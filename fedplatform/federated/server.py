@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -24,7 +24,8 @@ from fedplatform.core.tasks import TaskName
 from fedplatform.core.vectors import cosines_to
 from fedplatform.core.withdrawal import Withdrawal
 from fedplatform.data.splits import Role
-from fedplatform.federated.aggregation import Aggregator, combine_statistics
+from fedplatform.federated.aggregation import Aggregator, aggregate_usable, combine_statistics
+from fedplatform.federated.answers import taken
 from fedplatform.federated.arrivals import Arrivals
 from fedplatform.federated.cohort import Cohort
 from fedplatform.federated.root_set import RootSet
@@ -47,6 +48,7 @@ class FederationState:
     moments: Moments = field(default_factory=dict)  # what the server's optimiser carries on
     average: np.ndarray | None = None  # (d,) float32, over the models of all rounds, where one is asked for
     best: Best | None = None  # the round that did best on validation scans
+    announced: Mapping[str, int] = field(default_factory=dict)  # scans to judge by, by hospital/role
 
     @property
     def answering(self) -> np.ndarray:
@@ -113,7 +115,7 @@ class Federation:
             self.root.hospital.personal = dict(state.root_personal)
         started = time.monotonic()
         arrivals = self._collect(state, number)
-        trained = time.monotonic()
+        trained, claimed = time.monotonic(), {update.hospital_id: update.num_examples for update in arrivals.updates}
         aggregate, statistics, records, memory = self._aggregate(arrivals, state, number)
         del arrivals  # and with it the updates: there is room for new weights
         step, moments = aggregate, state.moments
@@ -125,13 +127,20 @@ class Federation:
         average = None
         if self.ema:
             average = moving_average(state.average, weights, decay=self.ema, rounds=number)
-        best = state.best
+        best, announced = state.best, state.announced
         state = FederationState(number, weights, aggregate, memory, self._root_personal(), moments, average)
         aggregated = time.monotonic()
-        answers = self.cohort.evaluate(state.answering, (Role.VALIDATION, Role.TEST))
-        tests = [predictions for predictions in answers if predictions.role == Role.TEST]
-        validation = self._judged([p for p in answers if p.role == Role.VALIDATION])
-        state = replace(state, best=better(best, validation, round_number=number, weights=state.answering))
+        answers = taken(
+            self.cohort.evaluate(state.answering, (Role.VALIDATION, Role.TEST)),
+            num_classes=self.num_classes,
+            task=self.task,
+            announced=announced,
+            trained=claimed,
+        )
+        tests = [predictions for predictions in answers.predictions if predictions.role == Role.TEST]
+        validation = self._judged([p for p in answers.predictions if p.role == Role.VALIDATION])
+        best = better(best, validation, round_number=number, weights=state.answering)
+        state = replace(state, best=best, announced=answers.announced)
         pooled = self._judged(tests)
         report = RoundReport(
             round_number=number,
@@ -228,7 +237,7 @@ class Federation:
             ),
         )
         try:
-            aggregate = self.rule(deltas, evidence)
+            aggregate = aggregate_usable(self.rule, deltas, evidence, refused=arrivals.refused)
         except ValueError as error:  # too few hospitals left this round for the rule's f
             return *still, self._without_effect(replies, number, str(error)), state.memory
         # A step that is a view of somebody's row would keep all rows.

@@ -10,18 +10,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fedplatform.core.messages import Predictions, Update
-from fedplatform.core.tasks import TASKS, TaskName
+from fedplatform.core.tasks import TaskName
 from fedplatform.data.splits import Role
+from fedplatform.federated.answers import FAILURE_LETTERS, bad_form, in_one_line
 from fedplatform.federated.arrivals import malformation
 from fedplatform.federated.transport import EXACT, Transport, TransportError
 from fedplatform.outside.refusal import Reason, Refusal
 
 FRAME_BYTES = 4096  # of a safetensors file beside its numbers
 PREDICTIONS_BYTES = 16 * 2**20  # a million scans of two classes
-MOST_SCANS = 10**9  # that a hospital may claim; a sum of such claims stays far below 2**63
 EXAMPLES, LOSS, SECONDS = "num_examples", "train_loss", "seconds"
 PROBABILITIES, LABELS, GROUPS, MEAN_LOSS, FAILURE = "probabilities", "labels", "groups", "loss", "failure"
-FAILURE_LETTERS = 300  # of the reason that a hospital gives for having no predictions
 
 
 def update_bytes(size: int, transport: Transport = EXACT) -> int:
@@ -62,10 +61,7 @@ def decode_update(
         seconds=float(found[SECONDS][0]),
         travelled=len(body),
     )
-    complaint = malformation(update, size=size, round_number=round_number)
-    if not complaint and update.num_examples > MOST_SCANS:
-        complaint = f"an update comes from at most {MOST_SCANS} scans, got num_examples={update.num_examples}"
-    if complaint:
+    if complaint := malformation(update, size=size, round_number=round_number):
         raise Refusal(Reason.MALFORMED, complaint)
     return update
 
@@ -94,7 +90,6 @@ def decode_predictions(
     body: bytes, *, hospital_id: str, roles: Sequence[Role], num_classes: int, task: TaskName = "multiclass"
 ) -> tuple[Predictions, ...]:
     """Read predictions in these roles. Raises :class:`Refusal` for whatever is none."""
-    row, values = TASKS[task].row(num_classes), TASKS[task].values(num_classes)
     kinds: dict[str, Any] = {
         **{PROBABILITIES: np.float32, LABELS: np.int64, GROUPS: np.int64},
         **{MEAN_LOSS: np.float64, FAILURE: np.uint8},
@@ -103,32 +98,24 @@ def decode_predictions(
     read = []
     for role in roles:
         probabilities, labels, groups, loss, failure = (found[f"{role}.{name}"] for name in kinds)
-        fits = labels.shape == (0,) or (labels.ndim > 0 and labels.shape[1:] == row)  # (0,) without an answer
-        scans = len(labels) if fits else -1
-        if probabilities.shape not in ((scans, num_classes), (scans, 0)) or loss.shape != (1,):
-            form = f"(m, {', '.join(map(str, row))})" if row else "(m,)"
-            raise Refusal(
-                Reason.MALFORMED,
-                f"predictions have shapes (m, {num_classes}), {form} and (1,), "
-                f"got {probabilities.shape}, {labels.shape} and {loss.shape}",
-            )
-        if not ((probabilities >= 0) & (probabilities <= 1)).all():  # NaN is neither
-            raise Refusal(Reason.MALFORMED, "a probability is between 0 and 1")
-        if not ((labels >= values.start) & (labels < values.stop)).all():
-            says = f"one of {num_classes} classes" if not row else f"0 or 1 of each of {num_classes} findings"
-            raise Refusal(Reason.MALFORMED, f"a label is {says}")
-        if groups.shape != (scans,) or not ((groups >= 0) & (groups < scans)).all():
-            raise Refusal(Reason.MALFORMED, "groups number the patients of the scans, from 0 and below their number")
-        if failure.ndim != 1 or (len(failure) and scans):
+        if loss.shape != (1,):
+            raise Refusal(Reason.MALFORMED, f"a loss has shape (1,), got {loss.shape}")
+        if complaint := bad_form(probabilities, labels, groups, float(loss[0]), num_classes=num_classes, task=task):
+            raise Refusal(Reason.MALFORMED, complaint)
+        if failure.ndim != 1 or (len(failure) and len(labels)):
             raise Refusal(Reason.MALFORMED, "a hospital answers with predictions or with the reason for having none")
-        read.append(Predictions(hospital_id, role, probabilities, labels, float(loss[0]), _words(failure), groups))
+        read.append(
+            Predictions(
+                hospital_id,
+                role,
+                probabilities,
+                labels,
+                float(loss[0]),
+                in_one_line(failure.tobytes().decode(errors="replace")),
+                groups,
+            )
+        )
     return tuple(read)
-
-
-def _words(failure: np.ndarray) -> str:
-    """A reason from outside as one line of at most so many letters, with nothing in it that a terminal would obey."""
-    text = failure.tobytes().decode(errors="replace")
-    return "".join(letter if letter.isprintable() else " " for letter in text)[:FAILURE_LETTERS].strip()
 
 
 def encode_weights(weights: np.ndarray) -> bytes:

@@ -9,10 +9,12 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import lying_answers
 import numpy as np
 import pytest
 import ray
 import torch
+from lying_answers import REFUSED_LIES, LyingPlan
 from safetensors.numpy import load_file
 from shapes import FINDINGS, findings, scans
 from slow_hospitals import SlowCnn, wait_for
@@ -168,6 +170,23 @@ def test_a_broken_update_is_recorded_and_stops_nothing(
     assert {found for found, _ in states.values()} == {HospitalState.REPORTED}
     assert np.isfinite(weights).all()
     assert len(reports) == experiment.rounds
+
+
+def test_an_actor_that_lies_in_its_answer_is_named_and_left_out(
+    small: Experiment, shards: Path, tmp_path: Path
+) -> None:
+    experiment = small.replace(attack="none", byzantine=0, rule="mean")
+    plan = LyingPlan.of(cohort_plan(experiment, shards, state_folder=tmp_path), liar="hospital-02", lie="zeros")
+    ray.cloudpickle.register_pickle_by_value(lying_answers)
+    cohort = RayCohort(plan, num_hosts=1, deadline_s=120)
+    reports = list(ServerRole(experiment, shards, cohort).reports())
+    cohort.close()
+    assert len(reports) == experiment.rounds
+    for report in reports:
+        liar = next(record for record in report.without_answer if record.hospital_id == "hospital-02")
+        assert REFUSED_LIES["zeros"][1] in liar.reason
+        assert np.isfinite([report.loss, report.accuracy]).all()
+        assert sum(record.judged > 0 for record in report.hospitals) >= 3
 
 
 @dataclass(frozen=True)

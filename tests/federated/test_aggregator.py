@@ -78,8 +78,9 @@ def test_updates_that_are_as_they_should_be_are_not_copied() -> None:
         ([["a"], ["b"]], "updates are n rows of d numbers each, got a list that is not"),
         (np.array([[1j], [2j]]), "updates are n rows of d numbers each, got a ndarray that is not"),
         (None, "updates are n rows of d numbers each, got a NoneType that is not"),
-        ([[1.0, math.nan], [math.inf, 1.0]], "updates are finite in float32, got 2 NaN or infinite entries of 4"),
-        ([[1e300]], "updates are finite in float32, got 1 NaN or infinite entries of 1"),
+        ([[1.0, 1.0], [math.nan, math.inf]], "an update is finite, got 2 NaN or infinite entries of 2, in row 1"),
+        ([[1e300]], "an update is finite, got 1 NaN or infinite entries of 1, in row 0"),
+        ([[1.0], [3.4e38]], r"an update has a norm of at most 9.22e\+18, got 3.4e\+38, in row 1"),
     ],
 )
 def test_what_is_no_finite_table_of_numbers_is_refused_in_one_line(wrong: object, said: str) -> None:

@@ -148,7 +148,7 @@ def test_with_everybody_distrusted_the_step_is_zero_and_finite() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 100), scale=st.sampled_from([0.0, 1e-30, 1.0, 1e6, 1e18]), byzantine=st.integers(0, 4))
+@given(seed=st.integers(0, 100), scale=st.sampled_from([0.0, 1e-30, 1.0, 1e6, 1e17]), byzantine=st.integers(0, 4))
 def test_the_step_is_finite_and_bounded_whatever_a_minority_sends(seed: int, scale: float, byzantine: int) -> None:
     root = valley(seed)
     deltas = honest_updates(9, root, seed=seed)

@@ -20,8 +20,9 @@ def headline(run: FinishedRun) -> str:
     trained = f"trained {settings.get('model', 'a model')} on {settings.get('data', 'their scans')}"
     span = f"for {count(len(run.rounds), 'round')} under the rule {settings.get('rule', 'of the server')}"
     score = (
-        f"balanced accuracy {percent(final.balanced_accuracy)}, AUC {percent(final.auc)} and accuracy "
-        f"{percent(final.accuracy)}"
+        f"an accuracy of {percent(final.over_hospitals('accuracy'))} in the mean over hospitals "
+        f"(all test scans pooled: balanced accuracy {percent(final.balanced_accuracy)}, AUC {percent(final.auc)} and "
+        f"accuracy {percent(final.accuracy)})"
     )
     if not final.beats_majority:
         score += f", no more than the {percent(final.majority)} of always answering the same"

@@ -1,6 +1,13 @@
 """Aggregation: what the server makes of the updates of a round, among which some may lie."""
 
-from fedplatform.federated.aggregation.aggregator import Aggregator, as_rule, as_updates, default_evidence, try_rule
+from fedplatform.federated.aggregation.aggregator import (
+    Aggregator,
+    aggregate_usable,
+    as_rule,
+    as_updates,
+    default_evidence,
+    try_rule,
+)
 from fedplatform.federated.aggregation.align_ins import AlignIns
 from fedplatform.federated.aggregation.batch_statistics import combine_statistics
 from fedplatform.federated.aggregation.bulyan import Bulyan
@@ -74,6 +81,7 @@ __all__ = [
     "SignGuard",
     "TrimmedMean",
     "WeightedMean",
+    "aggregate_usable",
     "as_rule",
     "as_updates",
     "combine_statistics",

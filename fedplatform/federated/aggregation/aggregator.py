@@ -7,13 +7,14 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import ClassVar, Self, final
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
 import torch
 
 from fedplatform.core.coordinates import row_blocks
 from fedplatform.core.messages import Aggregate, Evidence, Layer
+from fedplatform.core.usable import unusable
 
 SIMILAR = 0.75  # of difflib's ratio: from here on an undeclared name counts as a mistyped one
 TRIED_LAYERS = (Layer("last.weight", (2, 3)), Layer("last.bias", (2,)))
@@ -56,7 +57,8 @@ class Aggregator(ABC):
     def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         """The step of a round.
 
-        ``deltas`` is (n, d) float32, finite, one row a hospital in a fixed order, and is never written to;
+        ``deltas`` is (n, d) float32, finite and of norms up to ``LONGEST`` (:mod:`fedplatform.core.usable`), one row a
+        hospital in a fixed order, and is never written to;
         ``evidence`` is what else the server knows. Raises ValueError, with the rule and the numbers got, where n and f
         are infeasible.
         """
@@ -66,7 +68,9 @@ class Aggregator(ABC):
         """Aggregate updates given as lists, NumPy arrays or PyTorch tensors, (n, d).
 
         Without ``evidence`` every hospital claims one example, the previous step is zero, there is no root update, and
-        the generator is seeded 0. Raises ValueError where the updates are no finite (n, d) numbers.
+        the generator is seeded 0. Raises ValueError where the updates are no (n, d) numbers, or a row holds such that
+        no rule can compute with. In a federation nothing is raised: the server refuses such an update as it arrives,
+        names its sender and asks the rule about the others.
         """
         updates = as_updates(deltas)
         return self.aggregate(updates, default_evidence(updates) if evidence is None else evidence)
@@ -77,6 +81,18 @@ class Aggregator(ABC):
         By default the rule is tried on random updates; a rule that these cannot try overrides this.
         """
         on_random_updates(self, hospitals=hospitals, has_root=has_root)
+
+    def expecting(self, refused: int) -> Self:
+        """The rule where so many of the hospitals that it counts on as hostile have been refused before it sees them.
+
+        By default a field ``f`` is so much smaller, and at least 0; a rule without one stays as it is.
+        """
+        f = getattr(self, "f", None)
+        if f is None or not hasattr(type(self), "__dataclass_fields__"):
+            return self
+        rule: Any = self
+        lowered: Self = replace(rule, f=max(f - refused, 0))
+        return lowered
 
     def forgetting(self, memory: object, hospital_id: str) -> object:
         """The memory without what it holds of a hospital that has withdrawn: by default, the entries under its name.
@@ -124,7 +140,8 @@ def without_entry(memory: object, name: str) -> object:
 def as_updates(deltas: object) -> np.ndarray:
     """Updates as a float32 array (n, d) in C order; one that is such an array already is not copied.
 
-    Takes lists, NumPy arrays and PyTorch tensors. Raises ValueError for another shape, or for what is not finite.
+    Takes lists, NumPy arrays and PyTorch tensors. Raises ValueError for another shape, and for the first row whose
+    numbers cannot be used (:func:`fedplatform.core.usable.unusable`).
 
     >>> as_updates([[1, 2], [3, 4]])
     array([[1., 2.],
@@ -140,9 +157,14 @@ def as_updates(deltas: object) -> np.ndarray:
         raise ValueError(f"updates have shape (n, d), got {found.shape}")
     with np.errstate(over="ignore"):  # what overflows float32 is refused below
         updates = np.ascontiguousarray(found, dtype=np.float32)
-    broken = sum(row.size - np.count_nonzero(np.isfinite(row)) for rows in row_blocks(updates) for row in updates[rows])
-    if broken:
-        raise ValueError(f"updates are finite in float32, got {broken} NaN or infinite entries of {updates.size}")
+    complaints = (
+        f"{complaint}, in row {row}"
+        for rows in row_blocks(updates)
+        for row in range(rows.start, rows.stop)
+        if (complaint := unusable(updates[row]))
+    )
+    if first := next(complaints, ""):
+        raise ValueError(first)
     return updates
 
 
@@ -163,6 +185,21 @@ def default_evidence(deltas: np.ndarray) -> Evidence:
         previous_delta=np.zeros(d, dtype=np.float32),
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def aggregate_usable(rule: Aggregator, deltas: np.ndarray, evidence: Evidence, *, refused: int) -> Aggregate:
+    """What a rule makes of the usable updates (n, d) of a round in which so many were refused for their numbers.
+
+    Where the rule has too few updates left, those that were refused are taken as some of its f hostile ones: otherwise
+    three hospitals of ten could stop Krum with f = 3 for ever, each with one NaN. Raises ValueError where that does not
+    help.
+    """
+    try:
+        return rule(deltas, evidence)
+    except ValueError:
+        if not refused:
+            raise
+        return rule.expecting(refused)(deltas, evidence)
 
 
 def on_random_updates(rule: Aggregator, *, hospitals: int, has_root: bool) -> Aggregate:

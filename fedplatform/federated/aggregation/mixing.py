@@ -140,6 +140,14 @@ class Mixed(Aggregator):
         """The same with the rule behind never taught this attack."""
         return replace(self, rule=self.rule.without(attack))
 
+    def expecting(self, refused: int) -> Self:
+        """The same with every f, of the mixers and of the rule behind, so much smaller."""
+        mixers = tuple(
+            replace(mixer, f=max(mixer.f - refused, 0)) if isinstance(mixer, NearestNeighbourMixing) else mixer
+            for mixer in self.mixers
+        )
+        return replace(self, mixers=mixers, rule=self.rule.expecting(refused))
+
     def aggregate(self, deltas: np.ndarray, evidence: Evidence) -> Aggregate:
         mixed, behind = deltas, evidence
         matrix = np.eye(len(deltas))

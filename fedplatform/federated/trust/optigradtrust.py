@@ -23,6 +23,7 @@ from fedplatform.federated.trust.fingerprint import (
     relative_sketches,
     take,
 )
+from fedplatform.federated.trust.idling import WORDS, idling
 from fedplatform.federated.trust.rehearsal import HOSPITALS, ROUNDS, honest_sketches, lessons_from
 from fedplatform.federated.trust.reputation import Reputation, Standing
 from fedplatform.federated.trust.robust import RobustScores
@@ -58,11 +59,12 @@ class OptiGradTrust(Aggregator):
     """OptiGradTrust (Karami et al., arXiv 2507.23638) with reputation (after ITEGAM-JETIA 2026).
 
     Every update gets a six-feature fingerprint; a scorer turns it into this round's trust, and reputation carries that
-    over rounds. Hospitals that are distrusted now, or excluded by their reputation, do not count; the others count by
-    trust times reputation, and by claimed examples up to ``count_cap`` times the median claim. Updates are cut to
-    ``clip`` times the median norm of those who count. Updates that are copies of one another have one vote together.
-    At last the weights themselves go down the root loss (:class:`Descent`): whoever lies so well that no feature shows
-    it still has to help the root set in order to count.
+    over rounds. A free rider (:func:`~fedplatform.federated.trust.idling.idling`) earns none. Hospitals that are
+    distrusted now, or excluded by their reputation, do not count; the others count by trust times reputation, and by
+    claimed examples up to ``count_cap`` times the median claim. Updates are cut to ``clip`` times the median norm of
+    those who count. Updates that are copies of one another have one vote together. At last the weights themselves go
+    down the root loss (:class:`Descent`): whoever lies so well that no feature shows it still has to help the root set
+    in order to count.
 
     Hostile are the distrusted, the excluded and the copies. With everybody distrusted the step and the weights are
     zero. Knows nothing of f. Raises ValueError for n = 0 and without ``Evidence.root`` and its ``root_delta``.
@@ -153,7 +155,8 @@ class OptiGradTrust(Aggregator):
         )
         before = [memory.standings.get(name) for name in ids]
         carried = np.array([standing.reputation if standing else self.reputation.start for standing in before])
-        trust = self.scorer.score(fingerprints, carried, memory.skill)
+        idle = idling(deltas, evidence.root_delta, evidence.previous_delta)
+        trust = self.scorer.score(fingerprints, carried, memory.skill) * (1 - idle)
         after = [self.reputation.after(*pair) for pair in zip(before, trust.tolist(), strict=True)]
         if not self.reputation_power:
             after = [replace(standing, excluded=False) for standing in after]
@@ -178,7 +181,7 @@ class OptiGradTrust(Aggregator):
             delta=combine(weights * factors, deltas),
             weights=weights,
             hostile=hostile | ~alone,
-            judgements=_judgements(fingerprints, trust, before, after),
+            judgements=_judgements(fingerprints, trust, before, after, idle),
             memory=memory,
         )
 
@@ -229,13 +232,17 @@ class OptiGradTrust(Aggregator):
 
 
 def _judgements(
-    fingerprints: Fingerprints, trust: np.ndarray, before: list[Standing | None], after: list[Standing]
+    fingerprints: Fingerprints,
+    trust: np.ndarray,
+    before: list[Standing | None],
+    after: list[Standing],
+    idle: np.ndarray,
 ) -> tuple[Judgement, ...]:
     """What is thought of each hospital, and why, in words."""
     anomalies = AnomalyDetection()(fingerprints)
     judgements = []
     for row, (old, new) in enumerate(zip(before, after, strict=True)):
-        words = anomalies.words(row)
+        words = "; ".join(filter(None, (WORDS if idle[row] > 0 else "", anomalies.words(row))))
         was_excluded = old is not None and old.excluded
         if new.excluded and not was_excluded:
             words = f"excluded: {words or 'its reputation fell too low'}"
