@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedplatform.core.messages import Aggregate, Evidence, HospitalState, Rehearsal, Reply, Update
+from fedplatform.core.messages import Aggregate, Evidence, HospitalState, Layer, Rehearsal, Reply, Update
 from fedplatform.experiments.rule_text import parse_rule
 from fedplatform.federated.aggregation import Aggregator, aggregate_usable
 from fedplatform.federated.arrivals import Arrivals
 from fedplatform.federated.secure import GroupTested
 
-D = 400
+LAYERS = (Layer("last.weight", (4, 99)), Layer("last.bias", (4,)))
+D = sum(layer.size for layer in LAYERS)
 ROUNDS = 3
 LENGTH = 10.0  # of the honest mean, in honest spreads
 ALLOWED = 3.0  # honest spreads between a robust rule's step and the honest mean
@@ -99,6 +100,9 @@ class Entry:
 
 NO_MAJORITY = "a mean has no majority to hold on to: one hospital moves it anywhere"
 ONLY_SHORTENED = "clipping shortens an update and leaves it its direction and its share"
+ONLY_ALIKE = "it lowers the weight of hospitals that send the same direction, and of no other"
+NEEDS_ROUNDS = "it looks at nobody before it has seen several rounds"
+LAYERS_APART = "it judges each layer by itself, and a layer of few numbers says little"
 ENTRIES = (
     Entry("mean", (2, 3), exempt=NO_MAJORITY),
     Entry("weighted_mean", (2, 3), exempt=NO_MAJORITY),
@@ -108,11 +112,17 @@ ENTRIES = (
     Entry("multi_krum", (2, 3)),
     Entry("bulyan", (1, 1)),
     Entry("geometric_median", (2, 3)),
+    Entry("rfa", (2, 3)),
     Entry("centered_clipping", (2, 3)),
     Entry("fltrust", (2, 3)),
     Entry("dnc", (2, 3)),
     Entry("signguard", (2, 3)),
     Entry("flame", (2, 3)),
+    Entry("foolsgold", (2, 3), exempt=ONLY_ALIKE),
+    Entry("fldetector", (2, 3), exempt=NEEDS_ROUNDS),
+    Entry("deepsight", (2, 3), exempt=ONLY_SHORTENED),
+    Entry("lasa", (2, 3), exempt=LAYERS_APART),
+    Entry("alignins", (2, 3)),
     Entry("norm_clip+mean", (2, 3), exempt=ONLY_SHORTENED),
     Entry("norm_clip+median", (2, 3)),
     Entry("nnm+trimmed_mean", (2, 3)),
@@ -207,6 +217,8 @@ def play(entry: Entry, kind: str, n: int, *, seed: int = 0) -> Outcome:
             root=root,
             memory=memory,
             groups=tuple(update.group for update in usable if update.group),
+            weights=root.place,
+            layers=LAYERS,
         )
         aggregate: Aggregate = aggregate_usable(rule, rows, evidence, refused=n - len(usable))
         memory, previous = aggregate.memory, aggregate.delta

@@ -234,15 +234,17 @@ def test_a_round_with_too_few_hospitals_for_the_rule_has_no_effect_and_stops_not
 
 
 def test_an_aggregate_that_overflows_never_becomes_the_model() -> None:
-    huge = np.full(LAYOUT.size, 3e38, np.float32)
+    large = np.full(LAYOUT.size, 1e15, np.float32)
 
-    class Sum(Aggregator):
+    class Boosted(Aggregator):
         def aggregate(self, deltas, evidence):
             aggregate = Mean()(deltas, evidence)
             with np.errstate(over="ignore"):
-                return Aggregate(deltas.sum(axis=0), aggregate.weights, aggregate.hostile)
+                return Aggregate(aggregate.delta * np.float32(1e30), aggregate.weights, aggregate.hostile)
 
-    state, report = federation(*(reported(name, huge) for name in "abc"), rule=Sum()).run_round(start(federation()))
+    state, report = federation(*(reported(name, large) for name in "abc"), rule=Boosted()).run_round(
+        start(federation())
+    )
     assert not state.weights.any()
     assert "the aggregate is not finite" in report.hospitals[0].reason
 
