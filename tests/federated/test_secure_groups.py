@@ -180,7 +180,7 @@ def test_who_is_on_probation_is_dealt_among_the_others_unless_they_would_be_too_
     assert {"h0", "h1", "h2"} <= set(tested), "five others make one group, and the excluded are in the second"
 
 
-def test_a_slandered_hospital_is_tested_again_in_the_next_round_and_back_after_a_sound_one() -> None:
+def test_a_slandered_hospital_is_tested_again_in_the_next_round_and_back_after_two_sound_ones() -> None:
     testing = NoisyGroupTesting()
     tests = [GroupTest(number, ("h0", "h1", other), 0.0) for number, other in enumerate(("h4", "h5", "h6"), start=1)]
     tests += [GroupTest(number, ("h1", "h7", "h8"), 1.0) for number in (1, 2, 3)]
@@ -193,7 +193,10 @@ def test_a_slandered_hospital_is_tested_again_in_the_next_round_and_back_after_a
     (own,) = (group for group in groups if "h0" in group)
     assert "h1" not in own
     for soundness, after in ((1.0, ()), (0.0, ("h0",))):
-        verdict = judge_hospitals(testing, [*tests, GroupTest(4, own, soundness)], out, now=4)
+        tested = [*tests, GroupTest(4, own, soundness)]
+        between = judge_hospitals(testing, tested, out, now=4).exclusions
+        assert between == (Exclusion("h0", retest=5),)
+        verdict = judge_hospitals(testing, [*tested, GroupTest(5, own, soundness)], between, now=5)
         assert tuple(exclusion.hospital_id for exclusion in verdict.exclusions) == after
 
 

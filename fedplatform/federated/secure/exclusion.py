@@ -12,7 +12,7 @@ from fedplatform.federated.secure.suspicion import GroupTest, NoisyGroupTesting
 
 EXCLUDE, REINSTATE = 0.8, 0.4  # of the probability to lie; apart, so that nobody flickers between them
 SLANDERERS = 0.3  # the share of hospitals that may join to accuse another
-ACQUIT, RELAPSE = 0.1, 0.12  # of the probability without the accusers: one sound group without them takes it below
+ACQUIT = 0.05  # of the probability without the accusers: two sound groups without them take it below
 CLEARLY = 0.3  # the same: above this, slander does not explain why its groups are spoiled
 WAIT = 8  # rounds from one probation of a hospital that clearly lies to the next
 FIRST = 100.0  # times its weight, a conflict of the hospital on probation: it meets nobody who may accuse it
@@ -42,18 +42,19 @@ def judge_hospitals(
     A hospital is excluded when it is probably lying, unless it is acquitted: where its worst accusers, up to
     :data:`SLANDERERS` of all hospitals, are not in its group, its groups are sound.
 
-        >>> spoiled = [GroupTest(number, ("victim", "slanderer"), 0.0) for number in range(1, 5)]
-        >>> sound = GroupTest(5, ("victim", "a"), 1.0), GroupTest(5, ("slanderer", "b"), 1.0)
-        >>> others = GroupTest(5, ("c", "d"), 1.0)
-        >>> judge_hospitals(NoisyGroupTesting(), [*spoiled, *sound, others], (), now=5).exclusions
+        >>> tests = [GroupTest(number, ("victim", "slanderer", "abc"[number]), 0.0) for number in range(3)]
+        >>> tests += [GroupTest(number, ("slanderer", "d", "e"), 1.0) for number in range(3, 6)]
+        >>> judge_hospitals(NoisyGroupTesting(), tests, (), now=5).exclusions
+        (Exclusion(hospital_id='victim', retest=6),)
+        >>> tests += [GroupTest(number, ("victim", "d", "e"), 1.0) for number in (6, 7)]
+        >>> judge_hospitals(NoisyGroupTesting(), tests, (Exclusion("victim", retest=6),), now=7).exclusions
         ()
     """
     accused = testing(tests, now=now)
     without = testing.without_accusers(tests, now=now, accusers=int(SLANDERERS * len(accused)))
     was = {exclusion.hospital_id: exclusion for exclusion in before}
     suspicion = {
-        name: min(chance, without[name]) if without[name] < (ACQUIT if name in was else RELAPSE) else chance
-        for name, chance in accused.items()
+        name: min(chance, without[name]) if without[name] < ACQUIT else chance for name, chance in accused.items()
     }
     tested = {name: test.soundness for test in tests if test.round_number == now for name in test.members}
 
