@@ -13,7 +13,7 @@ from fedplatform.federated.secure.suspicion import GroupTest, NoisyGroupTesting
 EXCLUDE, REINSTATE = 0.8, 0.4  # of the probability to lie; apart, so that nobody flickers between them
 SLANDERERS = 0.3  # the share of hospitals that may join to accuse another
 ACQUIT = 0.05  # of the probability without the accusers: two sound groups without them take it below
-CLEARLY = 0.3  # the same: above this, slander does not explain why its groups are spoiled
+CLEARLY = 0.6  # the same: above this, slander does not explain why its groups are spoiled
 WAIT = 8  # rounds from one probation of a hospital that clearly lies to the next
 FIRST = 100.0  # times its weight, a conflict of the hospital on probation: it meets nobody who may accuse it
 
