@@ -174,10 +174,10 @@ class Federation:
         return {} if self.root is None else self.root.hospital.personal
 
     def _cohort_for_round(self, memory: object, number: int) -> Cohort:
-        """The cohort of a round: under secure aggregation, whom the rule has shut out is kept apart from the others."""
+        """The cohort of a round: under secure aggregation, its groups are dealt as the rule asked."""
         if isinstance(self.cohort, GroupedCohort) and isinstance(memory, GroupMemory):
             known = {self.name_in(name, number): name for name in self.cohort.hospital_ids}
-            return self.cohort.keeping_apart(tuple(known[name] for name in memory.shut_out if name in known))
+            return self.cohort.seated(memory.seating.renamed(known))
         return self.cohort
 
     def _collect(self, state: FederationState, number: int) -> Arrivals:

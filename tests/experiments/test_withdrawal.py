@@ -29,7 +29,9 @@ from fedplatform.experiments.run_folder import RunFolder
 from fedplatform.experiments.withdrawal import require_enough, withdraw
 from fedplatform.federated.aggregation import Median
 from fedplatform.federated.secure import GroupMemory
+from fedplatform.federated.secure.exclusion import Exclusion
 from fedplatform.federated.secure.group_rule import GroupTested
+from fedplatform.federated.secure.groups import Seating
 from fedplatform.federated.secure.suspicion import GroupTest
 
 
@@ -266,12 +268,15 @@ def test_behind_masks_the_others_are_grouped_among_themselves(small: Experiment,
 
 def test_a_group_keeps_what_was_found_of_it_under_no_name() -> None:
     tests = (GroupTest(1, ("a", "b"), 0.2), GroupTest(2, ("b", "c"), 0.9), GroupTest(2, ("a", "d"), 1.0))
-    before = GroupMemory(tests, ((1.0, 2.0),), ("a", "b"), inner={"a": 1, "c": 2})
+    out = (Exclusion("a", retest=4), Exclusion("b", retest=5))
+    seating = Seating(("b",), "a", (("a", "b", 1.0), ("b", "c", 2.0)))
+    before = GroupMemory(tests, ((1.0, 2.0),), out, inner={"a": 1, "c": 2}, seating=seating)
     after = GroupTested(Median()).forgetting(before, "a")
     assert isinstance(after, GroupMemory)
     assert [test.members for test in after.tests] == [("withdrawn 1", "b"), ("b", "c"), ("withdrawn 1", "d")]
     assert [test.soundness for test in after.tests] == [0.2, 0.9, 1.0]
     assert (after.lengths, after.shut_out, after.inner) == (((1.0, 2.0),), ("b",), {"c": 2})
+    assert after.seating == Seating(("b",), "", (("b", "c", 2.0),))
     again = GroupTested(Median()).forgetting(after, "b")
     assert again.tests[0].members == ("withdrawn 1", "withdrawn 2")
 

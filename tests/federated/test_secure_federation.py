@@ -25,6 +25,7 @@ from fedplatform.experiments.engine import InProcessEngine, ServerRole, cohort_p
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.federated.cohort import InProcessCohort, InProcessMaskedHospitals
 from fedplatform.federated.secure import Grouped, GroupedCohort
+from fedplatform.federated.secure.groups import Seating
 from fedplatform.federated.secure.masked_hospital import FIXED_POINT, Request
 from fedplatform.federated.secure.masked_messages import MaskedVector
 
@@ -163,7 +164,7 @@ def test_a_group_that_loses_too_many_stays_closed_and_says_so(
 def test_whom_the_rule_shut_out_is_grouped_with_nobody_else(grouped: Experiment, shards: Path, tmp_path: Path) -> None:
     weights = start_weights(grouped, shards, tmp_path / "start")
     cohort = cohort_of(grouped, shards, tmp_path)
-    replies = {reply.hospital_id: reply for reply in cohort.keeping_apart(("hospital-02",)).train(weights, 1)}
+    replies = {reply.hospital_id: reply for reply in cohort.seated(Seating(("hospital-02",))).train(weights, 1)}
     assert replies["hospital-02"].state is HospitalState.HOSTILE
     assert "too few to make one of 2" in replies["hospital-02"].reason
     assert {len(r.update.group) for name, r in replies.items() if r.update} == {2}

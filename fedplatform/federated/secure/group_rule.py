@@ -11,6 +11,8 @@ import numpy as np
 from fedplatform.core.messages import Aggregate, Evidence, Judgement
 from fedplatform.core.vectors import cosines_to, norm_of, squared_norms
 from fedplatform.federated.aggregation import Aggregator
+from fedplatform.federated.secure.exclusion import Exclusion, judge_hospitals, next_seating
+from fedplatform.federated.secure.groups import Seating
 from fedplatform.federated.secure.suspicion import GroupTest, NoisyGroupTesting
 from fedplatform.federated.trust import OptiGradTrust
 from fedplatform.federated.trust.anomaly import ramp
@@ -23,17 +25,25 @@ FEARED = 0.2  # the share of attackers under which the reference length is still
 CEILING = 3.0  # times the root update: no group moves the model further, whatever the reference is
 KEPT_ROUNDS = 100  # by then a test has faded to an eighth
 REFUSED = 0.2  # below this soundness a group does not reach the rule
-EXCLUDE, REINSTATE = 0.8, 0.4  # of the probability to lie; apart, so that nobody flickers between them
 
 
 @dataclass(frozen=True)
 class GroupMemory:
-    """What is remembered over rounds: every group's test, lengths of sound groups, who is shut out, the rule's own."""
+    """What is remembered over rounds: every group's test, lengths of sound groups, who is excluded, the rule's own.
+
+    ``seating`` says how the groups of the next round are to be dealt.
+    """
 
     tests: tuple[GroupTest, ...] = ()
     lengths: tuple[tuple[float, ...], ...] = ()
-    shut_out: tuple[str, ...] = ()
+    exclusions: tuple[Exclusion, ...] = ()
     inner: object = None
+    seating: Seating = field(default_factory=Seating)
+
+    @property
+    def shut_out(self) -> tuple[str, ...]:
+        """The names of the excluded."""
+        return tuple(exclusion.hospital_id for exclusion in self.exclusions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +78,8 @@ class GroupTested(Aggregator):
     A group is tested before the rule sees it: its length, grown by the root of its size, against that of clean groups,
     and its direction against the root update, where the rule has one. What fails does not reach the rule; what passes
     is cut to ``CEILING`` root updates. What the rule then thinks of a group (its trust, or whether it shut it out)
-    completes the test. :class:`NoisyGroupTesting` infers from all tests who lies; above ``EXCLUDE`` a hospital is shut
-    out, and from then on kept apart from the others.
+    completes the test. :class:`NoisyGroupTesting` infers from all tests who lies; who probably does is excluded, and
+    kept apart from the others but for a probation now and then (:mod:`~fedplatform.federated.secure.exclusion`).
 
     With OptiGradTrust behind, reputation is this one and not its own, which would be of groups that never come again.
     """
@@ -85,7 +95,7 @@ class GroupTested(Aggregator):
     @property
     def memory_kinds(self) -> tuple[type, ...]:  # type: ignore[override]
         """What its memory is made of, for checkpoints."""
-        return (GroupMemory, GroupTest, *self.rule.memory_kinds)
+        return (GroupMemory, GroupTest, Exclusion, Seating, *self.rule.memory_kinds)
 
     def without(self, attack: str) -> Self:
         """The same with the rule behind never taught this attack."""
@@ -104,7 +114,8 @@ class GroupTested(Aggregator):
         return replace(
             memory,
             tests=tuple(tests),
-            shut_out=tuple(name for name in memory.shut_out if name != hospital_id),
+            exclusions=tuple(excluded for excluded in memory.exclusions if excluded.hospital_id != hospital_id),
+            seating=memory.seating.renamed({name: name for name in taken | {*memory.shut_out} if name != hospital_id}),
             inner=self.rule.forgetting(memory.inner, hospital_id),
         )
 
@@ -122,7 +133,9 @@ class GroupTested(Aggregator):
 
         number = evidence.round_number
         before = tuple(test for test in memory.tests if test.round_number > number - KEPT_ROUNDS)
-        suspicion = self.testing((*before, *_tests(groups, sound, number)), now=number)
+        suspicion = judge_hospitals(
+            self.testing, (*before, *_tests(groups, sound, number)), memory.exclusions, now=number
+        ).suspicion
         clean = np.array([np.prod([1 - suspicion[name] for name in group]) for group in groups.members])
         passing = (sound >= REFUSED) & ~apart
         if passing.any():  # nor does a group count whose chance to be clean is less than half the best one's
@@ -131,25 +144,26 @@ class GroupTested(Aggregator):
 
         sound = sound * judged.sound
         tests = (*before, *_tests(groups, sound, number))
-        suspicion = self.testing(tests, now=number)
-        shut_out = tuple(
-            name for name, chance in suspicion.items() if chance > (REINSTATE if name in memory.shut_out else EXCLUDE)
-        )
+        verdict = judge_hospitals(self.testing, tests, memory.exclusions, now=number)
+        seating = next_seating(self.testing, tests, verdict.exclusions, now=number + 1)
+        after = GroupMemory(tests, recent, verdict.exclusions, judged.memory, seating)
         said = [_in_words(*severities) for severities in zip(times, too_long, cosines, strict=True)]
         return Aggregate(
             delta=judged.delta,
             weights=(judged.weights / groups.sizes)[groups.place_of],
-            hostile=np.array([name in shut_out for name in evidence.hospital_ids]),
+            hostile=np.array([name in after.shut_out for name in evidence.hospital_ids]),
             judgements=tuple(
                 replace(
                     judged.judgements[place],
                     trust=float(sound[place]),
-                    reputation=1 - suspicion[name],
-                    reason=_reason(name, said[place] or judged.judgements[place].reason, memory.shut_out, shut_out),
+                    reputation=1 - verdict.suspicion[name],
+                    reason=_reason(
+                        name, said[place] or judged.judgements[place].reason, memory.shut_out, after.shut_out
+                    ),
                 )
                 for name, place in zip(evidence.hospital_ids, groups.place_of, strict=True)
             ),
-            memory=GroupMemory(tests, recent, shut_out, judged.memory),
+            memory=after,
         )
 
     @staticmethod

@@ -11,7 +11,7 @@ import numpy as np
 from fedplatform.core.messages import NAN, HospitalState, Predictions, Reply, Update
 from fedplatform.core.seeding import torch_generator
 from fedplatform.data.splits import Role
-from fedplatform.federated.secure.groups import draw_groups
+from fedplatform.federated.secure.groups import Seating, draw_groups
 from fedplatform.federated.secure.masked_hospital import FIXED_POINT, Request
 from fedplatform.federated.secure.masked_messages import Group, MaskedVector, PublicKeys, RevealedShares, SealedShares
 from fedplatform.federated.secure.masking import least_threshold
@@ -20,6 +20,7 @@ from fedplatform.federated.secure.shamir import SharesError
 from fedplatform.federated.secure.unmasking import unmask
 
 Answer = TypeVar("Answer")
+EVERYBODY = Seating()
 
 
 class MaskedHospitals(Protocol):
@@ -52,15 +53,17 @@ class GroupedCohort:
     capped behind a mask, and an attacker's would rule its group. Claims and training losses stay in the hospitals.
     """
 
-    def __init__(self, hospitals: MaskedHospitals, privacy: Grouped, *, seed: int, apart: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, hospitals: MaskedHospitals, privacy: Grouped, *, seed: int, seating: Seating = EVERYBODY
+    ) -> None:
         self._hospitals = hospitals
         self._privacy = privacy
         self._seed = seed
-        self._apart = apart
+        self._seating = seating
 
-    def keeping_apart(self, hospital_ids: tuple[str, ...]) -> GroupedCohort:
-        """The same cohort, with some hospitals grouped among themselves only, or in no group where they are too few."""
-        return GroupedCohort(self._hospitals, self._privacy, seed=self._seed, apart=hospital_ids)
+    def seated(self, seating: Seating) -> GroupedCohort:
+        """The same cohort, its groups dealt as ``seating`` says."""
+        return GroupedCohort(self._hospitals, self._privacy, seed=self._seed, seating=seating)
 
     @property
     def hospital_ids(self) -> tuple[str, ...]:
@@ -139,7 +142,7 @@ class GroupedCohort:
         drawn = draw_groups(
             list(keys),
             size=self._privacy.size,
-            apart=self._apart,
+            seating=self._seating,
             generator=torch_generator(self._seed, "server", round_number, "groups"),
         )
         return {
@@ -156,7 +159,7 @@ class GroupedCohort:
             return dropped[name]
         if group and group in closed:
             return Reply(name, HospitalState.LATE, reason=closed[group])
-        if name in self._apart:
+        if name in self._seating.apart:
             reason = f"still excluded, and not in a group: too few to make one of {self._privacy.size}"
             return Reply(name, HospitalState.HOSTILE, reason=reason)
         return Reply(name, HospitalState.LATE, reason=f"too few hospitals for a group of {self._privacy.size}")
