@@ -21,7 +21,7 @@ from fedplatform.data.splits import Role
 from fedplatform.experiments.checkpoint import Checkpoint, CheckpointFolder, Checkpoints
 from fedplatform.experiments.experiment import Experiment, ExperimentError
 from fedplatform.experiments.places import Place
-from fedplatform.experiments.shards_here import shards_here
+from fedplatform.experiments.shards_here import shards_of
 from fedplatform.federated.cohort import Cohort, CohortPlan, InProcessCohort, InProcessMaskedHospitals
 from fedplatform.federated.hospital import Hospital
 from fedplatform.federated.hospital_state import Launch
@@ -135,7 +135,7 @@ def cohort_plan(
     manifest = Manifest.load(shards)
     files = {place.name: Path(place.shard) for place in places if place.shard}
     if not files:
-        dealt = shards_here(experiment, shards)
+        dealt = shards_of(experiment, manifest)
         files = {name: shards.resolve() / shard.file for name, shard in dealt.items()}
     gone = {one.hospital_id for one in withdrawn}
     return CohortPlan(

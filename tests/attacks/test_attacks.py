@@ -33,7 +33,7 @@ from fedplatform.attacks.poisoning import (
     stamp_trigger,
 )
 from fedplatform.attacks.poisoning.collusion import supported_z
-from fedplatform.attacks.poisoning.honest_statistics import HonestStatistics
+from fedplatform.attacks.poisoning.honest_statistics import SIGN, HonestStatistics
 from fedplatform.attacks.poisoning.moments import gram_of, mean_of, products_of, std_of
 from fedplatform.core.seeding import numpy_generator, torch_generator
 
@@ -378,6 +378,7 @@ def test_the_crowd_reckons_the_features_as_the_slow_version_does(honest: torch.T
     statistics = HonestStatistics.of(honest, width=2.0)
     truth, lies = fingerprints(honest, forged)
     middle, reach = band(truth, 2.0)
+    reach[SIGN] = max(reach[SIGN], 0.5 / honest.shape[1])  # the median of an even number of shares may lie between two
     np.testing.assert_allclose(statistics.middle, middle, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(statistics.tolerance, reach, rtol=1e-4, atol=1e-9)
     np.testing.assert_allclose(statistics.features(forged)[0], lies, rtol=1e-6, atol=1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,15 @@ def test_what_was_computed_once_is_read_by_the_next_network_in_any_order(folder:
     assert calls == []
     second(torch.cat([scans, torch.zeros(1, 1, 16, 16)]))
     assert calls == [1], "only the new scan"
+
+
+@pytest.mark.usefixtures("folder")
+def test_it_answers_in_one_thread_after_the_other(scans: torch.Tensor) -> None:
+    network = classifier().eval()
+    remember(network)
+    before = network(scans)
+    with ThreadPoolExecutor(1) as other:
+        assert torch.equal(other.submit(network, scans).result(), before)
 
 
 def test_other_frozen_weights_have_a_file_of_their_own(folder: Path, scans: torch.Tensor) -> None:

@@ -26,7 +26,7 @@ from fedplatform.defence.sensor import Sensor
 from fedplatform.defence.settings import DefenceSettings
 from fedplatform.experiments.engine import local_training
 from fedplatform.experiments.experiment import Experiment, ExperimentError, load_settings
-from fedplatform.experiments.shards_here import shards_here
+from fedplatform.experiments.shards_here import shards_of
 from fedplatform.experiments.weights import GLOBAL, START
 from fedplatform.learning.models import ModelBuilder
 from fedplatform.learning.parameters import PersonalState
@@ -96,12 +96,12 @@ class DefendedRun:
     def _shards(self) -> dict[str, ShardSummary]:
         """The shards by hospital, in order, but for those that have withdrawn."""
         gone = {one.hospital_id for one in read_withdrawals(self.path)}
-        dealt = shards_here(self.experiment, self.shards)
+        dealt = shards_of(self.experiment, self.manifest)
         return {name: shard for name, shard in dealt.items() if name not in gone}
 
     def hospital(self, hospital_id: str) -> HospitalParts:
         """One hospital's parts, read from its own shard and state."""
-        shard = Shard.open(self.shards / shards_here(self.experiment, self.shards)[hospital_id].file)
+        shard = Shard.open(self.shards / shards_of(self.experiment, self.manifest)[hospital_id].file)
         return HospitalParts(
             hospital_id,
             self.settings,

@@ -104,7 +104,9 @@ class FrozenFeatures:
     def _opened(self) -> sqlite3.Connection:
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            file = sqlite3.connect(self._folder / f"{self._digest()}.sqlite", timeout=PATIENCE_S)
+            place = self._folder / f"{self._digest()}.sqlite"
+            # On Ray a hospital trains in one thread and answers in another, one at a time.
+            file = sqlite3.connect(place, timeout=PATIENCE_S, check_same_thread=False)
             file.execute("PRAGMA journal_mode = WAL")
             file.execute("PRAGMA synchronous = OFF")  # whatever is lost can be computed again
             file.execute("CREATE TABLE IF NOT EXISTS features (scan BLOB PRIMARY KEY, answer BLOB)")
