@@ -175,6 +175,7 @@ def test_a_comparison_goes_on_where_it_stopped(
     results = pd.read_csv(tmp_path / "table" / "results.csv")
     assert list(results) == [
         "dataset", "split", "rule", "attack", "hospitals", "byzantine", "rounds", "seed", "accuracy", "macro_f1", "auc",
+        "attack_success",
     ]  # fmt: skip
     assert results["rule"].value_counts().to_dict() == {
         "mean": 2, "nnm(f=1)+median": 2, "nearest_neighbour": 1, "central": 1,
